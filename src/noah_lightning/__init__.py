@@ -1,0 +1,21 @@
+"""noah_lightning: a laboratory for classification heads, and the reference implementation of NOAH."""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from noah_lightning.heads import NOAHHead
+    from noah_lightning.model import create_model
+
+__version__ = version("noah-lightning")
+__all__ = ["NOAHHead", "__version__", "create_model"]
+
+_HOMES = {"NOAHHead": "noah_lightning.heads", "create_model": "noah_lightning.model"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch and timm only when something of theirs is asked for, so that the command line starts at once."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,61 @@
+"""``noah train``: Hydra's application around :func:`noah_lightning.train.train`."""
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from noah_lightning.config import CONFIG_ERRORS, config_dir, explain, register_resolvers, resolved
+from noah_lightning.errors import UserError
+
+
+def train(overrides: Sequence[str]) -> None:
+    """Compose the configuration from ``overrides`` (or take Hydra's own flags) and train.
+
+    Raises:
+        UserError: anything the user can mend, Hydra's own complaints included.
+    """
+    register_resolvers()
+    sys.argv = ["noah train", *overrides]  # where Hydra looks
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
+    mistakes: list[UserError] = []
+
+    def job(config: DictConfig) -> float | None:
+        """One job; the returned validation top-1 is what a sweeper can optimise."""
+        try:
+            return _train_one(config)
+        except UserError as error:  # kept from Hydra, which would add lines of its own
+            mistakes.append(error)
+            return None
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
+    except CONFIG_ERRORS as error:
+        raise explain(error) from error
+    if mistakes:
+        raise mistakes[0]
+
+
+def _train_one(config: DictConfig) -> float:
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        config = resolved(config)
+        from noah_lightning import console  # torch and Lightning only once the configuration is known to be sound
+        from noah_lightning.train import train
+
+        console.start_logging()
+        return train(config, run_dir).top1
+    finally:
+        _remove_if_empty(run_dir)
+
+
+def _remove_if_empty(run_dir: Path) -> None:
+    """Hydra makes the directory before anything is known to work; leave none behind that holds nothing."""
+    with suppress(OSError):
+        for folder in (run_dir, *run_dir.relative_to(Path.cwd()).parents[:-1]):
+            folder.rmdir()

@@ -1,0 +1,94 @@
+"""timm's models by name, with a user's mistakes told in one line."""
+
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from noah_lightning.backbones.weights import checked_weights, read_weights
+from noah_lightning.errors import ConfigError, UnknownModelError, WeightsError, did_you_mean, one_line
+
+
+def build_timm_model(
+    name: str,
+    num_classes: int,
+    pretrained: bool = False,
+    weights: str | None = None,
+    image_size: int | None = None,
+    **model_args: Any,
+) -> nn.Module:
+    """``timm.create_model`` with one-line errors, local weights and the image size fitted.
+
+    Args:
+        name: any name of ``timm.list_models()``, with or without a pretrained tag, or ``hf-hub:…``.
+        num_classes: 0 leaves the classifier out.
+        pretrained: fetch timm's pretrained weights for this name.
+        weights: a local ``.safetensors`` or ``torch.save`` file in timm's layout; instead of ``pretrained``. Every
+            backbone weight must be there and fit; the classifier is taken if its class count is the same.
+        image_size: side of the square images to come, in pixels; models with a fixed input size are built for it.
+        **model_args: passed on to timm.
+
+    Raises:
+        UnknownModelError: timm has no such model.
+        WeightsError: weights that cannot be had, read or fitted.
+        ConfigError: arguments the model does not take.
+    """
+    if pretrained and weights:
+        raise ConfigError("model.pretrained and model.weights are both set; keep one of them")
+    model_args |= _fit_image_size(name, image_size, model_args)
+    if weights:
+        state = checked_weights(read_weights(weights), weights, name, model_args)
+        # timm's own loader then adapts layouts and position embeddings as it does for its own files
+        model_args |= {"pretrained": True, "pretrained_cfg_overlay": state.as_pretrained_cfg()}
+    elif pretrained:
+        return _build_pretrained(name, num_classes, model_args)
+    return _build(name, num_classes, model_args)
+
+
+def default_image_size(name: str) -> tuple[int, int]:
+    """Height and width in pixels that the model is made for."""
+    return tuple(_default_cfg(name).input_size[1:])
+
+
+def build_on_meta(name: str, num_classes: int = 0, **model_args: Any) -> nn.Module:
+    """The same model without memory behind its weights: cheap to build, to run and to look at."""
+    with torch.device("meta"):
+        return _build(name, num_classes, model_args)
+
+
+def _build(name: str, num_classes: int, model_args: dict[str, Any]) -> nn.Module:
+    _require_known(name)
+    try:
+        return timm.create_model(name, num_classes=num_classes, **model_args)
+    except TypeError as error:  # timm hands unknown arguments to the model's constructor
+        raise ConfigError(f"{name} cannot be built with {sorted(model_args)}: {one_line(error)}") from error
+
+
+def _build_pretrained(name: str, num_classes: int, model_args: dict[str, Any]) -> nn.Module:
+    try:
+        return _build(name, num_classes, {"pretrained": True, **model_args})
+    except (OSError, RuntimeError) as error:  # no network, no such file on the hub, no weights for this name
+        advice = "set model.weights=/path/to/file, or model.pretrained=false"
+        raise WeightsError(f"pretrained weights of {name} are not to be had ({one_line(error)}); {advice}") from error
+
+
+def _default_cfg(name: str) -> Any:
+    _require_known(name)
+    return timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+
+
+def _fit_image_size(name: str, image_size: int | None, model_args: dict[str, Any]) -> dict[str, Any]:
+    """``img_size`` for a model with a fixed input size that the coming images would not have."""
+    if image_size is None or "img_size" in model_args:
+        return {}
+    cfg = _default_cfg(name)
+    return {"img_size": image_size} if cfg.fixed_input_size and cfg.input_size[1:] != (image_size,) * 2 else {}
+
+
+def _require_known(name: str) -> None:
+    if ":" not in str(name) and not timm.is_model(str(name)):
+        architecture = str(name).partition(".")[0]
+        raise UnknownModelError(
+            f"timm {timm.__version__} has no model {name!r}{did_you_mean(architecture, timm.list_models())}"
+        )

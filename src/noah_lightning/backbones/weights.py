@@ -1,0 +1,64 @@
+"""Weights of a timm model from a local file: read safely, fitted strictly."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import Tensor
+
+from noah_lightning.errors import WeightsError, one_line
+
+StateDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class CheckedWeights:
+    """A state dict that is known to hold every weight of a backbone, and its classifier's class count."""
+
+    state: StateDict
+    num_classes: int  # 0 where the file holds no classifier
+
+    def as_pretrained_cfg(self) -> dict[str, Any]:
+        """What timm's ``pretrained_cfg_overlay`` takes; timm drops the classifier if the class count differs."""
+        return {"state_dict": dict(self.state), "num_classes": self.num_classes}
+
+
+def read_weights(path: str | Path) -> StateDict:
+    """State dict from a ``.safetensors`` or ``torch.save`` file; nothing in the file is executed.
+
+    Raises:
+        WeightsError: no such file, or no weights in it.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"no weights file at {path}")
+    try:
+        return load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # torch, pickle, zipfile and safetensors each raise their own
+        raise WeightsError(f"{path} cannot be read as model weights: {one_line(error)}") from error
+
+
+def checked_weights(state: StateDict, path: str | Path, name: str, model_args: dict[str, Any]) -> CheckedWeights:
+    """Make sure ``state`` is a complete set of weights for the backbone ``name``.
+
+    timm loads leniently as soon as the class counts differ, so a file for another model could pass in silence.
+    Loading the backbone alone, strictly, into a model without memory catches that before anything is built.
+
+    Raises:
+        WeightsError: a missing, left-over or misshapen weight, with the first names.
+    """
+    classifiers = timm.get_pretrained_cfg(name).classifier or ()
+    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
+    final = [f"{classifier}.{kind}" for classifier in classifiers for kind in ("weight", "bias")]
+    num_classes = next((len(state[key]) for key in final if key in state), 0)
+    backbone = {key: tensor for key, tensor in state.items() if key not in final}
+    try:
+        with torch.device("meta"):
+            overlay = {"state_dict": backbone, "num_classes": 0}
+            timm.create_model(name, num_classes=0, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit {name}: {one_line(error)}") from error
+    return CheckedWeights(state, num_classes)

@@ -1,0 +1,139 @@
+"""What a person sees: log lines, progress bars on a terminal, plain lines elsewhere."""
+
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from rich import get_console
+from rich.logging import RichHandler
+
+from noah_lightning.task import ClassificationTask
+from noah_lightning.task.accuracy import Accuracy
+
+log = logging.getLogger("noah_lightning")
+
+
+def start_logging() -> None:
+    """Log lines to standard output, and the libraries' chatter only from warnings on."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.handlers.clear()
+    if sys.stdout.isatty():
+        handler: logging.Handler = RichHandler(console=get_console(), show_path=False, show_level=False)
+    else:
+        handler = logging.StreamHandler(sys.stdout)
+    log.addHandler(handler)
+    for library in ("lightning.pytorch", "lightning.fabric", "timm"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    # Advice that does not hold here: the default of worker processes is chosen for the machine, and the
+    # learning rate is set by the task, without a scheduler.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def log_to(path: Path) -> logging.Handler:
+    """Write all further log lines to ``path`` too; the returned handler is to be closed by :func:`stop_log`."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.addHandler(handler)
+    return handler
+
+
+def stop_log(handler: logging.Handler) -> None:
+    log.removeHandler(handler)
+    handler.close()
+
+
+def progress() -> Callback:
+    """A progress bar where there is a terminal to draw it on, lines elsewhere."""
+    return RichProgressBar(leave=False) if sys.stdout.isatty() else PlainProgress()
+
+
+class PlainProgress(Callback):
+    """A line every ``trainer.log_every_n_steps`` batches with the rate and the time left in the epoch."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started, self.images = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.images += len(batch[1]) * trainer.world_size
+        done, batches = batch_idx + 1, int(trainer.num_training_batches)
+        if done % trainer.log_every_n_steps == 0 and done < batches:
+            seconds = time.perf_counter() - self.started
+            log.info(
+                "epoch %d/%d  batch %d/%d  %.0f images/s  %s left in the epoch",
+                trainer.current_epoch + 1,
+                trainer.max_epochs,
+                done,
+                batches,
+                self.images / seconds,
+                duration(seconds / done * (batches - done)),
+            )
+
+
+class EpochReport(Callback):
+    """A line per epoch, and the record of the best one.
+
+    Attributes:
+        best: validation accuracy of the best epoch so far, the first of equals.
+        best_epoch: its number, counted from 1.
+        train_seconds: time spent in training batches, loading included, validation not.
+        train_images: images trained on.
+    """
+
+    def __init__(self) -> None:
+        self.best: Accuracy | None = None
+        self.best_epoch = 0
+        self.train_seconds = 0.0
+        self.train_images = 0
+
+    @property
+    def images_per_second(self) -> float:
+        return self.train_images / self.train_seconds if self.train_seconds else 0.0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._fit_started = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._epoch_started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self._batch_ended = time.perf_counter()  # validation comes after the last one
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, ClassificationTask)
+        train, val = pl_module.train_accuracy.compute(), pl_module.validated
+        self.train_seconds += self._batch_ended - self._epoch_started
+        self.train_images += train.images
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
+        validates_now = epoch % (trainer.check_val_every_n_epoch or 1) == 0
+        if val and validates_now and (self.best is None or val.correct > self.best.correct):
+            self.best, self.best_epoch = val, epoch
+        left = (time.perf_counter() - self._fit_started) / epoch * (epochs - epoch)
+        log.info(
+            "epoch %d/%d  train loss %.4f top-1 %.2f %%  %s%.0f images/s  %s left",
+            epoch,
+            epochs,
+            train.loss,
+            train.top1,
+            f"val {val}  " if val and validates_now else "",
+            train.images / (self._batch_ended - self._epoch_started),
+            duration(left),
+        )
+
+
+def duration(seconds: float) -> str:
+    """``75`` → ``1:15``, ``3700`` → ``1:01:40``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def write_to_log_only(handler: logging.Handler, line: str) -> None:
+    handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, "error: %s", (line,), None))

@@ -1,0 +1,41 @@
+"""The data room: one module per kind of data set, made by name.
+
+Nothing heavy is imported before :func:`create_data` is called, so that a typing mistake is reported at once.
+"""
+
+import inspect
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from noah_lightning.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from noah_lightning.data.module import ImageDataModule
+
+# data=<name> -> (file in this package, class)
+REGISTRY: dict[str, tuple[str, str]] = {
+    "digits": ("digits", "DigitsDataModule"),
+    "imagefolder": ("imagefolder", "ImageFolderDataModule"),
+    "imagenet": ("imagenet", "ImageNetDataModule"),
+}
+
+
+def create_data(name: str, **settings: Any) -> "ImageDataModule":
+    """The data module called ``name``, built with ``settings`` (its constructor's keyword arguments).
+
+    Raises:
+        ConfigError: an unknown name, an unknown or missing setting, or a value out of range.
+        DataError: ``root`` is needed and not set.
+    """
+    if name not in REGISTRY:
+        raise ConfigError(
+            f"data={name} is unknown, not one of {', '.join(REGISTRY)}{did_you_mean(name, REGISTRY)}"
+        )
+    file, class_name = REGISTRY[name]
+    module_class = getattr(import_module(f"{__name__}.{file}"), class_name)
+    try:
+        inspect.signature(module_class).bind(**settings)
+    except TypeError as error:
+        raise ConfigError(f"data={name}: {error}") from None
+    module: ImageDataModule = module_class(**settings)
+    return module

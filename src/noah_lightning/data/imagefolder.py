@@ -1,0 +1,112 @@
+"""Any photographs sorted into root/train/<class>/ and root/val/<class>/."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from noah_lightning.data.checks import fraction
+from noah_lightning.data.module import ImageDataModule, LabelledImages, Split
+from noah_lightning.data.transforms import eval_transform, train_transform
+from noah_lightning.data.tree import (
+    class_folders,
+    count_classes,
+    given_root,
+    name_first,
+    require_same_classes,
+)
+from noah_lightning.errors import DataError, one_line
+
+__all__ = ["ImageFolderDataModule", "count_classes", "open_rgb"]
+
+
+def open_rgb(path: str | Path) -> Image.Image:
+    """The image in a file, as RGB.
+
+    Raises:
+        DataError: the file is missing, no image, or cut short.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # PIL's decoders raise a dozen unrelated types on broken files
+        raise DataError(
+            f"{path} cannot be read as an image, replace or remove it ({one_line(error)})"
+        ) from error
+
+
+class ClassFolders(ImageFolder):
+    """torchvision's ImageFolder, with the classes that :func:`count_classes` counts: no hidden folders."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """Names of the classes, and the label of each name."""
+        folder = Path(directory)
+        names = class_folders(folder.parent, folder.name)
+        return names, {name: label for label, name in enumerate(names)}
+
+
+class ImageFolderDataModule(ImageDataModule):
+    """Photographs in a folder tree.
+
+    Args, beyond those of :class:`ImageDataModule`:
+        root: folder that holds train/ and val/; ``~`` is expanded.
+        crop_ratio: in validation, side of the central crop over the shorter side of the scaled photograph.
+
+    Raises:
+        DataError: ``root`` is not set.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | None,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: int,
+        crop_ratio: float,
+        batch_size: int,
+        num_workers: int | None,
+        seed: int,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            mean=mean,
+            std=std,
+            image_size=image_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        self.root = given_root(root)
+        self.crop_ratio = fraction("crop_ratio", crop_ratio)
+
+    def setup(self, stage: str) -> None:
+        """Checks the tree, then lists its images.
+
+        Raises:
+            DataError: a missing folder, images outside class folders, an empty class, classes of train/ and
+                val/ that differ, or a class count other than ``num_classes``.
+        """
+        # Only fitting reads train/: a machine that just evaluates may do without it.
+        if stage == "fit" or (self.root / "train").is_dir():
+            require_same_classes(self.root)
+        super().setup(stage)
+
+    def build(self, split: Split) -> LabelledImages:
+        """Lists one split."""
+        if split == "train":
+            transform = train_transform(self.image_size)
+        else:
+            transform = eval_transform(self.image_size, self.crop_ratio)
+        # allow_empty: we name all empty classes ourselves, in one line
+        dataset = ClassFolders(self.root / split, transform, loader=open_rgb, allow_empty=True)
+        images_of = np.bincount(dataset.targets, minlength=len(dataset.classes))
+        empty = [name for name, images in zip(dataset.classes, images_of, strict=True) if images == 0]
+        if empty:
+            raise DataError(
+                f"{self.root / split} has classes without images, fill or remove them: {name_first(empty)}"
+            )
+        return dataset

@@ -1,0 +1,127 @@
+"""ImageNet (ILSVRC2012), from its folders or from its original archives."""
+
+import re
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from torchvision.datasets import ImageNet
+from torchvision.datasets import imagenet as torchvision_imagenet
+
+from noah_lightning.data.checks import flag
+from noah_lightning.data.imagefolder import ImageFolderDataModule
+from noah_lightning.data.tree import list_split, require_root
+from noah_lightning.errors import DataError, one_line
+
+NUM_CLASSES = 1000
+
+
+class ImageNetDataModule(ImageFolderDataModule):
+    """ILSVRC2012: 1000 classes, root/train/<wnid>/ and root/val/<wnid>/.
+
+    Args, beyond those of :class:`ImageFolderDataModule`:
+        unpack: make a missing train/ or val/ from the original archives in ``root``. Needs twice their room.
+
+    Raises:
+        DataError: ``root`` is not set.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | None,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: int,
+        crop_ratio: float,
+        batch_size: int,
+        num_workers: int | None,
+        seed: int,
+        unpack: bool = False,
+    ) -> None:
+        super().__init__(
+            root=root,
+            num_classes=num_classes,
+            mean=mean,
+            std=std,
+            image_size=image_size,
+            crop_ratio=crop_ratio,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        self.unpack = flag("unpack", unpack)
+
+    def prepare_data(self) -> None:
+        """Unpacks what is missing, if asked to; Lightning calls this in one process per machine.
+
+        Raises:
+            DataError: an archive is missing or damaged.
+        """
+        if self.unpack:
+            unpack_archives(self.root)
+
+    def setup(self, stage: str) -> None:
+        """Recognises the usual mistakes with ImageNet, then goes on as for any folder tree."""
+        for split in ("train", "val"):
+            if (self.root / split).is_dir():
+                _require_imagenet(self.root, split)
+            elif (self.root / _archive(split)).is_file() and (stage == "fit" or split == "val"):
+                raise DataError(
+                    f"{self.root} has no {split}/ but holds {_archive(split)}: add data.unpack=true"
+                )
+        super().setup(stage)
+
+
+def unpack_archives(root: Path) -> None:
+    """Makes root/train/<wnid>/ and root/val/<wnid>/ from the archives in ``root``; what exists is left alone.
+
+    Raises:
+        DataError: an archive is missing or damaged, or the disk is full.
+    """
+    require_root(root)
+    splits = [split for split in ("train", "val") if not (root / split).is_dir()]
+    if not splits:
+        return
+    # All looked for beforehand: unpacking train/ takes an hour.
+    missing = [_archive(part) for part in (*splits, "devkit") if not (root / _archive(part)).is_file()]
+    if missing:
+        raise DataError(f"data.unpack=true needs {', '.join(missing)} in {root}: download from image-net.org")
+    for split in splits:
+        try:
+            ImageNet(str(root), split=split)
+        except (RuntimeError, OSError, EOFError, tarfile.TarError) as error:
+            # What was unpacked so far would pass for the whole the next time.
+            advice = f" Delete {root / split} before trying again." if (root / split).is_dir() else ""
+            raise DataError(f"unpacking {_archive(split)} failed: {one_line(error)}{advice}") from error
+
+
+def _archive(part: str) -> str:
+    """File name of the archive of "train", "val" or "devkit"."""
+    return torchvision_imagenet.ARCHIVE_META[part][0]
+
+
+def _require_imagenet(root: Path, split: str) -> None:
+    """Raises DataError unless root/split holds 1000 class folders and no leftovers of unpacking."""
+    folder = root / split
+    folders, files = list_split(root, split)
+    leftovers = [name for name in files if name.lower().endswith((".tar", ".jpeg"))]
+    how = (
+        f"delete {folder}, put {_archive(split)} and {_archive('devkit')} in {root} and add data.unpack=true"
+    )
+    if leftovers and not folders:
+        raise DataError(
+            f"{folder} holds {len(leftovers)} files straight in {split}/, not sorted by class: {how}"
+        )
+    if leftovers:
+        raise DataError(
+            f"{folder} holds {len(leftovers)} files besides its class folders, such as {leftovers[0]}: "
+            f"unpacking stopped half-way, {how}"
+        )
+    if folders and len(folders) != NUM_CLASSES:
+        if all(re.fullmatch(r"n\d{8}", name) for name in folders):
+            advice = f"for a part of ImageNet choose data=imagefolder, else {how}"
+        else:
+            advice = "this looks like another data set, choose data=imagefolder"
+        raise DataError(f"{folder} has {len(folders)} class folders, ImageNet has {NUM_CLASSES}: {advice}")

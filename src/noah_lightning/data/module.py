@@ -1,0 +1,164 @@
+"""What all data sets share: loaders, order, normalisation, and the numbers that describe the images."""
+
+import os
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+from lightning.fabric.utilities.seed import pl_worker_init_function
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from noah_lightning.data.checks import channel_values, whole_number
+from noah_lightning.data.shuffle import EpochShuffle, epoch_generator
+from noah_lightning.errors import DataError
+
+Split = Literal["train", "val"]
+Batch = tuple[Tensor, Tensor]
+
+
+class LabelledImages(Protocol):
+    """A map-style data set of (uint8 (3, H, W), label) with the names of its classes in label order."""
+
+    classes: list[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+
+
+class ImageDataModule(LightningDataModule):
+    """Images and labels for training and validation; the only owner of class count, mean and std.
+
+    Loaders yield (images uint8 (B, 3, H, W), labels int64 (B,)). Images travel to the device as bytes, a
+    quarter of what floats would take, and are normalised there. Subclasses supply :meth:`build`.
+
+    Args:
+        num_classes: number of classes; checked against the data in :meth:`setup`.
+        mean: of red, green and blue, on the scale where white is 1.
+        std: likewise, above 0.
+        image_size: side of the square images, in pixels.
+        batch_size: images in a batch, per process.
+        num_workers: loading processes; None: one per free CPU of this process, at most 8; 0: load in line.
+        seed: fixes the order of the training images and the workers' augmentation.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: int,
+        batch_size: int,
+        num_workers: int | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.num_classes = whole_number("num_classes", num_classes, low=1)
+        self.mean = channel_values("mean", mean, zero_allowed=True)
+        self.std = channel_values("std", std, zero_allowed=False)
+        self.image_size = whole_number("image_size", image_size, low=1)
+        self.batch_size = whole_number("batch_size", batch_size, low=1)
+        self.num_workers = (
+            default_workers() if num_workers is None else whole_number("num_workers", num_workers, low=0)
+        )
+        self.seed = whole_number("seed", seed, low=0)
+        self.train_dataset: LabelledImages | None = None
+        self.val_dataset: LabelledImages | None = None
+        self.class_names: list[str] = []  # in label order, filled by setup
+        self._scale_on: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def build(self, split: Split) -> LabelledImages:
+        """The images of one split, with that split's transforms."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Builds both splits for "fit", only the validation split for every other stage.
+
+        Raises:
+            DataError: an empty split, or a class count other than ``num_classes``.
+        """
+        if stage == "fit" and self.train_dataset is None:
+            self.train_dataset = self._build_checked("train")
+        if self.val_dataset is None:
+            self.val_dataset = self._build_checked("val")
+        self.class_names = list(self.val_dataset.classes)
+
+    def _build_checked(self, split: Split) -> LabelledImages:
+        dataset = self.build(split)
+        if len(dataset) == 0:
+            raise DataError(f"the {split} set holds no image")
+        found = len(dataset.classes)
+        if found != self.num_classes:
+            raise DataError(
+                f"data.num_classes={self.num_classes}, but the {split} set has {found} classes: "
+                f"set data.num_classes={found}"
+            )
+        return dataset
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled anew each epoch; the order depends on the seed and the epoch only."""
+        assert self.train_dataset is not None, "setup('fit') comes first"
+        processes = self.trainer.world_size if self.trainer else 1
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        return DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]  # map-style without inheriting from Dataset
+            batch_size=self.batch_size,
+            sampler=EpochShuffle(len(self.train_dataset), self.seed, epoch),
+            # A short last batch makes batch norm noisy; but a set below one batch must not vanish.
+            drop_last=len(self.train_dataset) >= self.batch_size * processes,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=epoch_generator(self.seed, epoch),  # the workers' base seed
+            worker_init_fn=pl_worker_init_function,  # ... and from it torch, numpy and random, apart per rank
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """In fixed order, nothing dropped."""
+        assert self.val_dataset is not None, "setup comes first"
+        return DataLoader(
+            self.val_dataset,  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # Else each pass would draw from the global generator, and validation would change training.
+            generator=epoch_generator(self.seed, 0),
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Lightning calls this once the batch is on the device."""
+        images, labels = batch
+        return self.normalize(images), labels
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(x/255 - mean) / std.
+
+        Args:
+            images: uint8 (..., 3, H, W) on any device.
+
+        Returns:
+            float32 (..., 3, H, W) on the same device.
+        """
+        if images.device not in self._scale_on:  # copied once: a copy per step would make the device wait
+            self._scale_on[images.device] = (
+                torch.tensor(self.mean, device=images.device).mul(255)[:, None, None],  # (3, 1, 1)
+                torch.tensor(self.std, device=images.device).mul(255)[:, None, None],
+            )
+        mean, std = self._scale_on[images.device]
+        return images.float().sub_(mean).div_(std)
+
+
+def default_workers() -> int:
+    """One loading process per CPU this process may use, less one for the training loop; 0 to 8."""
+    try:
+        cpus = len(os.sched_getaffinity(0))  # honours containers and job schedulers
+    except AttributeError:  # macOS, Windows
+        cpus = os.cpu_count() or 1
+    return min(8, cpus - 1)

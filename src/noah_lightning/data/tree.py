@@ -1,0 +1,98 @@
+"""Folder trees root/train/<class>/ and root/val/<class>/: what is there, and what is wrong with it.
+
+No torch here: these checks also run while the configuration is composed.
+"""
+
+import os
+from pathlib import Path
+
+from noah_lightning.errors import DataError
+
+WANTED = "it must hold train/<class>/ and val/<class>/ folders of images"
+
+
+def given_root(root: str | None) -> Path:
+    """``root`` with ``~`` expanded; it need not exist yet.
+
+    Raises:
+        DataError: it is not set.
+    """
+    if not root:
+        raise DataError(
+            "data.root is not set: add data.root=/path/to/dataset, "
+            "or experiment=demo, which runs without any data set on disk"
+        )
+    return Path(root).expanduser()
+
+
+def require_root(root: Path) -> None:
+    """Raises DataError unless ``root`` is a folder."""
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise DataError(f"data.root={root} {what}: {WANTED}")
+
+
+def list_split(root: Path, split: str) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the files straight in root/split, each sorted, without hidden ones.
+
+    Raises:
+        DataError: no such root, no such split, or no right to read it.
+    """
+    require_root(root)
+    folder = root / split
+    if not folder.is_dir():
+        raise DataError(f"data.root={root} has no {split}/ folder: {WANTED}")
+    folders: list[str] = []
+    files: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):  # .DS_Store, .ipynb_checkpoints
+                    (folders if entry.is_dir() else files).append(entry.name)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}") from error
+    return sorted(folders), sorted(files)
+
+
+def class_folders(root: Path, split: str) -> list[str]:
+    """Sorted names of the class folders in root/split, at least one.
+
+    Raises:
+        DataError: as :func:`list_split`, or there are no class folders.
+    """
+    folders, files = list_split(root, split)
+    if not folders and files:
+        raise DataError(
+            f"{root / split} holds {len(files)} files and no class folders: "
+            f"sort its images into {split}/<class>/ folders"
+        )
+    if not folders:
+        raise DataError(f"{root / split} is empty: {WANTED}")
+    return folders
+
+
+def require_same_classes(root: Path) -> None:
+    """Raises DataError unless train/ and val/ have the same class folders."""
+    train, val = set(class_folders(root, "train")), set(class_folders(root, "val"))
+    if train == val:
+        return
+    parts = [
+        f"{len(missing)} only in {split}/ ({name_first(sorted(missing))})"
+        for split, missing in (("train", train - val), ("val", val - train))
+        if missing
+    ]
+    raise DataError(f"the classes of train/ and val/ in data.root={root} differ: {' and '.join(parts)}")
+
+
+def name_first(names: list[str]) -> str:
+    """The first three names, for a message."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def count_classes(root: str | None) -> int:
+    """Number of class folders in root/train.
+
+    Raises:
+        DataError: as :func:`given_root` and :func:`class_folders`.
+    """
+    return len(class_folders(given_root(root), "train"))

@@ -1,0 +1,174 @@
+"""NOAH: the Non-glObal Attentive Head (arXiv 2402.02377, section 3).
+
+Shapes: B images, C channels, L positions, N heads (``head_num``), K classes.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from noah_lightning.errors import HeadSettingError
+from noah_lightning.heads.registry import register_head
+
+
+class Explanation(NamedTuple):
+    """Why the logits are what they are.
+
+    ``logits[b, k] == contribution[b, k].sum()``: how much each position adds to each class. ``attention`` says
+    where each head looks for each class; it sums to one over the positions.
+    """
+
+    logits: Tensor  # (B, K)
+    attention: Tensor  # (B, N, K, L)
+    contribution: Tensor  # (B, K, L)
+
+
+@register_head("noah")
+class NOAHHead(nn.Module):
+    """N attention blocks that attend, for every class of their own, over the positions of the feature map.
+
+    The first ``int(C * key_ratio)`` channels are keys, the rest values. Both are split into N groups; a 1x1
+    convolution turns each group into K maps. A softmax over the positions makes the key maps attention, and
+
+        logit[k] = sum over heads n and positions l of  attention[n, k, l] * dropout(value[n, k, l]).
+
+    Parameter names and shapes are the official release's, so its checkpoints load as they are.
+
+    Args:
+        in_channels: width C of the feature map.
+        num_classes: K.
+        head_num: N, the number of attention blocks.
+        key_ratio: r in (0, 1), the share of channels that are keys; without ``kv_split`` nothing is shared out.
+        dropout: probability with which a value is dropped while training (the official place: the values).
+        head_split: each block reads its own 1/N of the channels; False: every block reads them all.
+        kv_split: keys and values read separate channels; False: both read all C.
+        init: starting weights of both convolutions (biases start at zero). ``official`` is Kaiming-normal by
+            fan-out, std sqrt(2 / (N K)); ``lecun`` is normal by fan-in, which the official Mixer and gMLP
+            use; ``small`` is normal with std 0.02, which keeps the attention soft when K is small.
+
+    Raises:
+        HeadSettingError: (a ``ValueError``) settings that cannot work, with settings that do for this width.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        head_num: int = 4,
+        key_ratio: float = 0.5,
+        dropout: float = 0.0,
+        head_split: bool = True,
+        kv_split: bool = True,
+        init: Literal["official", "lecun", "small"] = "official",
+    ) -> None:
+        super().__init__()
+        _check_settings(in_channels, num_classes, head_num, key_ratio, dropout, head_split, kv_split, init)
+        self.num_classes = num_classes
+        self.head_num = head_num
+        self.kv_split = kv_split
+        self.key_channels, self.value_channels = _split_channels(in_channels, key_ratio, kv_split)
+        groups = head_num if head_split else 1
+        self.query = nn.Conv2d(self.key_channels, head_num * num_classes, kernel_size=1, groups=groups)
+        self.value = nn.Conv2d(self.value_channels, head_num * num_classes, kernel_size=1, groups=groups)
+        self.dropout = nn.Dropout(dropout)
+        self.init = init
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new starting weights by the rule ``init``."""
+        for conv in (self.query, self.value):
+            if self.init == "official":
+                nn.init.kaiming_normal_(conv.weight, mode="fan_out")
+            elif self.init == "lecun":
+                nn.init.normal_(conv.weight, std=conv.weight[0].numel() ** -0.5)
+            else:
+                nn.init.normal_(conv.weight, std=0.02)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # both convolutions have one
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Feature map (B, C, L) or (B, C, H, W) → logits (B, K)."""
+        attention, value = self._attend(features)
+        return (attention * value).sum(dim=(1, 3))  # (B, N, K, L) -> (B, K)
+
+    def explain(self, features: Tensor) -> Explanation:
+        """The logits together with the attention and with what each position contributes to each class."""
+        attention, value = self._attend(features)
+        contribution = (attention * value).sum(dim=1)  # (B, N, K, L) -> (B, K, L)
+        return Explanation(contribution.sum(dim=2), attention, contribution)
+
+    def _attend(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, L) or (B, C, H, W) → attention (B, N, K, L), summing to one over L, and values (B, N, K, L)."""
+        channels_needed = self.key_channels + self.value_channels if self.kv_split else self.key_channels
+        if features.ndim not in (3, 4) or features.shape[1] != channels_needed:
+            raise ValueError(
+                f"NOAHHead needs (B, {channels_needed}, L) or (B, {channels_needed}, H, W), "
+                f"got {tuple(features.shape)}"
+            )
+        features = features.flatten(2).unsqueeze(3)  # (B, C, L, 1)
+        keys = features[:, : self.key_channels]  # (B, int(C r), L, 1), or all of C
+        values = features[:, -self.value_channels :]  # (B, C - int(C r), L, 1), or all of C
+        heads_classes = (self.head_num, self.num_classes)  # output channel n K + k is class k of head n
+        attention = self.query(keys).squeeze(3).unflatten(1, heads_classes).softmax(dim=3)  # (B, N, K, L)
+        value = self.value(values).squeeze(3).unflatten(1, heads_classes)  # (B, N, K, L)
+        return attention, self.dropout(value)
+
+    def extra_repr(self) -> str:
+        return f"head_num={self.head_num}, num_classes={self.num_classes}, init={self.init}"
+
+
+def possible_head_nums(in_channels: int, key_ratio: float, kv_split: bool = True) -> list[int]:
+    """All N that divide both the key and the value channels of this width."""
+    key, value = _split_channels(in_channels, key_ratio, kv_split)
+    return [n for n in range(1, min(key, value) + 1) if key % n == 0 and value % n == 0]
+
+
+def _split_channels(in_channels: int, key_ratio: float, kv_split: bool) -> tuple[int, int]:
+    """Number of channels the key branch and the value branch read."""
+    if not kv_split:
+        return in_channels, in_channels
+    key = int(in_channels * key_ratio)  # truncated, as the official code does
+    return key, in_channels - key
+
+
+def _check_settings(
+    in_channels: int,
+    num_classes: int,
+    head_num: int,
+    key_ratio: float,
+    dropout: float,
+    head_split: bool,
+    kv_split: bool,
+    init: str,
+) -> None:
+    """Raise HeadSettingError for what cannot work, with what would."""
+    for name, number in (("in_channels", in_channels), ("num_classes", num_classes), ("head_num", head_num)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise HeadSettingError(f"NOAH: {name}={number!r} must be a whole number of at least 1")
+    if not isinstance(key_ratio, int | float) or not 0 < key_ratio < 1:
+        raise HeadSettingError(f"NOAH: key_ratio={key_ratio!r} must lie between 0 and 1, both excluded; try 0.5")
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise HeadSettingError(f"NOAH: dropout={dropout!r} must be at least 0 and below 1")
+    if init not in ("official", "lecun", "small"):
+        raise HeadSettingError(f"NOAH: init={init!r} must be official, lecun or small")
+    key, value = _split_channels(in_channels, key_ratio, kv_split)
+    if min(key, value) < 1:
+        raise HeadSettingError(
+            f"NOAH: key_ratio={key_ratio} leaves {key} key channels of width {in_channels}; "
+            f"at least {1 / in_channels:.4g} is needed for one"
+        )
+    if head_split and (key % head_num or value % head_num):
+        raise HeadSettingError(
+            f"NOAH: head_num={head_num} does not divide the {key} key and {value} value channels of width "
+            f"{in_channels} at key_ratio={key_ratio}; {_alternatives(in_channels, head_num, key_ratio, kv_split)}"
+        )
+
+
+def _alternatives(in_channels: int, head_num: int, key_ratio: float, kv_split: bool) -> str:
+    """Settings near the impossible one that work for this width."""
+    nearest = sorted(possible_head_nums(in_channels, key_ratio, kv_split), key=lambda n: abs(n - head_num))[:4]
+    advice = f"head_num={', '.join(map(str, sorted(nearest)))} would work"
+    ratios = [r for r in (1 / 8, 1 / 4, 1 / 2, 3 / 4) if head_num in possible_head_nums(in_channels, r)]
+    if kv_split and ratios:
+        advice += f", or key_ratio={', '.join(map(str, ratios))} with head_num={head_num}"
+    return advice + ", or head_split=false"

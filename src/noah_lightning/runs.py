@@ -1,0 +1,147 @@
+"""The run directory: everything that can be known of a run, in plain files.
+
+    config.yaml            the resolved configuration
+    train.log              what the console showed
+    metrics.csv            losses, accuracies and learning rates
+    checkpoints/best.ckpt  the epoch with the highest validation accuracy
+    checkpoints/last.ckpt
+    results.json           written when training has finished
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from noah_lightning.config import settings
+from noah_lightning.errors import ConfigError, WeightsError, one_line
+from noah_lightning.model import create_model
+
+CONFIG, LOG, RESULTS, CHECKPOINTS = "config.yaml", "train.log", "results.json", "checkpoints"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a finished run came to; accuracies are counts, so that nothing is lost in rounding."""
+
+    parameters: int
+    epochs: int
+    best_epoch: int  # counted from 1
+    correct: int
+    correct_top5: int
+    images: int
+    train_seconds: float
+    images_per_second: float  # while training
+
+    @property
+    def top1(self) -> float:
+        """Percent."""
+        return 100 * self.correct / self.images
+
+
+def write_config(run_dir: Path, config: DictConfig) -> None:
+    """Claim the run directory by writing its configuration.
+
+    Raises:
+        ConfigError: the directory holds a run already, or cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with (run_dir / CONFIG).open("x") as file:
+            file.write(OmegaConf.to_yaml(config))
+    except FileExistsError:
+        raise ConfigError(f"{run_dir} holds a run already; give another hydra.run.dir=…") from None
+    except OSError as error:
+        raise ConfigError(f"{run_dir} cannot be written ({one_line(error)}); give another hydra.run.dir=…") from error
+
+
+def read_config(run_dir: Path) -> DictConfig:
+    """The configuration a run was started with, as plain values: nothing in it is resolved or executed.
+
+    Raises:
+        ConfigError: no run there, or a file that is not ours.
+    """
+    path = run_dir / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{run_dir} is no run directory: it has no {CONFIG}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from error
+    missing = {"model", "head", "data", "recipe", "trainer"} - set(content if isinstance(content, dict) else ())
+    if missing:
+        raise ConfigError(f"{path} is no run's configuration: {', '.join(sorted(missing))} missing")
+    config = OmegaConf.create(content)
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def write_results(run_dir: Path, results: Results) -> None:
+    (run_dir / RESULTS).write_text(json.dumps(asdict(results), indent=2) + "\n")
+
+
+def read_results(run_dir: Path) -> Results:
+    """Results of a finished run.
+
+    Raises:
+        ConfigError: the run has not finished.
+    """
+    try:
+        return Results(**json.loads((run_dir / RESULTS).read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigError(f"{run_dir} holds no finished run: {one_line(error)}") from error
+
+
+def build_model(config: DictConfig) -> nn.Module:
+    """The model that a configuration describes."""
+    return create_model(
+        config.model.name,
+        config.head.name,
+        config.data.num_classes,
+        config.model.pretrained,
+        weights=config.model.weights,
+        image_size=config.data.image_size,
+        class_token=config.model.class_token,
+        model_args=settings(config.model.args),
+        **settings(config.head, "name"),
+    )
+
+
+def load_model(run_dir: Path, config: DictConfig, checkpoint: str = "best") -> nn.Module:
+    """The run's model with the weights of its ``best`` or ``last`` checkpoint, in evaluation mode.
+
+    Raises:
+        WeightsError: no such checkpoint, or one that is unreadable or of another model.
+    """
+    path = run_dir / CHECKPOINTS / f"{checkpoint}.ckpt"
+    state = _model_weights(path)
+    model = build_model(_without_starting_weights(config))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"{path} is not of the model in {run_dir / CONFIG}: {one_line(error)}") from error
+    return model.eval()
+
+
+def _model_weights(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise WeightsError(f"there is no checkpoint {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        return {key.removeprefix("model."): tensor for key, tensor in state.items()}
+    except Exception as error:  # torch, pickle and zipfile each raise their own
+        raise WeightsError(f"{path} cannot be read as a checkpoint: {one_line(error)}") from error
+
+
+def _without_starting_weights(config: DictConfig) -> DictConfig:
+    """The same architecture without fetching the weights it once started from."""
+    config = config.copy()
+    if config.model.class_token is None and config.head.name != "gap":
+        config.model.class_token = bool(config.model.pretrained or config.model.weights)
+    config.model.pretrained, config.model.weights = False, None
+    return config

@@ -1,0 +1,59 @@
+"""Exact counts of what a classifier got right."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class Accuracy(NamedTuple):
+    """Counts over a whole pass: images seen, right at first guess, right among five, and the mean loss."""
+
+    images: int
+    correct: int
+    correct_top5: int
+    loss: float
+
+    @property
+    def top1(self) -> float:
+        """Percent."""
+        return 100 * self.correct / self.images
+
+    @property
+    def top5(self) -> float:
+        """Percent; with fewer than five classes it is 100."""
+        return 100 * self.correct_top5 / self.images
+
+    def __str__(self) -> str:
+        return (
+            f"top-1 {self.top1:.3f} % ({self.correct:,} of {self.images:,})  top-5 {self.top5:.3f} %  "
+            f"loss {self.loss:.4f}"
+        )
+
+
+class AccuracyCounter(Metric):
+    """Adds up integers on the device, so a step never waits for it; summed over ranks when computed."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("images", "correct", "correct_top5"):
+            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("loss_sum", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """Count a batch: logits (B, K), labels (B,), and the batch's mean loss."""
+        guesses = logits.detach().topk(min(5, logits.shape[1])).indices  # (B, 5), best first
+        hits = guesses == labels.unsqueeze(1)
+        self.images += len(labels)
+        self.correct += hits[:, 0].sum()
+        self.correct_top5 += hits.sum()
+        self.loss_sum += loss.detach().float() * len(labels)
+
+    def compute(self) -> Accuracy:
+        """The counts so far; this is where the device is waited for."""
+        images = int(self.images)
+        loss = float(self.loss_sum) / max(images, 1)
+        return Accuracy(images, int(self.correct), int(self.correct_top5), loss)

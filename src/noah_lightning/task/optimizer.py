@@ -1,0 +1,72 @@
+"""Optimiser and parameter groups."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+from noah_lightning.errors import ConfigError, did_you_mean, one_line
+
+_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Which optimiser, and what it decays (``recipe.optimizer``).
+
+    Attributes:
+        name: ``sgd`` or ``adamw``.
+        lr: base learning rate.
+        weight_decay: factor of the decay.
+        decay: ``all`` parameters, or only ``matrices``: parameters with more than one dimension that the model does
+            not list in ``no_weight_decay()``, which is timm's rule.
+        options: further arguments of torch's optimiser, such as ``momentum`` or ``betas``.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    name: str
+    lr: float
+    weight_decay: float = 0.0
+    decay: str = "all"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in _OPTIMIZERS:
+            raise ConfigError(f"recipe.optimizer.name={self.name!r} is unknown{did_you_mean(self.name, _OPTIMIZERS)}")
+        if self.decay not in ("all", "matrices"):
+            raise ConfigError(f"recipe.optimizer.decay={self.decay!r} must be all or matrices")
+        for key in ("lr", "weight_decay"):
+            value = getattr(self, key)
+            if not isinstance(value, int | float) or value < 0:
+                raise ConfigError(f"recipe.optimizer.{key}={value!r} must be a number of at least 0")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, decay: str) -> list[dict[str, Any]]:
+    """The trainable parameters, each in exactly one group ``{"params": [...], "weight_decay": ...}``.
+
+    ``decay="all"`` is the official CNN recipe; ``"matrices"`` is timm's rule, which the official DeiT, PVT, Mixer
+    and gMLP recipes follow.
+    """
+    if decay == "all":
+        return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": weight_decay}]
+    spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=spared)
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """Torch's optimiser over :func:`parameter_groups`.
+
+    Raises:
+        ConfigError: options the optimiser does not take.
+    """
+    groups = parameter_groups(model, settings.weight_decay, settings.decay)
+    try:
+        return _OPTIMIZERS[settings.name](groups, lr=settings.lr, **settings.options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"recipe.optimizer.options={dict(settings.options)}: {one_line(error)}") from error

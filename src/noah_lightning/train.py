@@ -1,0 +1,128 @@
+"""One training run: config → model → data → task → trainer, and nothing else."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig
+from torch import nn
+
+from noah_lightning import console, runs
+from noah_lightning.config import settings
+from noah_lightning.data import create_data
+from noah_lightning.data.module import ImageDataModule
+from noah_lightning.errors import ConfigError, UserError, one_line
+from noah_lightning.loggers import make_loggers
+from noah_lightning.task import ClassificationTask, OptimizerSettings, ScheduleSettings
+
+log = logging.getLogger("noah_lightning")
+
+
+def train(config: DictConfig, run_dir: Path) -> runs.Results:
+    """Train as the resolved configuration says, and leave everything about it in ``run_dir``.
+
+    Everything is built before the run directory is claimed, so a mistake leaves nothing behind.
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    model = runs.build_model(config)  # before the data, which may take long to look through
+    data = create_data(config.data.name, **settings(config.data, "name"))
+    task = make_task(config, model)
+    report = console.EpochReport()
+    checkpoint = ModelCheckpoint(
+        run_dir / runs.CHECKPOINTS,
+        filename="best",
+        monitor="val/top1",
+        mode="max",
+        save_last=True,
+        enable_version_counter=False,
+    )
+    loggers = make_loggers(config, run_dir)
+    trainer = make_trainer(config, run_dir, logger=loggers, callbacks=[console.progress(), report, checkpoint])
+    data.prepare_data()
+    data.setup("fit")
+    runs.write_config(run_dir, config)
+    log_file = console.log_to(run_dir / runs.LOG)
+    try:
+        _announce(config, run_dir, task, data)
+        trainer.fit(task, datamodule=data)
+        return _conclude(run_dir, task, report)
+    except MisconfigurationException as error:
+        raise ConfigError(one_line(error)) from error
+    except UserError as error:
+        console.write_to_log_only(log_file, str(error))  # the console is told where the error ends up
+        raise
+    finally:
+        _close(loggers, failed=not trainer.state.finished)
+        console.stop_log(log_file)
+
+
+def make_task(config: DictConfig, model: nn.Module) -> ClassificationTask:
+    """The training task of a recipe, around a model.
+
+    Raises:
+        ConfigError: recipe settings out of their range.
+    """
+    recipe = config.recipe
+    optimizer = OptimizerSettings(**settings(recipe.optimizer))
+    schedule = ScheduleSettings(**settings(recipe.schedule))
+    return ClassificationTask(model, optimizer, schedule, recipe.label_smoothing)
+
+
+def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trainer:
+    """Lightning's trainer with the settings of ``config.trainer``.
+
+    Raises:
+        ConfigError: settings Lightning does not accept.
+    """
+    try:
+        return pl.Trainer(
+            **settings(config.trainer),
+            default_root_dir=run_dir,
+            enable_model_summary=False,
+            **arguments,
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise ConfigError(f"trainer: {one_line(error)}") from error
+
+
+def _announce(config: DictConfig, run_dir: Path, task: ClassificationTask, data: ImageDataModule) -> None:
+    count = parameter_count(task.model)
+    log.info("run      %s", run_dir)
+    log.info("model    %s, head %s, %s parameters", config.model.name, config.head.name, f"{count:,}")
+    log.info("data     %s, %d classes, batch %d", config.data.name, data.num_classes, data.batch_size)
+
+
+def _conclude(run_dir: Path, task: ClassificationTask, report: console.EpochReport) -> runs.Results:
+    if report.best is None:
+        raise ConfigError("no epoch was validated; raise trainer.max_epochs to trainer.check_val_every_n_epoch")
+    results = runs.Results(
+        parameters=parameter_count(task.model),
+        epochs=task.current_epoch,
+        best_epoch=report.best_epoch,
+        correct=report.best.correct,
+        correct_top5=report.best.correct_top5,
+        images=report.best.images,
+        train_seconds=report.train_seconds,
+        images_per_second=report.images_per_second,
+    )
+    runs.write_results(run_dir, results)
+    log.info("best     epoch %d  val %s", report.best_epoch, report.best)
+    return results
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _close(loggers: list[Logger], failed: bool) -> None:
+    """End the W&B run here, so that the next job of a sweep starts its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish(exit_code=int(failed))
