@@ -158,9 +158,7 @@ class TestUnpack:
         assert NAMES[part] in message
         assert "corrupted" in message
 
-    def test_archive_that_breaks_off_while_unpacking(
-        self, archives: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_archive_that_breaks_off_while_unpacking(self, archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         archive = archives / NAMES["train"]
         archive.write_bytes(archive.read_bytes()[:2000])
         md5 = hashlib.md5(archive.read_bytes()).hexdigest()
@@ -217,9 +215,7 @@ class TestMistakes:
     def test_other_class_count_asked_for(self, archives: Path) -> None:
         assert "set data.num_classes=3" in message_of(archives, unpack=True, num_classes=1000)
 
-    @pytest.mark.parametrize(
-        ("split", "name"), [("train", "n00000999.tar"), ("val", "ILSVRC2012_val_00000001.JPEG")]
-    )
+    @pytest.mark.parametrize(("split", "name"), [("train", "n00000999.tar"), ("val", "ILSVRC2012_val_00000001.JPEG")])
     def test_unpacking_that_stopped_half_way(self, tmp_path: Path, split: str, name: str) -> None:
         make_folders(tmp_path, [f"n{i:08d}" for i in range(1000)])
         (tmp_path / split / name).touch()

@@ -204,9 +204,7 @@ class TestSetup:
             ready(lengths)
 
     def test_other_class_count(self) -> None:
-        with pytest.raises(
-            DataError, match=r"^data.num_classes=3, but .* 2 classes: set data.num_classes=2$"
-        ):
+        with pytest.raises(DataError, match=r"^data.num_classes=3, but .* 2 classes: set data.num_classes=2$"):
             ready(num_classes=3)
 
 

@@ -145,7 +145,11 @@ def test_dropout_leaves_the_attention_whole() -> None:
 
 @pytest.mark.parametrize(
     ("init", "query_std", "value_std"),
-    [("official", (2 / 4000) ** 0.5, (2 / 4000) ** 0.5), ("lecun", 32**-0.5, 96**-0.5), ("small", 0.02, 0.02)],
+    [
+        ("official", (2 / 4000) ** 0.5, (2 / 4000) ** 0.5),
+        ("lecun", 32**-0.5, 96**-0.5),
+        ("small", 0.02, 0.02),
+    ],
 )
 def test_starting_weights(init: str, query_std: float, value_std: float) -> None:
     torch.manual_seed(0)
@@ -165,8 +169,14 @@ def test_parameter_count_of_a_published_row() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"head_num": 3}, ["head_num=3", "256 key", "256 value", "512", "head_num=1, 2, 4, 8", "head_split=false"]),
-        ({"head_num": 64, "key_ratio": 0.0625}, ["head_num=64", "32 key", "480 value", "key_ratio=0.125, 0.25, 0.5"]),
+        (
+            {"head_num": 3},
+            ["head_num=3", "256 key", "256 value", "512", "head_num=1, 2, 4, 8", "head_split=false"],
+        ),
+        (
+            {"head_num": 64, "key_ratio": 0.0625},
+            ["head_num=64", "32 key", "480 value", "key_ratio=0.125, 0.25, 0.5"],
+        ),
         ({"head_num": 3, "kv_split": False}, ["head_num=3", "512 key", "head_num=1, 2, 4, 8"]),
         ({"head_num": 0}, ["head_num=0", "at least 1"]),
         ({"head_num": 2.5}, ["head_num=2.5", "whole number"]),

@@ -131,7 +131,7 @@ def _default_keys() -> list[str]:
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
     """All keys, dotted, groups before what is in them; nothing is resolved."""
-    for key in config:
+    for key in map(str, config):
         yield f"{prefix}{key}"
         node = config._get_node(key)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():

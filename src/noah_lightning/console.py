@@ -17,22 +17,29 @@ from noah_lightning.task.accuracy import Accuracy
 
 log = logging.getLogger("noah_lightning")
 
+# Warnings of the libraries that ask nothing of the user.
+_CHATTER = (
+    ".*does not have many workers.*",  # the number of workers suits the machine, or the data is in memory
+    ".*smaller than the logging interval.*",  # a short epoch; its totals are logged all the same
+    "Experiment logs directory .* exists and is not empty.*",  # it holds config.yaml, and no older metrics
+    ".*isinstance\\(treespec, LeafSpec\\).* is deprecated.*",  # Lightning's own use of torch
+)
+
 
 def start_logging() -> None:
     """Log lines to standard output, and the libraries' chatter only from warnings on."""
     log.setLevel(logging.INFO)
     log.propagate = False
     log.handlers.clear()
-    if sys.stdout.isatty():
+    if on_terminal():
         handler: logging.Handler = RichHandler(console=get_console(), show_path=False, show_level=False)
     else:
         handler = logging.StreamHandler(sys.stdout)
     log.addHandler(handler)
     for library in ("lightning.pytorch", "lightning.fabric", "timm"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    # Advice that does not hold here: the default of worker processes is chosen for the machine, and the
-    # learning rate is set by the task, without a scheduler.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for chatter in _CHATTER:
+        warnings.filterwarnings("ignore", message=chatter)
 
 
 def log_to(path: Path) -> logging.Handler:
@@ -48,9 +55,14 @@ def stop_log(handler: logging.Handler) -> None:
     handler.close()
 
 
+def on_terminal() -> bool:
+    """Whether there is a terminal to draw on; elsewhere plain lines are written."""
+    return sys.stdout.isatty()
+
+
 def progress() -> Callback:
-    """A progress bar where there is a terminal to draw it on, lines elsewhere."""
-    return RichProgressBar(leave=False) if sys.stdout.isatty() else PlainProgress()
+    """A progress bar on a terminal, lines elsewhere."""
+    return RichProgressBar() if on_terminal() else PlainProgress()
 
 
 class PlainProgress(Callback):
@@ -64,7 +76,8 @@ class PlainProgress(Callback):
     ) -> None:
         self.images += len(batch[1]) * trainer.world_size
         done, batches = batch_idx + 1, int(trainer.num_training_batches)
-        if done % trainer.log_every_n_steps == 0 and done < batches:
+        every: int = getattr(trainer, "log_every_n_steps")  # noqa: B009  (not declared by Lightning)
+        if done % every == 0 and done < batches:
             seconds = time.perf_counter() - self.started
             log.info(
                 "epoch %d/%d  batch %d/%d  %.0f images/s  %s left in the epoch",

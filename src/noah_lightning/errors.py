@@ -4,7 +4,6 @@ Every class here carries one line that says what is wrong and what to do about i
 that line and exits with status 2; anything else that escapes is a bug and keeps its traceback.
 """
 
-
 from collections.abc import Iterable
 from difflib import get_close_matches
 

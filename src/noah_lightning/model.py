@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from noah_lightning.backbones import FeatureMapBackbone, build_timm_model, make_backbone
 from noah_lightning.errors import ConfigError
 from noah_lightning.heads import make_head
-from noah_lightning.heads.noah import Explanation
+from noah_lightning.heads.noah import Explanation, NOAHHead
 
 
 class Classifier(nn.Module):
@@ -23,7 +23,8 @@ class Classifier(nn.Module):
         return self.head(self.backbone(images))
 
     def explain(self, images: Tensor) -> Explanation:
-        """Logits with the attention and contribution of every position; for heads that can explain themselves."""
+        """NOAH's logits with the attention and the contribution of every position."""
+        assert isinstance(self.head, NOAHHead)
         return self.head.explain(self.backbone(images))
 
     def no_weight_decay(self) -> set[str]:

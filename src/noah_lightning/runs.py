@@ -1,11 +1,11 @@
 """The run directory: everything that can be known of a run, in plain files.
 
-    config.yaml            the resolved configuration
-    train.log              what the console showed
-    metrics.csv            losses, accuracies and learning rates
-    checkpoints/best.ckpt  the epoch with the highest validation accuracy
-    checkpoints/last.ckpt
-    results.json           written when training has finished
+config.yaml            the resolved configuration
+train.log              what the console showed
+metrics.csv            losses, accuracies and learning rates
+checkpoints/best.ckpt  the epoch with the highest validation accuracy
+checkpoints/last.ckpt
+results.json           written when training has finished
 """
 
 import json

@@ -86,6 +86,7 @@ def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trai
             **settings(config.trainer),
             default_root_dir=run_dir,
             enable_model_summary=False,
+            enable_progress_bar=console.on_terminal(),
             **arguments,
         )
     except (MisconfigurationException, TypeError, ValueError) as error:

@@ -2,11 +2,11 @@
 
 There are two ways to the map:
 
-* ``unpooled``: the model built with ``global_pool=''``, so that what it does between its trunk and its pooling
-  (MobileNetV3's last convolution, ConvNeXt's norm) still runs, on every position. It returns NCHW, NHWC or
-  tokens, some of them class, distillation or register tokens, which are no positions and are dropped.
-* ``last_stage``: models that cannot do without pooling, or give back something else (class tokens only, lists, a
-  1×1 map), tell their last feature map through timm's ``forward_intermediates``.
+* unpooled: the model without its pooling, so that what it does between its trunk and its pooling (MobileNetV3's
+  last convolution, ConvNeXt's norm) still runs, on every position. It returns NCHW, NHWC or tokens, some of them
+  class, distillation or register tokens, which are no positions and are dropped.
+* last stage: models that cannot do without pooling, or give back something else (class tokens only, lists, a 1×1
+  map), tell their last feature map through timm's ``forward_intermediates``.
 
 Which one a model takes is found by running it once on the ``meta`` device, which costs no arithmetic.
 """
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from noah_lightning.backbones.timm_models import build_on_meta, build_timm_model, default_image_size
 from noah_lightning.errors import NoSpatialMapError, one_line
 
+TimmModel = Any  # an nn.Module with the methods and attributes that all of timm's models share
+
 
 class FeatureMapBackbone(nn.Module):
     """A timm model that maps images (B, 3, H, W) to features (B, C, L), positions in row-major order.
@@ -29,9 +31,9 @@ class FeatureMapBackbone(nn.Module):
         out_channels: C.
     """
 
-    def __init__(self, model: nn.Module, out_channels: int, last_stage: bool) -> None:
+    def __init__(self, model: TimmModel, out_channels: int, last_stage: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model: TimmModel = model
         self.out_channels = out_channels
         self.last_stage = last_stage
 
@@ -42,8 +44,8 @@ class FeatureMapBackbone(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that the model's authors do not decay, such as position embeddings."""
-        names = self.model.no_weight_decay() if hasattr(self.model, "no_weight_decay") else ()
-        return {f"model.{name}" for name in names}
+        spared = getattr(self.model, "no_weight_decay", set)
+        return {f"model.{name}" for name in spared()}
 
 
 def make_backbone(
@@ -67,9 +69,8 @@ def make_backbone(
     if class_token is None:
         class_token = bool(pretrained or weights)
     way = _find_way(name, class_token, model_args)
-    model = build_timm_model(name, 0, pretrained, weights, image_size, **way.model_args)
-    if way.last_stage:
-        _prune_to_last_stage(model)
+    model: TimmModel = build_timm_model(name, 0, pretrained, weights, image_size, **way.model_args)
+    way.take(model)
     for parameter_name in way.unused:
         model.get_parameter(parameter_name).requires_grad_(False)
     return FeatureMapBackbone(model, way.out_channels, way.last_stage)
@@ -84,23 +85,38 @@ class _Way:
     out_channels: int
     unused: list[str]  # parameters without influence on the map
 
+    def take(self, model: TimmModel) -> None:
+        """Remove what comes after the map."""
+        if self.last_stage:
+            _prune_to_last_stage(model)
+        else:
+            _remove_pooling(model)
+
 
 def _find_way(name: str, class_token: bool, model_args: dict[str, Any]) -> _Way:
     images = torch.empty(2, 3, *default_image_size(name), device="meta")
-    unpooled = {"global_pool": "", **model_args}
+    return _unpooled_way(name, class_token, model_args, images) or _last_stage_way(name, model_args, images)
+
+
+def _unpooled_way(name: str, class_token: bool, model_args: dict[str, Any], images: Tensor) -> _Way | None:
     try:
-        model = build_on_meta(name, **unpooled)
+        model: TimmModel = build_on_meta(name, **model_args)
         if not class_token and _has_optional_class_token(model):
-            unpooled["class_token"] = False
-            model = build_on_meta(name, **unpooled)
-        output = model(images)
-        width = model.head_hidden_size
-        if _is_map(output, width, _prefix_tokens(model), images):
-            features = _positions(output, width, _prefix_tokens(model))
-            return _Way(unpooled, False, width, _unused_parameters(model, features))
-    except AssertionError:  # how timm says that a model cannot do without its pooling
-        pass
-    model = build_on_meta(name, **model_args)
+            model_args = {**model_args, "class_token": False, "global_pool": ""}  # no token, no pooling by token
+            model = build_on_meta(name, **model_args)
+        _remove_pooling(model)
+    except AssertionError:  # how timm says that a model cannot do without
+        return None
+    output = model(images)
+    width, prefix_tokens = model.head_hidden_size, _prefix_tokens(model)
+    if not _is_map(output, width, prefix_tokens, images):
+        return None
+    features = _positions(output, width, prefix_tokens)
+    return _Way(model_args, False, width, _unused_parameters(model, features))
+
+
+def _last_stage_way(name: str, model_args: dict[str, Any], images: Tensor) -> _Way:
+    model: TimmModel = build_on_meta(name, **model_args)
     try:
         _prune_to_last_stage(model)
         features = _last_stage(model, images)
@@ -115,23 +131,29 @@ def _no_map(name: str, reason: str) -> NoSpatialMapError:
     return NoSpatialMapError(f"{name} has no spatial feature map for a head to attend to ({reason}); use head=gap")
 
 
-def _last_stage(model: nn.Module, images: Tensor) -> Tensor:
-    """Normed map (B, C, H, W) of the model's last stage."""
-    maps = model.forward_intermediates(images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)
-    return maps[-1]
+def _remove_pooling(model: TimmModel) -> None:
+    """Pooling goes after the weights have come: where it decides the name of the last norm, both must agree."""
+    if hasattr(model, "reset_classifier"):  # timm's pure encoders have neither classifier nor pooling
+        model.reset_classifier(0, "")
 
 
-def _prune_to_last_stage(model: nn.Module) -> None:
+def _prune_to_last_stage(model: TimmModel) -> None:
     """Remove what comes after the last stage, such as VGG's 119 M parameters of pooled layers."""
     model.prune_intermediate_layers(1)
 
 
-def _prefix_tokens(model: nn.Module) -> int:
-    return getattr(model, "num_prefix_tokens", 0) or 0
+def _last_stage(model: TimmModel, images: Tensor) -> Tensor:
+    """Normed map (B, C, H, W) of the model's last stage."""
+    return model.forward_intermediates(images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[-1]
 
 
-def _has_optional_class_token(model: nn.Module) -> bool:
-    return getattr(model, "cls_token", None) is not None and "class_token" in inspect.signature(type(model)).parameters
+def _prefix_tokens(model: TimmModel) -> int:
+    return getattr(model, "num_prefix_tokens", None) or 0
+
+
+def _has_optional_class_token(model: TimmModel) -> bool:
+    constructor = inspect.signature(type(model)).parameters
+    return getattr(model, "cls_token", None) is not None and "class_token" in constructor
 
 
 def _is_map(output: Any, width: int, prefix_tokens: int, images: Tensor) -> bool:
@@ -161,6 +183,6 @@ def grid_shape(positions: int, aspect: float) -> tuple[int, int]:
     return rows, max(1, positions // rows)
 
 
-def _unused_parameters(model: nn.Module, features: Tensor) -> list[str]:
+def _unused_parameters(model: TimmModel, features: Tensor) -> list[str]:
     features.sum().backward()
     return [name for name, parameter in model.named_parameters() if parameter.grad is None]

@@ -50,9 +50,10 @@ def checked_weights(state: StateDict, path: str | Path, name: str, model_args: d
     Raises:
         WeightsError: a missing, left-over or misshapen weight, with the first names.
     """
-    classifiers = timm.get_pretrained_cfg(name).classifier or ()
-    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
-    final = [f"{classifier}.{kind}" for classifier in classifiers for kind in ("weight", "bias")]
+    cfg = timm.get_pretrained_cfg(name)
+    classifiers = (cfg and cfg.classifier) or ()
+    names = (classifiers,) if isinstance(classifiers, str) else classifiers
+    final = [f"{classifier}.{kind}" for classifier in names for kind in ("weight", "bias")]
     num_classes = next((len(state[key]) for key in final if key in state), 0)
     backbone = {key: tensor for key, tensor in state.items() if key not in final}
     try:

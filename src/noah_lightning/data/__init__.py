@@ -28,9 +28,7 @@ def create_data(name: str, **settings: Any) -> "ImageDataModule":
         DataError: ``root`` is needed and not set.
     """
     if name not in REGISTRY:
-        raise ConfigError(
-            f"data={name} is unknown, not one of {', '.join(REGISTRY)}{did_you_mean(name, REGISTRY)}"
-        )
+        raise ConfigError(f"data={name} is unknown, not one of {', '.join(REGISTRY)}{did_you_mean(name, REGISTRY)}")
     file, class_name = REGISTRY[name]
     module_class = getattr(import_module(f"{__name__}.{file}"), class_name)
     try:

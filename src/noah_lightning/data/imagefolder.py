@@ -32,9 +32,7 @@ def open_rgb(path: str | Path) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")
     except Exception as error:  # PIL's decoders raise a dozen unrelated types on broken files
-        raise DataError(
-            f"{path} cannot be read as an image, replace or remove it ({one_line(error)})"
-        ) from error
+        raise DataError(f"{path} cannot be read as an image, replace or remove it ({one_line(error)})") from error
 
 
 class ClassFolders(ImageFolder):

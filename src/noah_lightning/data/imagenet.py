@@ -68,9 +68,7 @@ class ImageNetDataModule(ImageFolderDataModule):
             if (self.root / split).is_dir():
                 _require_imagenet(self.root, split)
             elif (self.root / _archive(split)).is_file() and (stage == "fit" or split == "val"):
-                raise DataError(
-                    f"{self.root} has no {split}/ but holds {_archive(split)}: add data.unpack=true"
-                )
+                raise DataError(f"{self.root} has no {split}/ but holds {_archive(split)}: add data.unpack=true")
         super().setup(stage)
 
 
@@ -107,13 +105,9 @@ def _require_imagenet(root: Path, split: str) -> None:
     folder = root / split
     folders, files = list_split(root, split)
     leftovers = [name for name in files if name.lower().endswith((".tar", ".jpeg"))]
-    how = (
-        f"delete {folder}, put {_archive(split)} and {_archive('devkit')} in {root} and add data.unpack=true"
-    )
+    how = f"delete {folder}, put {_archive(split)} and {_archive('devkit')} in {root} and add data.unpack=true"
     if leftovers and not folders:
-        raise DataError(
-            f"{folder} holds {len(leftovers)} files straight in {split}/, not sorted by class: {how}"
-        )
+        raise DataError(f"{folder} holds {len(leftovers)} files straight in {split}/, not sorted by class: {how}")
     if leftovers:
         raise DataError(
             f"{folder} holds {len(leftovers)} files besides its class folders, such as {leftovers[0]}: "

@@ -5,7 +5,6 @@ Shapes: B images, C channels, L positions, N heads (``head_num``), K classes.
 
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from noah_lightning.errors import HeadSettingError

@@ -36,6 +36,10 @@ class AccuracyCounter(Metric):
     """Adds up integers on the device, so a step never waits for it; summed over ranks when computed."""
 
     full_state_update = False
+    images: Tensor
+    correct: Tensor
+    correct_top5: Tensor
+    loss_sum: Tensor
 
     def __init__(self) -> None:
         super().__init__()

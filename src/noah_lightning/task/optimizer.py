@@ -1,6 +1,6 @@
 """Optimiser and parameter groups."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from noah_lightning.errors import ConfigError, did_you_mean, one_line
 
-_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay: str) -> list[
     """
     if decay == "all":
         return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": weight_decay}]
-    spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-    groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=spared)
+    spared: Callable[[], Collection[str]] = getattr(model, "no_weight_decay", tuple)
+    groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=spared())
     return [group for group in groups if group["params"]]
 
 

@@ -47,7 +47,9 @@ class ScheduleSettings:
             if not isinstance(value, int | float) or value < 0:
                 raise ConfigError(f"recipe.schedule.{key}={value!r} must be a number of at least 0")
         if self.name == "step" and (not self.milestones or list(self.milestones) != sorted(set(self.milestones))):
-            raise ConfigError(f"recipe.schedule.milestones={list(self.milestones)} must be rising epochs, at least one")
+            raise ConfigError(
+                f"recipe.schedule.milestones={list(self.milestones)} must be rising epochs, at least one"
+            )
 
 
 def learning_rate(time: float, base_lr: float, epochs: int, schedule: ScheduleSettings) -> float:

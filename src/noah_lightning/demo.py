@@ -1,0 +1,103 @@
+"""``noah demo``: both heads on the same data with the same seed and budget, a table and a picture."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from rich import box, get_console
+from rich.table import Table
+from torch import Tensor
+
+from noah_lightning import runs
+from noah_lightning.config import compose_config, settings
+from noah_lightning.console import duration, log
+from noah_lightning.data import create_data
+from noah_lightning.data.module import LabelledImages
+from noah_lightning.model import Classifier
+from noah_lightning.picture import draw_comparison
+from noah_lightning.train import train
+
+HEADS = ("gap", "noah")
+
+
+def demo(overrides: Sequence[str] = ()) -> Path:
+    """Train ``experiment=demo`` with each head; returns the folder that holds both runs and ``demo.png``.
+
+    Raises:
+        UserError: overrides that do not fit.
+    """
+    configs = {head: compose_config(["experiment=demo", *overrides, f"head={head}"]) for head in HEADS}
+    folder = Path("runs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S}_demo"
+    results = {}
+    for head, config in configs.items():
+        log.info("\n$ noah train %s", " ".join(["experiment=demo", *overrides, f"head={head}"]))
+        results[head] = train(config, folder / head)
+    get_console().print(comparison_table(results))
+    log.info(verdict(results))
+    log.info("picture  %s", draw_demo(folder, configs))
+    return folder
+
+
+def comparison_table(results: dict[str, runs.Results]) -> Table:
+    """One row per head."""
+    table = Table(box=box.SIMPLE)
+    for column in ("head", "parameters", "val top-1", "correct", "epoch", "time", "images/s"):
+        table.add_column(column, justify="left" if column == "head" else "right", no_wrap=True)
+    for head, r in results.items():
+        correct = f"{r.correct:,} of {r.images:,}"
+        best = f"{r.best_epoch} of {r.epochs}"
+        rate = f"{r.images_per_second:.0f}"
+        table.add_row(head, f"{r.parameters:,}", f"{r.top1:.2f} %", correct, best, duration(r.train_seconds), rate)
+    return table
+
+
+def verdict(results: dict[str, runs.Results]) -> str:
+    """Who was right more often on the validation images, and by how much."""
+    gap, noah = results["gap"], results["noah"]
+    if noah.correct == gap.correct:
+        return "Both heads are right equally often."
+    winner = "NOAH" if noah.correct > gap.correct else "GAP"
+    points = abs(noah.top1 - gap.top1)
+    return (
+        f"{winner} wins by {points:.2f} points ({abs(noah.correct - gap.correct)} images), "
+        f"one seed each; see what another says: noah demo seed=1"
+    )
+
+
+def draw_demo(folder: Path, configs: dict[str, DictConfig], count: int = 6) -> Path:
+    """Draw the first validation images of ``count`` different classes; returns the picture's path."""
+    data = create_data(configs["noah"].data.name, **settings(configs["noah"].data, "name"))
+    data.prepare_data()
+    data.setup("validate")
+    assert data.val_dataset is not None
+    images, labels = _one_per_class(data.val_dataset, count)
+    normalized = data.normalize(images)
+    models = {head: runs.load_model(folder / head, config) for head, config in configs.items()}
+    with torch.no_grad():
+        probabilities = {head: model(normalized).softmax(dim=1) for head, model in models.items()}
+        noah = models["noah"]
+        assert isinstance(noah, Classifier)
+        attention = attention_to_best_class(noah, normalized)
+    path = folder / "demo.png"
+    draw_comparison(path, images, labels, data.class_names, probabilities, attention)
+    return path
+
+
+def attention_to_best_class(model: Classifier, images: Tensor) -> Tensor:
+    """Attention (B, L) of the most probable class, averaged over the heads, from normalised images."""
+    explanation = model.explain(images)
+    best = explanation.logits.argmax(dim=1)  # (B,)
+    return explanation.attention[torch.arange(len(images)), :, best].mean(dim=1)  # (B, N, K, L) -> (B, L)
+
+
+def _one_per_class(dataset: LabelledImages, count: int) -> tuple[Tensor, list[int]]:
+    """The first image of each of the first ``count`` classes met: uint8 (count, 3, H, W), and the labels."""
+    found: dict[int, Tensor] = {}
+    for index in range(len(dataset)):
+        image, label = dataset[index]
+        found.setdefault(label, image)
+        if len(found) == count:
+            break
+    return torch.stack(list(found.values())), list(found)
