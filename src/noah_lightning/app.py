@@ -8,10 +8,18 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from noah_lightning.config import CONFIG_ERRORS, config_dir, explain, register_resolvers, resolved
-from noah_lightning.errors import UserError
+from noah_lightning.config import (
+    CONFIG_ERRORS,
+    config_dir,
+    explain,
+    refuse_unknown_additions,
+    register_resolvers,
+    resolved,
+)
+from noah_lightning.errors import ConfigError, UserError
 
 
 def train(overrides: Sequence[str]) -> None:
@@ -21,6 +29,7 @@ def train(overrides: Sequence[str]) -> None:
         UserError: anything the user can mend, Hydra's own complaints included.
     """
     register_resolvers()
+    refuse_unknown_additions(overrides)
     sys.argv = ["noah train", *overrides]  # where Hydra looks
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     mistakes: list[UserError] = []
@@ -30,13 +39,18 @@ def train(overrides: Sequence[str]) -> None:
         try:
             return _train_one(config)
         except UserError as error:  # kept from Hydra, which would add lines of its own
-            mistakes.append(error)
+            hydra_config = HydraConfig.get()
+            if hydra_config.mode == RunMode.RUN:
+                mistakes.append(error)
+            else:  # say so at once; the other jobs go on
+                print(f"noah: {hydra_config.job.override_dirname}: {error}", file=sys.stderr)
+                mistakes.append(ConfigError("not all jobs of the sweep succeeded; each failure is told above"))
             return None
 
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
     except CONFIG_ERRORS as error:
-        raise explain(error) from error
+        raise explain(error, overrides) from error
     if mistakes:
         raise mistakes[0]
 
@@ -58,6 +72,9 @@ def _train_one(config: DictConfig) -> float:
 
 def _remove_if_empty(run_dir: Path) -> None:
     """Hydra makes the directory before anything is known to work; leave none behind that holds nothing."""
-    with suppress(OSError):
-        for folder in (run_dir, *run_dir.relative_to(Path.cwd()).parents[:-1]):
+    with suppress(OSError):  # not empty, or gone already
+        run_dir.rmdir()
+        for folder in run_dir.parents:
+            if Path.cwd() not in folder.parents:
+                break
             folder.rmdir()

@@ -4,21 +4,25 @@ Hydra composes; this file adds the resolvers that the YAML files use and turns H
 one line that names the key and what is near it.
 """
 
+import inspect
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from noah_lightning.errors import ConfigError, UserError, did_you_mean, one_line
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
+Settings = TypeVar("Settings")
+OPEN_ENDED = ("model.args.", "recipe.optimizer.options.")  # passed on to timm and torch, which refuse what they lack
 
 
 def config_dir() -> Path:
@@ -47,11 +51,26 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     """
     register_resolvers()
     GlobalHydra.instance().clear()
+    refuse_unknown_additions(overrides)
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             return resolved(compose("config", overrides=list(overrides)))
     except CONFIG_ERRORS as error:
-        raise explain(error) from error
+        raise explain(error, overrides) from error
+
+
+def refuse_unknown_additions(overrides: Sequence[str]) -> None:
+    """Hydra's ``+key=value`` adds a key; only the open-ended ones can take any, elsewhere nothing would read it.
+
+    Raises:
+        ConfigError: an added key that nothing reads.
+    """
+    added = [match[1] for pair in overrides if (match := re.match(r"\++([\w.]+)=", pair))]
+    added = [key for key in added if not key.startswith((*OPEN_ENDED, "hydra."))]
+    known = _known_keys(overrides) if added else []
+    for key in added:
+        if key not in known:
+            raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}")
 
 
 def resolved(config: DictConfig) -> DictConfig:
@@ -75,7 +94,7 @@ def override(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """A copy of a resolved configuration with ``key=value`` pairs set; keys must exist.
 
     Raises:
-        ConfigError: not a ``key=value`` pair, or a key that is not there.
+        ConfigError: not a ``key=value`` pair, a key that is not there, or a value that is no YAML.
     """
     config = config.copy()
     known = list(_keys(config))
@@ -85,7 +104,10 @@ def override(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
             raise ConfigError(f"{pair!r} is no override; write key=value")
         if key not in known:
             raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}")
-        config.merge_with_dotlist([pair])
+        try:
+            config.merge_with_dotlist([pair])
+        except (OmegaConfBaseException, YAMLError) as error:
+            raise ConfigError(f"{pair!r} cannot be set: {one_line(error)}") from error
     return config
 
 
@@ -96,8 +118,21 @@ def settings(group: DictConfig, *leave_out: str) -> dict[str, Any]:
     return {str(key): value for key, value in container.items() if key not in leave_out}
 
 
-def explain(error: BaseException) -> UserError:
-    """What went wrong while composing, in one line for the user."""
+def typed(dataclass: type[Settings], group: DictConfig, key: str) -> Settings:
+    """The group as the dataclass that describes it.
+
+    Raises:
+        ConfigError: a setting that the dataclass lacks, or one of its own complaints.
+    """
+    known = inspect.signature(dataclass).parameters
+    for name in settings(group):
+        if name not in known:
+            raise ConfigError(f"there is no setting {f'{key}.{name}'!r}{did_you_mean(name, known)}")
+    return dataclass(**settings(group))
+
+
+def explain(error: BaseException, overrides: Sequence[str] = ()) -> UserError:
+    """What went wrong while composing ``overrides``, in one line for the user."""
     cause: BaseException | None = error
     while cause is not None:  # a resolver's own error, wrapped by OmegaConf
         if isinstance(cause, UserError):
@@ -105,13 +140,15 @@ def explain(error: BaseException) -> UserError:
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         return _unknown_option(error.missing_cfg_file, error.options)
-    missing = re.search(r"Missing mandatory value: ([\w.]+)", str(error))
+    if isinstance(error, MissingMandatoryValue):
+        return ConfigError(f"{error.full_key} has no value; add {error.full_key}=… to the command")
+    missing = re.search(r"Missing mandatory value: ([\w.]+)", str(error))  # of something that is asked for elsewhere
     if missing:
         return ConfigError(f"{missing[1]} has no value; add {missing[1]}=… to the command")
     unknown = re.search(r"Could not override '([^']+)'|Could not find '([^']+)'", str(error))
     if unknown:
         key = unknown[1] or unknown[2]
-        return ConfigError(f"there is no setting {key!r}{did_you_mean(key, _default_keys())}")
+        return ConfigError(f"there is no setting {key!r}{did_you_mean(key, _known_keys(overrides))}")
     return ConfigError(one_line(error))
 
 
@@ -123,9 +160,14 @@ def _unknown_option(file: str, options: Sequence[str]) -> ConfigError:
     return ConfigError(f"{group or 'the configuration'} has no option {option!r}{advice}")
 
 
-def _default_keys() -> list[str]:
+def _known_keys(overrides: Sequence[str]) -> list[str]:
+    """The settings there are with the groups that ``overrides`` choose."""
+    GlobalHydra.instance().clear()
+    choices = [
+        pair for pair in overrides if (key := re.match(r"\w+(?==)", pair)) and (config_dir() / key[0]).is_dir()
+    ]
     with suppress(*CONFIG_ERRORS), initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return list(_keys(compose("config")))
+        return list(_keys(compose("config", overrides=choices)))
     return []
 
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from noah_lightning import console, runs
-from noah_lightning.config import settings
+from noah_lightning.config import settings, typed
 from noah_lightning.data import create_data
 from noah_lightning.data.module import ImageDataModule
 from noah_lightning.errors import ConfigError, UserError, one_line
@@ -30,21 +30,16 @@ def train(config: DictConfig, run_dir: Path) -> runs.Results:
     Raises:
         UserError: whatever the user can mend.
     """
+    _require_whole("seed", config.seed, low=0, high=2**32 - 1)
+    _require_whole("trainer.max_epochs", config.trainer.max_epochs, low=1, high=10**6)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     model = runs.build_model(config)  # before the data, which may take long to look through
     data = create_data(config.data.name, **settings(config.data, "name"))
     task = make_task(config, model)
     report = console.EpochReport()
-    checkpoint = ModelCheckpoint(
-        run_dir / runs.CHECKPOINTS,
-        filename="best",
-        monitor="val/top1",
-        mode="max",
-        save_last=True,
-        enable_version_counter=False,
-    )
     loggers = make_loggers(config, run_dir)
-    trainer = make_trainer(config, run_dir, logger=loggers, callbacks=[console.progress(), report, checkpoint])
+    callbacks = [console.progress(), report, *_checkpoints(run_dir)]
+    trainer = make_trainer(config, run_dir, logger=loggers, callbacks=callbacks)
     data.prepare_data()
     data.setup("fit")
     runs.write_config(run_dir, config)
@@ -70,8 +65,8 @@ def make_task(config: DictConfig, model: nn.Module) -> ClassificationTask:
         ConfigError: recipe settings out of their range.
     """
     recipe = config.recipe
-    optimizer = OptimizerSettings(**settings(recipe.optimizer))
-    schedule = ScheduleSettings(**settings(recipe.schedule))
+    optimizer = typed(OptimizerSettings, recipe.optimizer, "recipe.optimizer")
+    schedule = typed(ScheduleSettings, recipe.schedule, "recipe.schedule")
     return ClassificationTask(model, optimizer, schedule, recipe.label_smoothing)
 
 
@@ -91,6 +86,20 @@ def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trai
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise ConfigError(f"trainer: {one_line(error)}") from error
+
+
+def _checkpoints(run_dir: Path) -> list[ModelCheckpoint]:
+    """``best`` and ``last``; apart, because Lightning's ``save_last`` waits for the next best one."""
+    folder = run_dir / runs.CHECKPOINTS
+    return [
+        ModelCheckpoint(folder, "best", monitor="val/top1", mode="max", enable_version_counter=False),
+        ModelCheckpoint(folder, "last", enable_version_counter=False),
+    ]
+
+
+def _require_whole(key: str, value: Any, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigError(f"{key}={value!r} must be a whole number from {low} to {high}")
 
 
 def _announce(config: DictConfig, run_dir: Path, task: ClassificationTask, data: ImageDataModule) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from noah_lightning.backbones.timm_models import build_on_meta, build_timm_model, default_image_size
@@ -94,7 +95,8 @@ class _Way:
 
 
 def _find_way(name: str, class_token: bool, model_args: dict[str, Any]) -> _Way:
-    images = torch.empty(2, 3, *default_image_size(name), device="meta")
+    size = to_2tuple(model_args.get("img_size") or default_image_size(name))
+    images = torch.empty(2, 3, *size, device="meta")
     return _unpooled_way(name, class_token, model_args, images) or _last_stage_way(name, model_args, images)
 
 
@@ -108,7 +110,7 @@ def _unpooled_way(name: str, class_token: bool, model_args: dict[str, Any], imag
     except AssertionError:  # how timm says that a model cannot do without
         return None
     output = model(images)
-    width, prefix_tokens = model.head_hidden_size, _prefix_tokens(model)
+    width, prefix_tokens = getattr(model, "head_hidden_size", 0), _prefix_tokens(model)
     if not _is_map(output, width, prefix_tokens, images):
         return None
     features = _positions(output, width, prefix_tokens)

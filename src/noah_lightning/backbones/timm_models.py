@@ -1,5 +1,6 @@
 """timm's models by name, with a user's mistakes told in one line."""
 
+from functools import partial
 from typing import Any
 
 import timm
@@ -36,9 +37,10 @@ def build_timm_model(
     """
     if pretrained and weights:
         raise ConfigError("model.pretrained and model.weights are both set; keep one of them")
+    _require_known(name)
     model_args |= _fit_image_size(name, image_size, model_args)
     if weights:
-        state = checked_weights(read_weights(weights), weights, name, model_args)
+        state = checked_weights(read_weights(weights), weights, name, partial(build_on_meta, name, **model_args))
         # timm's own loader then adapts layouts and position embeddings as it does for its own files
         model_args |= {"pretrained": True, "pretrained_cfg_overlay": state.as_pretrained_cfg()}
     elif pretrained:
@@ -61,8 +63,12 @@ def _build(name: str, num_classes: int, model_args: dict[str, Any]) -> nn.Module
     _require_known(name)
     try:
         return timm.create_model(name, num_classes=num_classes, **model_args)
-    except TypeError as error:  # timm hands unknown arguments to the model's constructor
+    except (AssertionError, TypeError, ValueError) as error:  # arguments go to the model's constructor unseen
         raise ConfigError(f"{name} cannot be built with {sorted(model_args)}: {one_line(error)}") from error
+    except OSError as error:
+        if ":" not in name:  # then it is about the weights, not about the model
+            raise
+        raise UnknownModelError(f"{name} is not to be had: {one_line(error)}") from error
 
 
 def _build_pretrained(name: str, num_classes: int, model_args: dict[str, Any]) -> nn.Module:
@@ -87,8 +93,13 @@ def _fit_image_size(name: str, image_size: int | None, model_args: dict[str, Any
 
 
 def _require_known(name: str) -> None:
-    if ":" not in str(name) and not timm.is_model(str(name)):
-        architecture = str(name).partition(".")[0]
+    architecture = str(name).partition(".")[0]
+    if ":" not in str(name) and not timm.is_model(architecture):
         raise UnknownModelError(
             f"timm {timm.__version__} has no model {name!r}{did_you_mean(architecture, timm.list_models())}"
         )
+    try:
+        timm.get_pretrained_cfg(str(name))
+    except RuntimeError as error:  # a known model, an unknown tag
+        tagged = timm.list_pretrained(f"{architecture}.*")
+        raise UnknownModelError(f"timm {timm.__version__} has no {name!r}{did_you_mean(name, tagged)}") from error

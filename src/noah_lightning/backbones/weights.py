@@ -1,13 +1,13 @@
 """Weights of a timm model from a local file: read safely, fitted strictly."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.models import load_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 
 from noah_lightning.errors import WeightsError, one_line
 
@@ -36,16 +36,27 @@ def read_weights(path: str | Path) -> StateDict:
     if not path.is_file():
         raise WeightsError(f"no weights file at {path}")
     try:
-        return load_state_dict(str(path), weights_only=True)
+        state = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # torch, pickle, zipfile and safetensors each raise their own
         raise WeightsError(f"{path} cannot be read as model weights: {one_line(error)}") from error
+    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise WeightsError(f"{path} holds no model weights; a state dict is needed, bare or under 'state_dict'")
+    return state
 
 
-def checked_weights(state: StateDict, path: str | Path, name: str, model_args: dict[str, Any]) -> CheckedWeights:
+def checked_weights(
+    state: StateDict, path: str | Path, name: str, build_on_meta: Callable[..., nn.Module]
+) -> CheckedWeights:
     """Make sure ``state`` is a complete set of weights for the backbone ``name``.
 
     timm loads leniently as soon as the class counts differ, so a file for another model could pass in silence.
     Loading the backbone alone, strictly, into a model without memory catches that before anything is built.
+
+    Args:
+        state: the weights.
+        path: where they come from, for the message.
+        name: the timm model that is to take them.
+        build_on_meta: builds that model without memory and without classifier, given more arguments for timm.
 
     Raises:
         WeightsError: a missing, left-over or misshapen weight, with the first names.
@@ -55,11 +66,12 @@ def checked_weights(state: StateDict, path: str | Path, name: str, model_args: d
     names = (classifiers,) if isinstance(classifiers, str) else classifiers
     final = [f"{classifier}.{kind}" for classifier in names for kind in ("weight", "bias")]
     num_classes = next((len(state[key]) for key in final if key in state), 0)
-    backbone = {key: tensor for key, tensor in state.items() if key not in final}
+    backbone = {key: tensor.to("meta") for key, tensor in state.items() if key not in final}  # shapes suffice
+    if not backbone:  # timm would take no weights for none given, and fetch its own
+        raise WeightsError(f"{path} does not fit {name}: it holds a classifier and no backbone")
+    build_on_meta()  # arguments that the model does not take are no fault of the file
     try:
-        with torch.device("meta"):
-            overlay = {"state_dict": backbone, "num_classes": 0}
-            timm.create_model(name, num_classes=0, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
-    except RuntimeError as error:
+        build_on_meta(pretrained=True, pretrained_cfg_overlay={"state_dict": backbone, "num_classes": 0})
+    except Exception as error:  # each of timm's adapters trips over a foreign file in its own way
         raise WeightsError(f"{path} does not fit {name}: {one_line(error)}") from error
     return CheckedWeights(state, num_classes)

@@ -59,7 +59,7 @@ class ClassificationTask(pl.LightningModule):
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        self.log("train/lr", rate)
+        self.log("train/lr", torch.tensor(rate))  # Lightning would copy a number to the device and wait for it
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
@@ -80,6 +80,8 @@ class ClassificationTask(pl.LightningModule):
         self.val_accuracy.update(logits, labels, F.cross_entropy(logits, labels))
 
     def on_validation_epoch_end(self) -> None:
-        val = self.validated = self.val_accuracy.compute()
-        self.log_dict({"val/loss": val.loss, "val/top1": val.top1, "val/top5": val.top5, "val/images": val.images})
+        val = self.val_accuracy.compute()
         self.val_accuracy.reset()
+        if not self.trainer.sanity_checking:  # a few batches before training
+            self.validated = val
+        self.log_dict({"val/loss": val.loss, "val/top1": val.top1, "val/top5": val.top5, "val/images": val.images})

@@ -9,6 +9,7 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from noah_lightning.errors import ConfigError, did_you_mean, one_line
+from noah_lightning.task.schedule import is_non_negative
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
@@ -26,7 +27,7 @@ class OptimizerSettings:
         options: further arguments of torch's optimiser, such as ``momentum`` or ``betas``.
 
     Raises:
-        ConfigError: a value out of its range.
+        ConfigError: a value out of its range, or options the optimiser does not take.
     """
 
     name: str
@@ -36,14 +37,21 @@ class OptimizerSettings:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.name not in _OPTIMIZERS:
-            raise ConfigError(f"recipe.optimizer.name={self.name!r} is unknown{did_you_mean(self.name, _OPTIMIZERS)}")
+        if str(self.name) not in _OPTIMIZERS:
+            advice = did_you_mean(str(self.name), _OPTIMIZERS)
+            raise ConfigError(f"recipe.optimizer.name={self.name!r} is unknown{advice}")
         if self.decay not in ("all", "matrices"):
             raise ConfigError(f"recipe.optimizer.decay={self.decay!r} must be all or matrices")
         for key in ("lr", "weight_decay"):
             value = getattr(self, key)
-            if not isinstance(value, int | float) or value < 0:
+            if not is_non_negative(value):
                 raise ConfigError(f"recipe.optimizer.{key}={value!r} must be a number of at least 0")
+        if not isinstance(self.options, Mapping):
+            raise ConfigError(f"recipe.optimizer.options={self.options!r} must be arguments of the optimiser by name")
+        try:  # known now, before a run has begun
+            _OPTIMIZERS[self.name]([torch.zeros(1)], lr=self.lr, weight_decay=self.weight_decay, **self.options)
+        except (TypeError, ValueError, LookupError, RuntimeError) as error:
+            raise ConfigError(f"recipe.optimizer.options={dict(self.options)}: {one_line(error)}") from error
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay: str) -> list[dict[str, Any]]:
@@ -60,13 +68,6 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay: str) -> list[
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Torch's optimiser over :func:`parameter_groups`.
-
-    Raises:
-        ConfigError: options the optimiser does not take.
-    """
+    """Torch's optimiser over :func:`parameter_groups`."""
     groups = parameter_groups(model, settings.weight_decay, settings.decay)
-    try:
-        return _OPTIMIZERS[settings.name](groups, lr=settings.lr, **settings.options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"recipe.optimizer.options={dict(settings.options)}: {one_line(error)}") from error
+    return _OPTIMIZERS[settings.name](groups, lr=settings.lr, **settings.options)

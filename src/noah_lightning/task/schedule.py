@@ -5,6 +5,7 @@ There is no scheduler object and so no state: the rate at any moment follows fro
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from noah_lightning.errors import ConfigError, did_you_mean
 
@@ -44,12 +45,21 @@ class ScheduleSettings:
             raise ConfigError(f"recipe.schedule.per={self.per!r} must be epoch or step")
         for key in ("warmup_epochs", "warmup_lr", "final_lr", "gamma"):
             value = getattr(self, key)
-            if not isinstance(value, int | float) or value < 0:
+            if not is_non_negative(value):
                 raise ConfigError(f"recipe.schedule.{key}={value!r} must be a number of at least 0")
-        if self.name == "step" and (not self.milestones or list(self.milestones) != sorted(set(self.milestones))):
-            raise ConfigError(
-                f"recipe.schedule.milestones={list(self.milestones)} must be rising epochs, at least one"
-            )
+        if self.name == "step" and not _are_rising(self.milestones):
+            raise ConfigError(f"recipe.schedule.milestones={self.milestones!r} must be rising epochs, at least one")
+
+
+def is_non_negative(value: object) -> bool:
+    """Whether it is a finite number of at least 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _are_rising(epochs: object) -> bool:
+    if not isinstance(epochs, list | tuple) or not epochs or not all(map(is_non_negative, epochs)):
+        return False
+    return all(earlier < later for earlier, later in pairwise(epochs))
 
 
 def learning_rate(time: float, base_lr: float, epochs: int, schedule: ScheduleSettings) -> float:

@@ -1,0 +1,95 @@
+"""What several test files share: a tiny run, and the command line called as a function."""
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from noah_lightning.cli import main
+
+torch.set_num_threads(1)  # test processes run side by side; more threads than cores would slow all of them
+
+# A run of seconds: the digits, few of them, and timm's smallest ResNet.
+TINY = [
+    "experiment=demo",
+    "model=timm",
+    "model.name=test_resnet",
+    "data.train_images=96",
+    "data.val_images=50",
+    "recipe.batch_size=32",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=2",
+]
+
+
+@dataclass
+class Answer:
+    """What a command left: exit status, standard output, standard error."""
+
+    status: int
+    out: str
+    err: str
+
+
+def call_noah(*argv: str) -> Answer:
+    """``noah <argv>`` in this process and the current folder."""
+    out, err = io.StringIO(), io.StringIO()
+    full_error = os.environ.pop("HYDRA_FULL_ERROR", None)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                status = main(list(argv))
+            except SystemExit as stop:  # argparse
+                status = int(stop.code or 0)
+    finally:
+        if full_error is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+    return Answer(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def noah(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
+    """The command line, called from an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return call_noah
+
+
+@dataclass
+class FinishedRun:
+    path: Path
+    answer: Answer
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
+    """One tiny training run with NOAH; tests only read it."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = folder / "run"
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        answer = call_noah("train", *TINY, "head=noah", f"hydra.run.dir={path}")
+    finally:
+        os.chdir(before)
+    assert answer.status == 0, answer.err
+    return FinishedRun(path, answer)
+
+
+@pytest.fixture
+def jpeg_tree(tmp_path: Path) -> Path:
+    """root/{train,val}/{ant,bee}/*.jpg: plain red and plain blue images, which any model can tell apart."""
+    root = tmp_path / "insects"
+    for split, count in (("train", 8), ("val", 3)):
+        for name, color in (("ant", (200, 30, 30)), ("bee", (30, 30, 200))):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                shade = tuple(min(255, channel + 5 * i) for channel in color)
+                Image.new("RGB", (48, 40), shade).save(folder / f"{i}.jpg")
+    return root

@@ -1,0 +1,91 @@
+"""The command line itself: help, exit statuses, the script in the clone, start-up."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import noah_lightning
+from conftest import TINY, Answer
+from noah_lightning import cli, console
+
+Noah = Callable[..., Answer]
+REPOSITORY = Path(__file__).parents[1]
+
+
+def test_help_names_every_command(noah: Noah) -> None:
+    answer = noah("--help")
+    assert answer.status == 0
+    for command in ("train", "evaluate", "demo"):
+        assert f"  {command} " in answer.out
+
+
+def test_help_of_train_names_groups_and_examples(noah: Noah) -> None:
+    answer = noah("train", "--help")
+    assert answer.status == 0
+    for line in ("noah train model=resnet50 head=noah", "head: gap, noah", "data: digits, imagefolder, imagenet"):
+        assert line in answer.out
+
+
+def test_version(noah: Noah) -> None:
+    assert noah("--version").out == f"noah_lightning {noah_lightning.__version__}\n"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from noah_lightning.cli import _parser; _parser().format_help(); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "timm", "lightning", "hydra", "wandb"} & set(modules)
+
+
+def test_train_py_is_noah_train() -> None:
+    done = subprocess.run(
+        [sys.executable, "train.py", "--cfg", "job", "model=resnet50"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "name: resnet50" in done.stdout
+
+
+def test_train_py_tells_a_mistake_in_one_line() -> None:
+    done = subprocess.run([sys.executable, "train.py", "head=none"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "noah: head has no option 'none'; did you mean noah?\n"
+
+
+def test_ctrl_c_before_training_is_quiet(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_demo", interrupt)
+    answer = noah("demo")
+    assert (answer.status, answer.err) == (130, "")
+
+
+def test_on_a_terminal_a_progress_bar_is_drawn(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "on_terminal", lambda: True)
+    assert noah("train", *TINY, "head=gap", "hydra.run.dir=run").status == 0
+    assert "left in the epoch" not in Path("run/train.log").read_text()
+    assert "epoch 2/2" in Path("run/train.log").read_text()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (75, "1:15"), (3599.6, "1:00:00"), (3700, "1:01:40")])
+def test_duration(seconds: float, text: str) -> None:
+    assert console.duration(seconds) == text
+
+
+@pytest.mark.slow
+def test_wheel_trains_from_an_empty_environment(tmp_path: Path) -> None:
+    """Builds the wheel and unpacks it beside this environment's packages, away from the clone and its conf/."""
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "-o", tmp_path, REPOSITORY], check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, tmp_path / "site"], check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "noah_lightning", "train", *TINY],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("runs/*/*/results.json"))

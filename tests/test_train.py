@@ -1,0 +1,211 @@
+"""A training run: what it leaves in its directory, and what it refuses."""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from conftest import TINY, Answer, FinishedRun, call_noah
+from noah_lightning.config import compose_config
+from noah_lightning.runs import build_model, read_config, read_results
+
+Noah = Callable[..., Answer]
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_run_directory_holds_the_whole_story(finished_run: FinishedRun) -> None:
+    assert files_in(finished_run.path) == [
+        "checkpoints",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "config.yaml",
+        "metrics.csv",
+        "results.json",
+        "train.log",
+    ]
+
+
+def test_config_is_resolved_and_rebuilds_the_same_configuration(finished_run: FinishedRun) -> None:
+    text = (finished_run.path / "config.yaml").read_text()
+    assert "${" not in text
+    assert yaml.safe_load(text)["head"]["head_num"] == 4
+    assert read_config(finished_run.path) == compose_config([*TINY, "head=noah"])
+
+
+def test_log_file_holds_what_the_console_showed(finished_run: FinishedRun) -> None:
+    logged = (finished_run.path / "train.log").read_text().splitlines()
+    assert [re.sub(r"^\S+ \S+ ", "", line) for line in logged] == finished_run.answer.out.splitlines()
+
+
+def test_console_tells_epochs_rate_and_time_left(finished_run: FinishedRun) -> None:
+    out = finished_run.answer.out
+    assert re.search(r"epoch 1/2  batch 2/3  \d+ images/s  0:0\d left in the epoch", out)
+    assert re.search(r"epoch 2/2  train loss \d\.\d+ top-1 \S+ %  val top-1 .* of 50\).*0:00 left", out)
+    parameters = sum(p.numel() for p in build_model(read_config(finished_run.path)).parameters())
+    assert f"head noah, {parameters:,} parameters" in out
+    assert finished_run.answer.err == ""
+
+
+def test_metrics_hold_each_epoch(finished_run: FinishedRun) -> None:
+    rows = list(csv.DictReader((finished_run.path / "metrics.csv").open()))
+    validations = [row for row in rows if row["val/top1"]]
+    assert [row["epoch"] for row in validations] == ["0", "1"]
+    assert all(float(row["val/images"]) == 50 for row in validations)
+    assert len([row for row in rows if row["train/top1"]]) == 2
+    assert len([row for row in rows if row["train/lr"]]) == 3  # 6 steps, every second one
+
+
+def test_results_agree_with_log_and_metrics(finished_run: FinishedRun) -> None:
+    results = read_results(finished_run.path)
+    rows = csv.DictReader((finished_run.path / "metrics.csv").open())
+    accuracies = [float(row["val/top1"]) for row in rows if row["val/top1"]]
+    assert results.top1 == pytest.approx(max(accuracies), abs=1e-4)
+    assert results.best_epoch == 1 + accuracies.index(max(accuracies))
+    assert (results.epochs, results.images) == (2, 50)
+    assert f"best     epoch {results.best_epoch}  val top-1 {results.top1:.3f} %" in finished_run.answer.out
+    assert results.images_per_second == pytest.approx(2 * 96 / results.train_seconds)
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_checkpoints_are_plain_containers(finished_run: FinishedRun, name: str) -> None:
+    checkpoint = torch.load(finished_run.path / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    assert all(key.startswith("model.") for key in checkpoint["state_dict"])
+    build_model(read_config(finished_run.path)).load_state_dict(
+        {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
+    )
+
+
+def test_best_checkpoint_is_of_the_best_epoch_and_last_of_the_last(finished_run: FinishedRun) -> None:
+    epoch = {
+        name: torch.load(finished_run.path / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"] + 1
+        for name in ("best", "last")
+    }
+    assert epoch == {"best": read_results(finished_run.path).best_epoch, "last": 2}
+
+
+def test_same_seed_same_weights_other_seed_others(finished_run: FinishedRun, noah: Noah) -> None:
+    def weights(path: Path) -> torch.Tensor:
+        return torch.load(path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]["model.head.value.weight"]
+
+    for run, seed in (("again", 0), ("other", 1)):
+        assert noah("train", *TINY, "head=noah", f"seed={seed}", f"hydra.run.dir={run}").status == 0
+    assert torch.equal(weights(Path("again")), weights(finished_run.path))
+    assert not torch.equal(weights(Path("other")), weights(finished_run.path))
+
+
+def test_a_run_is_never_overwritten(finished_run: FinishedRun) -> None:
+    before = {path: path.read_bytes() for path in finished_run.path.rglob("*") if path.is_file()}
+    answer = call_noah("train", *TINY, "head=gap", f"hydra.run.dir={finished_run.path}")
+    assert answer.status == 2
+    assert answer.err == f"noah: {finished_run.path} holds a run already; give another hydra.run.dir=…\n"
+    assert before == {path: path.read_bytes() for path in finished_run.path.rglob("*") if path.is_file()}
+
+
+def test_default_run_directory_is_named_after_model_and_head(noah: Noah, tmp_path: Path) -> None:
+    assert noah("train", *TINY, "head=gap", "trainer.max_epochs=1").status == 0
+    [config] = tmp_path.glob("runs/*/*/config.yaml")
+    assert re.fullmatch(r"\d\d-\d\d-\d\d_test_resnet_gap", config.parent.name)
+    assert "+" not in files_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["headd.head_num=4"], ["headd.head_num", "head.head_num"]),
+        (["head.head_num=3"], ["head_num=3", "512", "head_num=1, 2, 4, 8"]),
+        (["model=resnet999"], ["resnet999", "resnet50", "model=timm"]),
+        (["model=timm"], ["model.name"]),
+        (["model=timm", "model.name=resnet999"], ["resnet999", "did you mean"]),
+        ([], ["data.root=/path/to", "experiment=demo"]),
+        (["data=imagefolder"], ["data.root=/path/to", "experiment=demo"]),
+        (["data=imagenet", "data.root=/nowhere"], ["/nowhere", "does not exist", "train/<class>/"]),
+        (["data=imagefolder", "data.root=/nowhere"], ["/nowhere", "does not exist"]),
+        (["experiment=demo", "data.root=/x"], ["data.root"]),
+        (["experiment=demo", "+foo=1"], ["'foo'"]),
+        (["experiment=demo", "+recipe.warmup=1"], ["recipe.warmup"]),
+        (["experiment=demo", "+model.args.foo=1"], ["foo", "resnet18"]),
+        (["experiment=demo", "seed=abc"], ["seed='abc'", "whole number"]),
+        (["experiment=demo", "trainer.max_epochs=0"], ["trainer.max_epochs=0"]),
+        (["experiment=demo", "trainer.precision=8"], ["trainer", "recision"]),
+        (["experiment=demo", "recipe.optimizer.name=sdg"], ["sdg", "sgd"]),
+        (["experiment=demo", "recipe.batch_size=none"], ["data.batch_size='none'"]),
+        (["experiment=demo", "logger.name=tensorbord"], ["tensorbord", "tensorboard"]),
+        (["head.head_num"], ["head.head_num"]),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    noah: Noah, tmp_path: Path, overrides: list[str], says: list[str]
+) -> None:
+    answer = noah("train", *overrides)
+    assert answer.status == 2
+    assert answer.err.count("\n") == 1
+    assert answer.err.startswith("noah: ")
+    assert "Traceback" not in answer.err
+    for part in says:
+        assert part in answer.err
+    assert files_in(tmp_path) == []
+
+
+def test_images_in_folders_train(noah: Noah, jpeg_tree: Path) -> None:
+    answer = noah(
+        "train",
+        "model=timm",
+        "model.name=test_resnet",
+        "head=noah",
+        "data=imagefolder",
+        f"data.root={jpeg_tree}",
+        "data.image_size=32",
+        "data.num_workers=1",
+        "recipe.batch_size=4",
+        "recipe.optimizer.lr=0.01",
+        "trainer.max_epochs=1",
+    )
+    assert answer.status == 0, answer.err
+    assert "imagefolder, 2 classes, batch 4" in answer.out
+    assert "of 6)" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda root: (root / "train/ant/3.jpg").write_text("not an image"), ["train/ant/3.jpg", "cannot be read"]),
+        (lambda root: (root / "train/cat").mkdir() or (root / "val/cat").mkdir(), ["classes without images", "cat"]),
+    ],
+    ids=["text named .jpg", "empty class"],
+)
+def test_damaged_trees_are_named_in_one_line(
+    noah: Noah, jpeg_tree: Path, damage: Callable[[Path], object], says: list[str]
+) -> None:
+    damage(jpeg_tree)
+    tree = ["data=imagefolder", f"data.root={jpeg_tree}", "data.image_size=32", "data.num_workers=1"]
+    answer = noah("train", "model=timm", "model.name=test_resnet", *tree, "recipe.batch_size=4")
+    assert answer.status == 2
+    assert answer.err.count("\n") == 1
+    for part in says:
+        assert part in answer.err
+
+
+def test_an_error_under_way_is_in_the_log_of_the_run(noah: Noah, jpeg_tree: Path) -> None:
+    (jpeg_tree / "train/ant/3.jpg").write_text("not an image")
+    tree = ["data=imagefolder", f"data.root={jpeg_tree}", "data.image_size=32", "data.num_workers=0"]
+    noah("train", "model=timm", "model.name=test_resnet", *tree, "recipe.batch_size=4", "hydra.run.dir=run")
+    assert "error: " in Path("run/train.log").read_text()
+    assert not Path("run/results.json").exists()
+
+
+def test_multirun_makes_a_run_per_value_and_goes_on_after_a_failure(noah: Noah, tmp_path: Path) -> None:
+    answer = noah("train", "-m", *TINY, "head=noah", "head.head_num=5,2", "trainer.max_epochs=1")
+    assert answer.status == 2
+    assert "head_num=5" in answer.err
+    assert "not all jobs of the sweep succeeded" in answer.err
+    [config] = tmp_path.rglob("config.yaml")
+    assert yaml.safe_load(config.read_text())["head"]["head_num"] == 2
+    assert json.loads((config.parent / "results.json").read_text())["epochs"] == 1
