@@ -31,7 +31,14 @@ def test_wandb_without_an_account_runs_offline_and_asks_nothing(tmp_path: Path) 
     """In a process of its own, whose standard input would answer no question."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
     environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "OMP_NUM_THREADS": "1"}
-    overrides = [*TINY, "head=noah", "trainer.max_epochs=1", "logger=wandb", "logger.group=a-group-of-runs", "hydra.run.dir=run"]
+    overrides = [
+        *TINY,
+        "head=noah",
+        "trainer.max_epochs=1",
+        "logger=wandb",
+        "logger.group=a-group-of-runs",
+        "hydra.run.dir=run",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "noah_lightning", "train", *overrides],
         cwd=tmp_path,

@@ -1,14 +1,13 @@
 """noah_lightning: a laboratory for classification heads, and the reference implementation of NOAH."""
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from noah_lightning.heads import NOAHHead
     from noah_lightning.model import create_model
 
-__version__ = version("noah-lightning")
+__version__ = "0.1.0"
 __all__ = ["NOAHHead", "__version__", "create_model"]
 
 _HOMES = {"NOAHHead": "noah_lightning.heads", "create_model": "noah_lightning.model"}

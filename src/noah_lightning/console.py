@@ -32,7 +32,9 @@ def start_logging() -> None:
     log.propagate = False
     log.handlers.clear()
     if on_terminal():
-        handler: logging.Handler = RichHandler(console=get_console(), show_path=False, show_level=False)
+        handler: logging.Handler = RichHandler(
+            console=get_console(), show_time=False, show_level=False, show_path=False
+        )
     else:
         handler = logging.StreamHandler(sys.stdout)
     log.addHandler(handler)

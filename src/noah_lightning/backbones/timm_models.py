@@ -81,7 +81,10 @@ def _build_pretrained(name: str, num_classes: int, model_args: dict[str, Any]) -
 
 def _default_cfg(name: str) -> Any:
     _require_known(name)
-    return timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None:  # an hf-hub: or local-dir: model, or an old name of a renamed one: the model itself tells
+        cfg = timm.models.PretrainedCfg(**getattr(build_on_meta(name), "pretrained_cfg", {}))
+    return cfg
 
 
 def _fit_image_size(name: str, image_size: int | None, model_args: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
@@ -61,15 +60,14 @@ def checked_weights(
     Raises:
         WeightsError: a missing, left-over or misshapen weight, with the first names.
     """
-    cfg = timm.get_pretrained_cfg(name)
-    classifiers = (cfg and cfg.classifier) or ()
+    model = build_on_meta()  # first, as arguments that the model does not take are no fault of the file
+    classifiers = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     names = (classifiers,) if isinstance(classifiers, str) else classifiers
     final = [f"{classifier}.{kind}" for classifier in names for kind in ("weight", "bias")]
     num_classes = next((len(state[key]) for key in final if key in state), 0)
     backbone = {key: tensor.to("meta") for key, tensor in state.items() if key not in final}  # shapes suffice
     if not backbone:  # timm would take no weights for none given, and fetch its own
         raise WeightsError(f"{path} does not fit {name}: it holds a classifier and no backbone")
-    build_on_meta()  # arguments that the model does not take are no fault of the file
     try:
         build_on_meta(pretrained=True, pretrained_cfg_overlay={"state_dict": backbone, "num_classes": 0})
     except Exception as error:  # each of timm's adapters trips over a foreign file in its own way

@@ -63,8 +63,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay: str) -> list[
     if decay == "all":
         return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": weight_decay}]
     spared: Callable[[], Collection[str]] = getattr(model, "no_weight_decay", tuple)
-    groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=spared())
-    return [group for group in groups if group["params"]]
+    return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=spared())
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
