@@ -252,14 +252,14 @@ def test_an_added_key_that_nothing_reads_is_refused(plus: str) -> None:
 
 @pytest.mark.parametrize(("group", "dataclass"), [("optimizer", OptimizerSettings), ("schedule", ScheduleSettings)])
 def test_a_recipes_settings_become_the_dataclass_that_describes_them(group: str, dataclass: type) -> None:
-    recipe = compose_config(["recipe=digits"]).recipe
-    assert typed(dataclass, recipe[group], f"recipe.{group}") == dataclass(**read("recipe", "digits")[group])
+    config = compose_config(["recipe=digits"])
+    assert typed(dataclass, config, f"recipe.{group}") == dataclass(**read("recipe", "digits")[group])
 
 
 def test_a_setting_that_its_dataclass_lacks_is_named_with_the_nearest_one() -> None:
-    group = OmegaConf.create({"name": "sgd", "lrr": 0.1})
+    config = OmegaConf.create({"recipe": {"optimizer": {"name": "sgd", "lrr": 0.1}}})
     with pytest.raises(ConfigError, match=r"^there is no setting 'recipe\.optimizer\.lrr'; did you mean lr\?$"):
-        typed(OptimizerSettings, group, "recipe.optimizer")
+        typed(OptimizerSettings, config, "recipe.optimizer")
 
 
 def test_data_without_a_root_says_how_to_give_it() -> None:
@@ -343,9 +343,9 @@ def test_a_bad_override_is_one_line_that_names_it(demo: DictConfig, pair: str, m
 
 
 def test_settings_are_plain_arguments_without_those_left_out(demo: DictConfig) -> None:
-    assert settings(demo.model.args) == {"channels": [16, 32, 64, 128], "output_stride": 8}
-    assert type(settings(demo.model.args)["channels"]) is list
-    assert settings(demo.head, "name", "init").keys() == demo.head.keys() - {"name", "init"}
+    assert settings(demo, "model.args") == {"channels": [16, 32, 64, 128], "output_stride": 8}
+    assert type(settings(demo, "model.args")["channels"]) is list
+    assert settings(demo, "head", "name", "init").keys() == demo.head.keys() - {"name", "init"}
 
 
 # --- the files and the code they configure have the same words

@@ -67,6 +67,7 @@ def test_a_vit_that_started_from_weights_is_rebuilt_with_its_class_token(noah: N
         (["{run}", "head.head_num=5"], ["head_num=5"]),
         (["{run}", "data.num_classes=7"], ["not of the model"]),
         (["{run}", "data.root"], ["key=value"]),
+        (["{run}", "seed=${{oc.env:HOME}}"], ["seed", "write its value"]),
     ],
 )
 def test_mistakes_are_one_line(finished_run: FinishedRun, arguments: list[str], says: list[str]) -> None:
@@ -114,6 +115,10 @@ def test_bad_checkpoints_are_refused_in_one_line(run_copy: Path, how: str) -> No
     [
         ("model: [", "not valid YAML"),
         ("- a\n- b\n", "no run's configuration"),
+        (
+            "model: {}\ndata: {}\nhead: {}\nrecipe: {}\ntrainer: {}\nseed: ${oc.env:HOME}\n",
+            "refers to other settings",
+        ),
         ("model: {}\n", "data, head, recipe, trainer missing"),
         ("model: !!python/object/apply:os.system ['touch pwned']\n", "not valid YAML"),
     ],

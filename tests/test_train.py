@@ -139,6 +139,11 @@ def test_default_run_directory_is_named_after_model_and_head(noah: Noah, tmp_pat
         (["experiment=demo", "recipe.batch_size=none"], ["data.batch_size='none'"]),
         (["experiment=demo", "logger.name=tensorbord"], ["tensorbord", "tensorboard"]),
         (["head.head_num"], ["head.head_num"]),
+        (["experiment=demo", "head=null"], ["head=null", "gap, noah"]),
+        (["experiment=demo", "data=3"], ["data=3", "digits"]),
+        (["experiment=demo", "recipe.schedule=null"], ["recipe.schedule=None", "group"]),
+        (["experiment=demo", "model.args=3"], ["model.args=3", "group"]),
+        (["+foo=1", "model=resnet999"], ["'foo'"]),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(

@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 
 from noah_lightning.config import (
     CONFIG_ERRORS,
+    check_overrides,
     config_dir,
     explain,
-    refuse_unknown_additions,
     register_resolvers,
     resolved,
 )
@@ -29,7 +29,7 @@ def train(overrides: Sequence[str]) -> None:
         UserError: anything the user can mend, Hydra's own complaints included.
     """
     register_resolvers()
-    refuse_unknown_additions(overrides)
+    check_overrides(overrides)
     sys.argv = ["noah train", *overrides]  # where Hydra looks
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     mistakes: list[UserError] = []

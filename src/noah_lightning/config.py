@@ -51,7 +51,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     """
     register_resolvers()
     GlobalHydra.instance().clear()
-    refuse_unknown_additions(overrides)
+    check_overrides(overrides)
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             return resolved(compose("config", overrides=list(overrides)))
@@ -59,12 +59,19 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         raise explain(error, overrides) from error
 
 
-def refuse_unknown_additions(overrides: Sequence[str]) -> None:
-    """Hydra's ``+key=value`` adds a key; only the open-ended ones can take any, elsewhere nothing would read it.
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse what Hydra lets pass or trips over.
+
+    ``+key=value`` adds a key: only the open-ended groups take any, elsewhere nothing would read it.
 
     Raises:
-        ConfigError: an added key that nothing reads.
+        ConfigError: an added key that nothing reads, or a group whose option is no name.
     """
+    for pair in overrides:
+        group, _, option = pair.partition("=")
+        if (config_dir() / group).is_dir() and re.fullmatch(r"null|[\d.]*", option, re.IGNORECASE):
+            options = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+            raise ConfigError(f"{group}={option} names no option; there are {', '.join(options)}")
     added = [match[1] for pair in overrides if (match := re.match(r"\++([\w.]+)=", pair))]
     added = [key for key in added if not key.startswith((*OPEN_ENDED, "hydra."))]
     known = _known_keys(overrides) if added else []
@@ -99,9 +106,11 @@ def override(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     config = config.copy()
     known = list(_keys(config))
     for pair in overrides:
-        key, equals, _ = pair.partition("=")
+        key, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError(f"{pair!r} is no override; write key=value")
+        if "${" in value:
+            raise ConfigError(f"{pair!r} refers to another setting; write its value")
         if key not in known:
             raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}")
         try:
@@ -111,24 +120,32 @@ def override(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     return config
 
 
-def settings(group: DictConfig, *leave_out: str) -> dict[str, Any]:
-    """A group of the configuration as plain keyword arguments, without the named keys."""
+def settings(config: DictConfig, key: str, *leave_out: str) -> dict[str, Any]:
+    """The group ``key`` of a resolved configuration as plain keyword arguments, without those left out.
+
+    Raises:
+        ConfigError: it is no group.
+    """
+    group = OmegaConf.select(config, key)
+    if not isinstance(group, DictConfig):
+        raise ConfigError(f"{key}={group} must be a group of settings; set the ones in it, such as {key}.NAME=…")
     container = OmegaConf.to_container(group)
     assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items() if key not in leave_out}
+    return {str(name): value for name, value in container.items() if name not in leave_out}
 
 
-def typed(dataclass: type[Settings], group: DictConfig, key: str) -> Settings:
-    """The group as the dataclass that describes it.
+def typed(dataclass: type[Settings], config: DictConfig, key: str) -> Settings:
+    """The group ``key`` as the dataclass that describes it.
 
     Raises:
         ConfigError: a setting that the dataclass lacks, or one of its own complaints.
     """
     known = inspect.signature(dataclass).parameters
-    for name in settings(group):
+    given = settings(config, key)
+    for name in given:
         if name not in known:
             raise ConfigError(f"there is no setting {f'{key}.{name}'!r}{did_you_mean(name, known)}")
-    return dataclass(**settings(group))
+    return dataclass(**given)
 
 
 def explain(error: BaseException, overrides: Sequence[str] = ()) -> UserError:

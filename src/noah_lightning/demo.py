@@ -68,7 +68,7 @@ def verdict(results: dict[str, runs.Results]) -> str:
 
 def draw_demo(folder: Path, configs: dict[str, DictConfig], count: int = 6) -> Path:
     """Draw the first validation images of ``count`` different classes; returns the picture's path."""
-    data = create_data(configs["noah"].data.name, **settings(configs["noah"].data, "name"))
+    data = create_data(configs["noah"].data.name, **settings(configs["noah"], "data", "name"))
     data.prepare_data()
     data.setup("validate")
     assert data.val_dataset is not None

@@ -49,7 +49,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     near = get_close_matches(word, known, n=3, cutoff=0.5)
     if near:
         return f"; did you mean {' or '.join(near)}?"
-    return f"; there are {', '.join(known)}" if len(known) <= 12 else ""
+    return f"; there are {', '.join(known)}" if 0 < len(known) <= 12 else ""
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -21,7 +21,7 @@ def evaluate(run_dir: Path, checkpoint: str = "best", overrides: Sequence[str] =
     """
     config = override(runs.read_config(run_dir), overrides)
     model = runs.load_model(run_dir, config, checkpoint)
-    data = create_data(config.data.name, **settings(config.data, "name"))
+    data = create_data(config.data.name, **settings(config, "data", "name"))
     task = make_task(config, model)
     with tempfile.TemporaryDirectory() as nowhere:  # an evaluation leaves nothing in the run directory
         trainer = make_trainer(config, Path(nowhere), logger=False, enable_checkpointing=False)

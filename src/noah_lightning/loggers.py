@@ -29,7 +29,7 @@ def make_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
 
 
 def _wandb(config: DictConfig, run_dir: Path) -> WandbLogger:
-    options: dict[str, Any] = settings(config.logger, "name", "mode")
+    options: dict[str, Any] = settings(config, "logger", "name", "mode")
     mode = config.logger.mode or os.environ.get("WANDB_MODE") or ("online" if _has_wandb_account() else "offline")
     if mode not in ("online", "offline", "disabled"):
         raise ConfigError(f"logger.mode={mode!r} must be online, offline or disabled")

@@ -70,12 +70,15 @@ def read_config(run_dir: Path) -> DictConfig:
     if not path.is_file():
         raise ConfigError(f"{run_dir} is no run directory: it has no {CONFIG}")
     try:
-        content = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from error
     missing = {"model", "head", "data", "recipe", "trainer"} - set(content if isinstance(content, dict) else ())
     if missing:
         raise ConfigError(f"{path} is no run's configuration: {', '.join(sorted(missing))} missing")
+    if "${" in text:  # ours are resolved; a stranger's could read the environment
+        raise ConfigError(f"{path} is no run's configuration: it refers to other settings by ${{…}}")
     config = OmegaConf.create(content)
     OmegaConf.set_struct(config, True)
     return config
@@ -107,8 +110,8 @@ def build_model(config: DictConfig) -> nn.Module:
         weights=config.model.weights,
         image_size=config.data.image_size,
         class_token=config.model.class_token,
-        model_args=settings(config.model.args),
-        **settings(config.head, "name"),
+        model_args=settings(config, "model.args"),
+        **settings(config, "head", "name"),
     )
 
 

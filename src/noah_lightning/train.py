@@ -34,7 +34,7 @@ def train(config: DictConfig, run_dir: Path) -> runs.Results:
     _require_whole("trainer.max_epochs", config.trainer.max_epochs, low=1, high=10**6)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     model = runs.build_model(config)  # before the data, which may take long to look through
-    data = create_data(config.data.name, **settings(config.data, "name"))
+    data = create_data(config.data.name, **settings(config, "data", "name"))
     task = make_task(config, model)
     report = console.EpochReport()
     loggers = make_loggers(config, run_dir)
@@ -64,10 +64,9 @@ def make_task(config: DictConfig, model: nn.Module) -> ClassificationTask:
     Raises:
         ConfigError: recipe settings out of their range.
     """
-    recipe = config.recipe
-    optimizer = typed(OptimizerSettings, recipe.optimizer, "recipe.optimizer")
-    schedule = typed(ScheduleSettings, recipe.schedule, "recipe.schedule")
-    return ClassificationTask(model, optimizer, schedule, recipe.label_smoothing)
+    optimizer = typed(OptimizerSettings, config, "recipe.optimizer")
+    schedule = typed(ScheduleSettings, config, "recipe.schedule")
+    return ClassificationTask(model, optimizer, schedule, config.recipe.label_smoothing)
 
 
 def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trainer:
@@ -78,7 +77,7 @@ def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trai
     """
     try:
         return pl.Trainer(
-            **settings(config.trainer),
+            **settings(config, "trainer"),
             default_root_dir=run_dir,
             enable_model_summary=False,
             enable_progress_bar=console.on_terminal(),
