@@ -242,8 +242,9 @@ def test_a_file_of_another_model_is_refused_with_the_first_names(head: str, tmp_
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_file_that_timms_adapter_chokes_on_is_refused_in_one_line(head: str, tmp_path: Path) -> None:
-    path = write({"patch_embed.proj.weight": torch.zeros(3)}, tmp_path / "weights.pt")
+@pytest.mark.parametrize("key", ["patch_embed.proj.weight", "pos_embed"])
+def test_a_file_that_timms_adapter_chokes_on_is_refused_in_one_line(key: str, head: str, tmp_path: Path) -> None:
+    path = write({key: torch.zeros(3)}, tmp_path / "weights.pt")  # a list index, a shape: timm raises as Python does
     with pytest.raises(WeightsError, match="does not fit test_vit") as error:
         create_model("test_vit", head, 10, weights=path)
     assert path in str(error.value)
