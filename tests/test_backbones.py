@@ -20,7 +20,14 @@ from noah_lightning.model import create_model
 # one cheap model of every class in timm; where a class is missing, test_the_recorded_classes_are_all says its name
 CLASSES: dict[str, str] = json.loads((Path(__file__).parent / "data" / "timm_classes.json").read_text())
 
-FEWER_LAYERS = {"sequencer2d_s": {"layers": (1, 1, 1, 1)}}  # its LSTMs are seconds of Python loops each on meta
+# classes whose smallest model takes seconds even on meta; the slow test of every model has them whole
+FEWER_LAYERS = {
+    "sequencer2d_s": {"layers": (1, 1, 1, 1)},
+    "gemma4_vit_570m": {"depth": 2},
+    "gemma4_vit_167m_enc": {"depth": 2},
+    "deepseek_vit_412m_align": {"depth": 2},
+    "deepseek_vit_412m_enc": {"depth": 2},
+}
 TINY_SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
 TINY_VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 

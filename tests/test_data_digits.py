@@ -227,3 +227,15 @@ class TestDataModule:
     def test_other_class_count(self) -> None:
         with pytest.raises(DataError, match=r"set data.num_classes=10$"):
             digits(num_classes=9)
+
+
+def test_each_image_carries_the_label_of_the_digit_it_shows() -> None:
+    """A canvas that the digit fills, without clutter: the pixels say which source it is, scikit-learn its label."""
+    data = digits(image_size=24, num_fragments=0)
+    glyphs = load_glyphs(24)[0].reshape(-1, 24 * 24)
+    targets = load_digits().target
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        for images, labels in loader:
+            for image, label in zip(images[:, 0].flatten(1).numpy(), labels, strict=True):
+                [source] = np.flatnonzero((glyphs == image).all(axis=1))
+                assert label == targets[source]
