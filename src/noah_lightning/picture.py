@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")  # files only; no display is needed
 
@@ -71,11 +72,11 @@ def _most_probable(probabilities: Mapping[str, Tensor], limit: int) -> list[int]
     return sorted(highest.topk(min(limit, len(highest))).indices.tolist())
 
 
-def _over_image(attention: Tensor, size: Sequence[int]) -> Tensor:
+def _over_image(attention: Tensor, size: Sequence[int]) -> np.ndarray:
     """(L,) → (H, W), smoothly enlarged."""
     rows, columns = grid_shape(len(attention), size[0] / size[1])
     grid = attention.reshape(1, 1, rows, columns)
-    return F.interpolate(grid, size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
+    return F.interpolate(grid, size=tuple(size), mode="bilinear", align_corners=False)[0, 0].numpy()
 
 
 def _draw_bars(axis: plt.Axes, probabilities: Mapping[str, Tensor]) -> None:
