@@ -257,3 +257,10 @@ def assert_one_line(arguments: dict, kind: type[UserError], says: list[str]) -> 
     assert "\n" not in str(error.value)
     for part in says:
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("head", ["gap", "noah"])
+@pytest.mark.parametrize("argument", [{"num_classes": 3}, {"in_chans": 1}, {"checkpoint_path": "x.pt"}])
+def test_what_is_asked_for_elsewhere_is_no_argument_for_timm(head: str, argument: dict) -> None:
+    with pytest.raises(ConfigError, match=f"cannot set {next(iter(argument))}"):
+        create_model("test_resnet", head, 10, model_args=argument)

@@ -12,6 +12,7 @@ import yaml
 
 from conftest import TINY, Answer, FinishedRun, call_noah
 from noah_lightning.config import compose_config
+from noah_lightning.console import EpochReport
 from noah_lightning.runs import build_model, read_config, read_results
 
 Noah = Callable[..., Answer]
@@ -134,6 +135,9 @@ def test_default_run_directory_is_named_after_model_and_head(noah: Noah, tmp_pat
         (["experiment=demo", "+model.args.foo=1"], ["foo", "resnet18"]),
         (["experiment=demo", "seed=abc"], ["seed='abc'", "whole number"]),
         (["experiment=demo", "trainer.max_epochs=0"], ["trainer.max_epochs=0"]),
+        (["experiment=demo", "trainer.check_val_every_n_epoch=4"], ["check_val_every_n_epoch=4", "from 1 to 3"]),
+        (["experiment=demo", "trainer.limit_val_batches=0"], ["limit_val_batches=0", "null"]),
+        (["experiment=demo", "trainer.limit_train_batches=0"], ["limit_train_batches=0"]),
         (["experiment=demo", "trainer.precision=8"], ["trainer", "recision"]),
         (["experiment=demo", "recipe.optimizer.name=sdg"], ["sdg", "sgd"]),
         (["experiment=demo", "recipe.batch_size=none"], ["data.batch_size='none'"]),
@@ -214,3 +218,22 @@ def test_multirun_makes_a_run_per_value_and_goes_on_after_a_failure(noah: Noah, 
     [config] = tmp_path.rglob("config.yaml")
     assert yaml.safe_load(config.read_text())["head"]["head_num"] == 2
     assert json.loads((config.parent / "results.json").read_text())["epochs"] == 1
+
+
+def test_an_interrupted_run_ends_quietly_and_keeps_what_it_has(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the second epoch: the first one's checkpoint stays, and nothing says the run had finished."""
+
+    timed = EpochReport.on_train_batch_end
+
+    def interrupt(self: EpochReport, *arguments: object) -> None:
+        timed(self, *arguments)
+        if Path("run/checkpoints/last.ckpt").exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(EpochReport, "on_train_batch_end", interrupt)
+    answer = noah("train", *TINY, "head=gap", "hydra.run.dir=run")
+    assert answer.status == 130
+    assert answer.err == ""
+    assert "interrupted in epoch 2" in answer.out
+    assert Path("run/checkpoints/last.ckpt").exists()
+    assert not Path("run/results.json").exists()

@@ -59,9 +59,8 @@ def _train_one(config: DictConfig) -> float:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
         config = resolved(config)
-        from noah_lightning import (
-            console,
-        )  # torch and Lightning only once the configuration is known to be sound
+        # torch and Lightning only once the configuration is known to be sound
+        from noah_lightning import console
         from noah_lightning.train import train
 
         console.start_logging()

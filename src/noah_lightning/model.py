@@ -10,6 +10,9 @@ from noah_lightning.errors import ConfigError
 from noah_lightning.heads import make_head
 from noah_lightning.heads.noah import Explanation, NOAHHead
 
+# Arguments of timm's that are asked for elsewhere.
+_NOT_TIMMS_TO_SET = {"num_classes", "in_chans", "pretrained", "checkpoint_path"}
+
 
 class Classifier(nn.Module):
     """``head(backbone(images))``: images (B, 3, H, W) → logits (B, K)."""
@@ -67,11 +70,16 @@ def create_model(
 
     >>> create_model("resnet18", head="noah", num_classes=10, head_num=4, key_ratio=0.5)
     """
+    model_args = dict(model_args or {})
+    if owned := sorted(_NOT_TIMMS_TO_SET & model_args.keys()):
+        raise ConfigError(
+            f"model.args cannot set {', '.join(owned)}: images have 3 channels, the data knows its classes"
+        )
     if head == "gap":
         if class_token is not None:
             raise ConfigError("head=gap is the published model, class token and all; leave class_token unset")
         if head_settings:
             raise ConfigError(f"head=gap is the model's own classifier and takes no settings, got {head_settings}")
-        return build_timm_model(name, num_classes, pretrained, weights, image_size, **dict(model_args or {}))
-    backbone = make_backbone(name, pretrained, weights, image_size, class_token, **dict(model_args or {}))
+        return build_timm_model(name, num_classes, pretrained, weights, image_size, **model_args)
+    backbone = make_backbone(name, pretrained, weights, image_size, class_token, **model_args)
     return Classifier(backbone, make_head(head, backbone.out_channels, num_classes, **head_settings))

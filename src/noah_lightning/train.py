@@ -30,8 +30,7 @@ def train(config: DictConfig, run_dir: Path) -> runs.Results:
     Raises:
         UserError: whatever the user can mend.
     """
-    _require_whole("seed", config.seed, low=0, high=2**32 - 1)
-    _require_whole("trainer.max_epochs", config.trainer.max_epochs, low=1, high=10**6)
+    _check_budget(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     model = runs.build_model(config)  # before the data, which may take long to look through
     data = create_data(config.data.name, **settings(config, "data", "name"))
@@ -50,6 +49,11 @@ def train(config: DictConfig, run_dir: Path) -> runs.Results:
         return _conclude(run_dir, task, report)
     except MisconfigurationException as error:
         raise ConfigError(one_line(error)) from error
+    except SystemExit as stop:  # how Lightning ends a run at Ctrl-C
+        if trainer.interrupted:
+            log.info("interrupted in epoch %d; what was saved is in %s", task.current_epoch + 1, run_dir)
+            raise KeyboardInterrupt from stop
+        raise
     except UserError as error:
         console.write_to_log_only(log_file, str(error))  # the console is told where the error ends up
         raise
@@ -96,6 +100,17 @@ def _checkpoints(run_dir: Path) -> list[ModelCheckpoint]:
     ]
 
 
+def _check_budget(config: DictConfig) -> None:
+    """Refuse what would be found out only after the last epoch: a run that never trains or never validates."""
+    trainer = config.trainer
+    _require_whole("seed", config.seed, low=0, high=2**32 - 1)
+    _require_whole("trainer.max_epochs", trainer.max_epochs, low=1, high=10**6)
+    _require_whole("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch, 1, trainer.max_epochs)
+    for key in ("limit_train_batches", "limit_val_batches"):
+        if trainer[key] == 0:
+            raise ConfigError(f"trainer.{key}=0 leaves nothing to do; give a number of batches, or null for all")
+
+
 def _require_whole(key: str, value: Any, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise ConfigError(f"{key}={value!r} must be a whole number from {low} to {high}")
@@ -109,8 +124,7 @@ def _announce(config: DictConfig, run_dir: Path, task: ClassificationTask, data:
 
 
 def _conclude(run_dir: Path, task: ClassificationTask, report: console.EpochReport) -> runs.Results:
-    if report.best is None:
-        raise ConfigError("no epoch was validated; raise trainer.max_epochs to trainer.check_val_every_n_epoch")
+    assert report.best is not None, "every run validates at least once"
     results = runs.Results(
         parameters=parameter_count(task.model),
         epochs=task.current_epoch,
