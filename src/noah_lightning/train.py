@@ -39,6 +39,12 @@ def train(config: DictConfig, run_dir: Path) -> runs.Results:
     loggers = make_loggers(config, run_dir)
     callbacks = [console.progress(), report, *_checkpoints(run_dir)]
     trainer = make_trainer(config, run_dir, logger=loggers, callbacks=callbacks)
+    if (
+        trainer.world_size > 1
+    ):  # the ranks would claim one run directory, and validation would count some images twice
+        raise ConfigError(
+            f"training on {trainer.world_size} devices at once is not supported yet; use trainer.devices=1"
+        )
     data.prepare_data()
     data.setup("fit")
     runs.write_config(run_dir, config)
