@@ -81,3 +81,10 @@ def test_backbone_is_swapped_by_one_word() -> None:
     backbone = create_model("test_vit", head="noah", num_classes=10, image_size=64).backbone
     assert isinstance(backbone, FeatureMapBackbone)
     assert backbone(torch.randn(1, 3, 64, 64)).shape == (1, 64, 16)
+
+
+def test_demo_takes_no_head(noah: Noah, tmp_path: Path) -> None:
+    answer = noah("demo", "head=gap")
+    assert (answer.status, answer.err.count("\n")) == (2, 1)
+    assert "trains both heads" in answer.err
+    assert list(tmp_path.iterdir()) == []

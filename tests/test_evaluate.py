@@ -142,3 +142,9 @@ def test_a_target_in_a_configuration_is_never_called(noah: Noah, run_copy: Path,
     answer = noah("evaluate", str(run_copy))
     assert (answer.status, answer.err.count("\n")) == (2, 1), answer.err
     assert not Path("pwned").exists()
+
+
+def test_a_folder_of_runs_names_them(finished_run: FinishedRun) -> None:
+    answer = call_noah("evaluate", str(finished_run.path.parent))
+    assert answer.status == 2
+    assert f"there are runs inside: {finished_run.path}\n" in answer.err

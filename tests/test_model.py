@@ -264,3 +264,11 @@ def assert_one_line(arguments: dict, kind: type[UserError], says: list[str]) -> 
 def test_what_is_asked_for_elsewhere_is_no_argument_for_timm(head: str, argument: dict) -> None:
     with pytest.raises(ConfigError, match=f"cannot set {next(iter(argument))}"):
         create_model("test_resnet", head, 10, model_args=argument)
+
+
+def test_a_head_that_cannot_explain_itself_says_so() -> None:
+    with torch.device("meta"):
+        backbone = create_model("test_resnet", "noah", 10).backbone
+        model = Classifier(backbone, nn.Flatten())
+        with pytest.raises(TypeError, match="only NOAH explains its logits, not Flatten"):
+            model.explain(torch.empty(1, 3, 160, 160))

@@ -45,13 +45,15 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("train", help="train a model; takes Hydra overrides: noah train model=resnet18 head=noah")
 
-    evaluate = commands.add_parser("evaluate", help="validate a finished run from its directory")
-    evaluate.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    about = "validate a finished run from its directory"
+    evaluate = commands.add_parser("evaluate", help=about, description=f"{about}, as its last log line did")
+    evaluate.add_argument("run", type=Path, metavar="RUN", help="the directory that the run's first line named")
     evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as data.root=/data/imagenet")
     evaluate.add_argument("--checkpoint", choices=("best", "last"), default="best", help="default: best")
     evaluate.set_defaults(command=_evaluate)
 
-    demo = commands.add_parser("demo", help="train both heads on hand-written digits, compare and draw them")
+    about = "train both heads on hand-written digits, compare and draw them"
+    demo = commands.add_parser("demo", help=about, description=f"{about}; all of it lies in runs/DATE/TIME_demo/")
     demo.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as model=resnet18 for both runs")
     demo.set_defaults(command=_demo)
     return parser

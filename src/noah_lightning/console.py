@@ -40,6 +40,7 @@ def start_logging() -> None:
     log.addHandler(handler)
     for library in ("lightning.pytorch", "lightning.fabric", "timm"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns at each of ten retries
     for chatter in _CHATTER:
         warnings.filterwarnings("ignore", message=chatter)
 

@@ -15,6 +15,7 @@ from noah_lightning.config import compose_config, settings
 from noah_lightning.console import duration, log
 from noah_lightning.data import create_data
 from noah_lightning.data.module import LabelledImages
+from noah_lightning.errors import ConfigError
 from noah_lightning.model import Classifier
 from noah_lightning.picture import draw_comparison
 from noah_lightning.train import train
@@ -28,6 +29,8 @@ def demo(overrides: Sequence[str] = ()) -> Path:
     Raises:
         UserError: overrides that do not fit.
     """
+    if any(pair.startswith("head=") for pair in overrides):
+        raise ConfigError("noah demo trains both heads; leave head=… out, or use noah train experiment=demo head=…")
     configs = {head: compose_config(["experiment=demo", *overrides, f"head={head}"]) for head in HEADS}
     folder = Path("runs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S}_demo"
     results = {}

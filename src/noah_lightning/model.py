@@ -26,8 +26,13 @@ class Classifier(nn.Module):
         return self.head(self.backbone(images))
 
     def explain(self, images: Tensor) -> Explanation:
-        """NOAH's logits with the attention and the contribution of every position."""
-        assert isinstance(self.head, NOAHHead)
+        """NOAH's logits with the attention and the contribution of every position.
+
+        Raises:
+            TypeError: another head, which cannot explain itself.
+        """
+        if not isinstance(self.head, NOAHHead):
+            raise TypeError(f"only NOAH explains its logits, not {type(self.head).__name__}")
         return self.head.explain(self.backbone(images))
 
     def no_weight_decay(self) -> set[str]:
@@ -79,7 +84,10 @@ def create_model(
         if class_token is not None:
             raise ConfigError("head=gap is the published model, class token and all; leave class_token unset")
         if head_settings:
-            raise ConfigError(f"head=gap is the model's own classifier and takes no settings, got {head_settings}")
+            raise ConfigError(
+                f"head=gap is the model's own classifier and takes no settings, got {head_settings}; "
+                "create_model takes them with head='noah'"
+            )
         return build_timm_model(name, num_classes, pretrained, weights, image_size, **model_args)
     backbone = make_backbone(name, pretrained, weights, image_size, class_token, **model_args)
     return Classifier(backbone, make_head(head, backbone.out_channels, num_classes, **head_settings))

@@ -68,7 +68,9 @@ def read_config(run_dir: Path) -> DictConfig:
     """
     path = run_dir / CONFIG
     if not path.is_file():
-        raise ConfigError(f"{run_dir} is no run directory: it has no {CONFIG}")
+        inside = sorted(str(config.parent) for config in run_dir.glob(f"*/{CONFIG}"))
+        advice = f"; there are runs inside: {', '.join(inside)}" if inside else ""
+        raise ConfigError(f"{run_dir} is no run directory: it has no {CONFIG}{advice}")
     try:
         text = path.read_text()
         content = yaml.safe_load(text)

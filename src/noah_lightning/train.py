@@ -57,7 +57,7 @@ def train(config: DictConfig, run_dir: Path) -> runs.Results:
         raise ConfigError(one_line(error)) from error
     except SystemExit as stop:  # how Lightning ends a run at Ctrl-C
         if trainer.interrupted:
-            log.info("interrupted in epoch %d; what was saved is in %s", task.current_epoch + 1, run_dir)
+            log.info("interrupted in epoch %d; what there is so far lies in %s", task.current_epoch + 1, run_dir)
             raise KeyboardInterrupt from stop
         raise
     except UserError as error:
