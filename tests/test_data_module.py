@@ -315,4 +315,4 @@ class TestCreateData:
         """No file of the data room imports from another room."""
         for file in Path(module_file.__file__).parent.glob("*.py"):
             rooms = set(re.findall(r"noah_lightning\.(\w+)", file.read_text()))
-            assert rooms <= {"data", "errors"}, file
+            assert rooms <= {"checks", "data", "errors"}, file  # checks and errors are no rooms: all share them

@@ -137,6 +137,7 @@ def test_default_run_directory_is_named_after_model_and_head(noah: Noah, tmp_pat
         (["experiment=demo", "trainer.max_epochs=0"], ["trainer.max_epochs=0"]),
         (["experiment=demo", "trainer.check_val_every_n_epoch=4"], ["check_val_every_n_epoch=4", "from 1 to 3"]),
         (["experiment=demo", "trainer.accelerator=cpu", "trainer.devices=2"], ["2 devices", "trainer.devices=1"]),
+        (["experiment=demo", "trainer.log_every_n_steps=0"], ["log_every_n_steps=0", "at least 1"]),
         (["experiment=demo", "trainer.limit_val_batches=0"], ["limit_val_batches=0", "null"]),
         (["experiment=demo", "trainer.limit_train_batches=0"], ["limit_train_batches=0"]),
         (["experiment=demo", "trainer.precision=8"], ["trainer", "recision"]),

@@ -63,13 +63,16 @@ def on_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def progress() -> Callback:
-    """A progress bar on a terminal, lines elsewhere."""
-    return RichProgressBar() if on_terminal() else PlainProgress()
+def progress(every: int) -> Callback:
+    """A progress bar on a terminal, a line every so many batches elsewhere."""
+    return RichProgressBar() if on_terminal() else PlainProgress(every)
 
 
 class PlainProgress(Callback):
-    """A line every ``trainer.log_every_n_steps`` batches with the rate and the time left in the epoch."""
+    """A line every so many batches with the rate and the time left in the epoch."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started, self.images = time.perf_counter(), 0
@@ -79,8 +82,7 @@ class PlainProgress(Callback):
     ) -> None:
         self.images += len(batch[1]) * trainer.world_size
         done, batches = batch_idx + 1, int(trainer.num_training_batches)
-        every: int = getattr(trainer, "log_every_n_steps")  # noqa: B009  (not declared by Lightning)
-        if done % every == 0 and done < batches:
+        if done % self.every == 0 and done < batches:
             seconds = time.perf_counter() - self.started
             log.info(
                 "epoch %d/%d  batch %d/%d  %.0f images/s  %s left in the epoch",

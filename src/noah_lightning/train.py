@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from noah_lightning import console, runs
+from noah_lightning.checks import whole_number
 from noah_lightning.config import settings, typed
 from noah_lightning.data import create_data
 from noah_lightning.data.module import ImageDataModule
@@ -37,7 +38,7 @@ def train(config: DictConfig, run_dir: Path) -> runs.Results:
     task = make_task(config, model)
     report = console.EpochReport()
     loggers = make_loggers(config, run_dir)
-    callbacks = [console.progress(), report, *_checkpoints(run_dir)]
+    callbacks = [console.progress(config.trainer.log_every_n_steps), report, *_checkpoints(run_dir)]
     trainer = make_trainer(config, run_dir, logger=loggers, callbacks=callbacks)
     if (
         trainer.world_size > 1
@@ -109,17 +110,13 @@ def _checkpoints(run_dir: Path) -> list[ModelCheckpoint]:
 def _check_budget(config: DictConfig) -> None:
     """Refuse what would be found out only after the last epoch: a run that never trains or never validates."""
     trainer = config.trainer
-    _require_whole("seed", config.seed, low=0, high=2**32 - 1)
-    _require_whole("trainer.max_epochs", trainer.max_epochs, low=1, high=10**6)
-    _require_whole("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch, 1, trainer.max_epochs)
+    whole_number("seed", config.seed, low=0, high=2**32 - 1)
+    whole_number("trainer.max_epochs", trainer.max_epochs, low=1, high=10**6)
+    whole_number("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch, 1, trainer.max_epochs)
+    whole_number("trainer.log_every_n_steps", trainer.log_every_n_steps, low=1)
     for key in ("limit_train_batches", "limit_val_batches"):
         if trainer[key] == 0:
             raise ConfigError(f"trainer.{key}=0 leaves nothing to do; give a number of batches, or null for all")
-
-
-def _require_whole(key: str, value: Any, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ConfigError(f"{key}={value!r} must be a whole number from {low} to {high}")
 
 
 def _announce(config: DictConfig, run_dir: Path, task: ClassificationTask, data: ImageDataModule) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from noah_lightning.data.checks import whole_number
+from noah_lightning.checks import whole_number
 from noah_lightning.data.clutter import TRAIN, VAL, Bytes, Ints, draw_layout, render, split_sources
 from noah_lightning.data.module import ImageDataModule, Split
 
@@ -87,11 +87,11 @@ class DigitsDataModule(ImageDataModule):
             num_workers=num_workers,
             seed=seed,
         )
-        self.train_images = whole_number("train_images", train_images, low=1)
-        self.val_images = whole_number("val_images", val_images, low=1)
-        self.digit_size = whole_number("digit_size", digit_size, low=8, high=self.image_size)
-        self.num_fragments = whole_number("num_fragments", num_fragments, low=0)
-        self.fragment_size = whole_number("fragment_size", fragment_size, low=1, high=self.digit_size)
+        self.train_images = whole_number("data.train_images", train_images, low=1)
+        self.val_images = whole_number("data.val_images", val_images, low=1)
+        self.digit_size = whole_number("data.digit_size", digit_size, low=8, high=self.image_size)
+        self.num_fragments = whole_number("data.num_fragments", num_fragments, low=0)
+        self.fragment_size = whole_number("data.fragment_size", fragment_size, low=1, high=self.digit_size)
 
     def build(self, split: Split) -> DigitsDataset:
         """Renders one split."""

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from noah_lightning.data.checks import fraction
+from noah_lightning.checks import fraction
 from noah_lightning.data.module import ImageDataModule, LabelledImages, Split
 from noah_lightning.data.transforms import eval_transform, train_transform
 from noah_lightning.data.tree import (
@@ -79,7 +79,7 @@ class ImageFolderDataModule(ImageDataModule):
             seed=seed,
         )
         self.root = given_root(root)
-        self.crop_ratio = fraction("crop_ratio", crop_ratio)
+        self.crop_ratio = fraction("data.crop_ratio", crop_ratio)
 
     def setup(self, stage: str) -> None:
         """Checks the tree, then lists its images.

@@ -8,7 +8,7 @@ from pathlib import Path
 from torchvision.datasets import ImageNet
 from torchvision.datasets import imagenet as torchvision_imagenet
 
-from noah_lightning.data.checks import flag
+from noah_lightning.checks import flag
 from noah_lightning.data.imagefolder import ImageFolderDataModule
 from noah_lightning.data.tree import list_split, require_root
 from noah_lightning.errors import DataError, one_line
@@ -51,7 +51,7 @@ class ImageNetDataModule(ImageFolderDataModule):
             num_workers=num_workers,
             seed=seed,
         )
-        self.unpack = flag("unpack", unpack)
+        self.unpack = flag("data.unpack", unpack)
 
     def prepare_data(self) -> None:
         """Unpacks what is missing, if asked to; Lightning calls this in one process per machine.

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from noah_lightning.data.checks import channel_values, whole_number
+from noah_lightning.checks import channel_values, whole_number
 from noah_lightning.data.shuffle import EpochShuffle, epoch_generator
 from noah_lightning.errors import DataError
 
@@ -59,15 +59,15 @@ class ImageDataModule(LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
-        self.num_classes = whole_number("num_classes", num_classes, low=1)
-        self.mean = channel_values("mean", mean, zero_allowed=True)
-        self.std = channel_values("std", std, zero_allowed=False)
-        self.image_size = whole_number("image_size", image_size, low=1)
-        self.batch_size = whole_number("batch_size", batch_size, low=1)
+        self.num_classes = whole_number("data.num_classes", num_classes, low=1)
+        self.mean = channel_values("data.mean", mean, zero_allowed=True)
+        self.std = channel_values("data.std", std, zero_allowed=False)
+        self.image_size = whole_number("data.image_size", image_size, low=1)
+        self.batch_size = whole_number("data.batch_size", batch_size, low=1)
         self.num_workers = (
-            default_workers() if num_workers is None else whole_number("num_workers", num_workers, low=0)
+            default_workers() if num_workers is None else whole_number("data.num_workers", num_workers, low=0)
         )
-        self.seed = whole_number("seed", seed, low=0)
+        self.seed = whole_number("data.seed", seed, low=0)
         self.train_dataset: LabelledImages | None = None
         self.val_dataset: LabelledImages | None = None
         self.class_names: list[str] = []  # in label order, filled by setup

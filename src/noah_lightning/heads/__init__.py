@@ -8,11 +8,10 @@ become the keys of ``conf/head/<name>.yaml``.
 import importlib
 import pkgutil
 
+from noah_lightning.heads.noah import NOAHHead
 from noah_lightning.heads.registry import head_names, make_head, register_head
 
 for _module in pkgutil.iter_modules(__path__):  # every file here is a head, so finding it is registering it
     importlib.import_module(f"{__name__}.{_module.name}")
-
-from noah_lightning.heads.noah import NOAHHead  # noqa: E402  (after the loop, which decides the order)
 
 __all__ = ["NOAHHead", "head_names", "make_head", "register_head"]

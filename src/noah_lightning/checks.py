@@ -1,4 +1,4 @@
-"""Checks of data settings; each raises a ConfigError that names the key, the value and what is allowed."""
+"""Checks of single settings; each raises a ConfigError that names the key, the value and what is allowed."""
 
 from collections.abc import Sequence
 
@@ -7,24 +7,23 @@ from noah_lightning.errors import ConfigError
 
 def whole_number(key: str, value: object, low: int, high: int | None = None) -> int:
     """``value`` if it is an integer in ``low..high``."""
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if is_integer and low <= value and (high is None or value <= high):  # type: ignore[operator]
-        return value  # type: ignore[return-value]
+    if isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high):
+        return value
     allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
-    raise ConfigError(f"data.{key}={value!r} must be a whole number {allowed}")
+    raise ConfigError(f"{key}={value!r} must be a whole number {allowed}")
 
 
 def fraction(key: str, value: object) -> float:
     """``value`` as a float if it is a number in (0, 1]."""
-    if _is_number(value) and 0 < value <= 1:  # type: ignore[operator]
-        return float(value)  # type: ignore[arg-type]
-    raise ConfigError(f"data.{key}={value!r} must be a number above 0 and at most 1")
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1:
+        return float(value)
+    raise ConfigError(f"{key}={value!r} must be a number above 0 and at most 1")
 
 
 def channel_values(key: str, values: object, zero_allowed: bool) -> tuple[float, float, float]:
     """Three numbers, one for each of red, green and blue, on the scale where white is 1."""
     allowed = "3 numbers from 0 to 1" if zero_allowed else "3 numbers above 0 and at most 1"
-    mistake = ConfigError(f"data.{key}={values} must be {allowed} (red, green, blue; white is 1)")
+    mistake = ConfigError(f"{key}={values} must be {allowed} (red, green, blue; white is 1)")
     if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != 3:
         raise mistake
     if not all(_is_number(value) and 0 <= value <= 1 for value in values):
@@ -39,7 +38,7 @@ def flag(key: str, value: object) -> bool:
     """``value`` if it is true or false; YAML's ``no`` arrives as a text that Python would take for true."""
     if isinstance(value, bool):
         return value
-    raise ConfigError(f"data.{key}={value!r} must be true or false")
+    raise ConfigError(f"{key}={value!r} must be true or false")
 
 
 def _is_number(value: object) -> bool:
