@@ -16,11 +16,15 @@ from torchvision.datasets import imagenet as torchvision_imagenet
 
 from noah_lightning.data import create_data
 from noah_lightning.data import imagenet as imagenet_file
+from noah_lightning.data.augment import AugmentSettings
 from noah_lightning.data.imagenet import ImageNetDataModule
 from noah_lightning.errors import ConfigError, DataError
 
 CONFIG = yaml.safe_load((Path(__file__).parents[1] / "conf" / "data" / "imagenet.yaml").read_text())
 CONFIG.update(seed=0, batch_size=2, num_workers=0, image_size=16)
+# what the recipe says
+CONFIG.update(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+CONFIG.update(crop_ratio=0.875, interpolation="bilinear", augment={})
 WNIDS = ("n01440764", "n01443537", "n01484850")
 VAL_ORDER = (2, 0, 1, 0, 1, 2)  # class of each validation image, in file order
 NAMES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
@@ -106,6 +110,12 @@ def make_folders(root: Path, names: list[str]) -> Path:
         for name in names:
             (root / split / name).mkdir(parents=True)
     return root
+
+
+def test_the_recipes_settings_arrive(tmp_path: Path) -> None:
+    data = imagenet(tmp_path, augment={"erasing": 0.25, "repeats": 3}, interpolation="bicubic", crop_ratio=0.9)
+    assert data.augment == AugmentSettings(erasing=0.25, repeats=3)
+    assert (data.interpolation, data.crop_ratio) == ("bicubic", 0.9)
 
 
 class TestUnpack:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from noah_lightning.data import create_data
 from noah_lightning.data import module as module_file
+from noah_lightning.data.augment import AugmentSettings
 from noah_lightning.data.module import ImageDataModule, Split, default_workers
 from noah_lightning.errors import ConfigError, DataError
 
@@ -262,8 +263,10 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_resumed_run_sees_the_order_of_the_uninterrupted_one(tmp_path: Path, num_workers: int) -> None:
+@pytest.mark.parametrize(("num_workers", "repeats"), [(0, 1), (1, 1), (0, 3), (1, 3)])
+def test_resumed_run_sees_the_order_of_the_uninterrupted_one(tmp_path: Path, num_workers: int, repeats: int) -> None:
+    augment = AugmentSettings(repeats=repeats)
+
     def fit(epochs: int, checkpoint: str | None = None) -> tuple[Recorder, Trainer]:
         trainer = Trainer(
             max_epochs=epochs,
@@ -274,7 +277,7 @@ def test_resumed_run_sees_the_order_of_the_uninterrupted_one(tmp_path: Path, num
             enable_model_summary=False,
         )
         model = Recorder()
-        trainer.fit(model, datamodule=ready((40, 1), num_workers=num_workers), ckpt_path=checkpoint)
+        trainer.fit(model, datamodule=ready((40, 1), num_workers=num_workers, augment=augment), ckpt_path=checkpoint)
         return model, trainer
 
     whole, _ = fit(3)
@@ -305,8 +308,8 @@ class TestCreateData:
 
     def test_imports_nothing_heavy(self) -> None:
         program = (
-            "import sys, noah_lightning.data, noah_lightning.data.tree\n"
-            "heavy = {'torch', 'torchvision', 'sklearn', 'lightning'} & sys.modules.keys()\n"
+            "import sys, noah_lightning.data, noah_lightning.data.augment, noah_lightning.data.tree\n"
+            "heavy = {'torch', 'torchvision', 'timm', 'sklearn', 'lightning'} & sys.modules.keys()\n"
             "assert not heavy, heavy\n"
         )
         subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": ":".join(sys.path)})

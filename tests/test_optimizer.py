@@ -1,5 +1,6 @@
 """Parameter groups against timm's rule written out here, and what arrives in torch's optimiser."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from noah_lightning.errors import ConfigError
 from noah_lightning.model import create_model
-from noah_lightning.task import OptimizerSettings, make_optimizer, parameter_groups
+from noah_lightning.task import OptimizerSettings, make_optimizer, parameter_groups, scaled_to
 
 
 def small_model(name: str) -> nn.Module:
@@ -132,6 +133,7 @@ def test_without_options_torchs_defaults_hold() -> None:
             for value in (-1, math.nan, math.inf, True, None, "0.1", [1])
         ],
         *[("options", value) for value in (None, "momentum", ["momentum", 0.9])],
+        *[("lr_batch", value) for value in (0, -256, 256.0, True, "256", [256])],
     ],
 )
 def test_a_bad_setting_is_one_line_that_names_key_and_value(key: str, value: object) -> None:
@@ -164,3 +166,25 @@ def test_options_the_optimizer_does_not_take_are_known_before_there_is_a_model(n
         OptimizerSettings(name, 0.1, options=options)
     assert str(caught.value).startswith(f"recipe.optimizer.options={options}: ")
     assert "\n" not in str(caught.value)
+
+
+# --- the rate of a batch
+
+
+@pytest.mark.parametrize(("batch", "rate"), [(64, 0.025), (256, 0.1), (1, 0.1 / 256), (1024, 0.4)])
+def test_the_rate_grows_with_the_batch_and_nothing_else_changes(batch: int, rate: float) -> None:
+    settings = OptimizerSettings("sgd", 0.1, 1e-4, "all", {"momentum": 0.9}, lr_batch=256)
+    scaled = scaled_to(settings, batch)
+    assert scaled.lr == pytest.approx(rate, rel=1e-15)
+    assert dataclasses.replace(scaled, lr=0.1, lr_batch=256) == settings
+
+
+def test_without_a_reference_batch_the_rate_holds_for_every_batch() -> None:
+    settings = OptimizerSettings("sgd", 0.1)
+    assert [scaled_to(settings, batch) for batch in (1, 4096)] == [settings, settings]
+
+
+def test_scaling_twice_is_scaling_once() -> None:
+    """A scaled rate is meant for the batch it was scaled to."""
+    scaled = scaled_to(OptimizerSettings("sgd", 0.1, lr_batch=256), 64)
+    assert scaled_to(scaled, 64) == scaled

@@ -2,15 +2,19 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from timm.scheduler import CosineLRScheduler
+from torch import nn
 
+from noah_lightning.config import compose_config
 from noah_lightning.errors import ConfigError
 from noah_lightning.task import ScheduleSettings, learning_rate
+from noah_lightning.train import make_task
 
 
 def an_optimizer(lr: float) -> torch.optim.SGD:
@@ -120,6 +124,7 @@ def schedules(per: st.SearchStrategy[str]) -> st.SearchStrategy[ScheduleSettings
         final_lr=rates,
         milestones=st.lists(st.integers(0, 100), min_size=1, unique=True).map(sorted),
         gamma=st.floats(0, 1),
+        lag=st.floats(0, 10),
     )
 
 
@@ -148,6 +153,74 @@ def test_at_the_start_of_an_epoch_per_step_and_per_epoch_agree(schedule: Schedul
     assert learning_rate(epoch, 0.1, 100, schedule) == learning_rate(epoch, 0.1, 100, per_epoch)
 
 
+@given(
+    schedule=schedules(st.just("step")), lag=st.integers(0, 20), epoch=st.integers(0, 99), share=st.floats(0, 0.999)
+)
+def test_a_lag_moves_the_whole_schedule_back(schedule: ScheduleSettings, lag: int, epoch: int, share: float) -> None:
+    prompt, late = dataclasses.replace(schedule, lag=0), dataclasses.replace(schedule, lag=lag)
+    time = epoch + share
+    assert learning_rate(time, 0.1, 100, late) == learning_rate(max(0, time - lag), 0.1, 100, prompt)
+
+
+def test_set_per_epoch_the_lag_counts_from_the_start_of_the_epoch() -> None:
+    schedule = ScheduleSettings("linear", lag=1.5)
+    rates = [learning_rate(time, 1.0, 10, schedule) for time in (0, 1.9, 2, 2.9, 3)]
+    assert rates == pytest.approx([1, 1, 0.95, 0.95, 0.85], rel=1e-15)
+
+
+# --- the recipes of the paper
+
+
+def rates_of(recipe: str) -> list[float]:
+    """The rate of every epoch of a recipe, with the batch it is written for."""
+    config = compose_config([f"recipe={recipe}"])
+    task = make_task(config, nn.Linear(2, 2), config.recipe.batch_size)
+    epochs = config.recipe.epochs
+    return [learning_rate(epoch, task.optimizer_settings.lr, epochs, task.schedule) for epoch in range(epochs)]
+
+
+def cosine(time: float, peak: float, final: float, epochs: int) -> float:
+    return final + (peak - final) * (1 + math.cos(math.pi * time / epochs)) / 2
+
+
+def warmed_up_cosine(time: float, peak: float, warmup: int) -> float:
+    return 1e-6 + (peak - 1e-6) * time / warmup if time < warmup else cosine(time, peak, 1e-5, 300)
+
+
+RECIPES: dict[str, tuple[int, Callable[[int], float]]] = {
+    "resnet": (100, lambda epoch: [0.1, 0.01, 0.001, 0.0001][epoch // 30]),
+    "mobilenet": (150, lambda epoch: cosine(epoch, 0.05, 0, 150)),
+    "mobilenetv3": (150, lambda epoch: cosine(epoch, 0.05, 0, 150)),
+    "shufflenet": (240, lambda epoch: 0.5 * (240 - epoch) / 240),
+    "deit": (300, lambda epoch: warmed_up_cosine(max(0, epoch - 1), 1e-3, 5)),
+    "pvt": (300, lambda epoch: warmed_up_cosine(max(0, epoch - 1), 1e-3, 5)),
+    "mlp": (300, lambda epoch: warmed_up_cosine(epoch, 7e-4, 20)),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_epoch_of_a_recipe_has_the_rate_of_its_formula(recipe: str) -> None:
+    epochs, formula = RECIPES[recipe]
+    assert rates_of(recipe) == pytest.approx([formula(epoch) for epoch in range(epochs)], rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "peak", "warmup", "ahead"),
+    [("deit", 1e-3, 5, 0), ("pvt", 1e-3, 5, 0), ("mlp", 7e-4, 20, 1)],
+)
+def test_recipes_equal_timms_scheduler_driven_as_their_scripts_do(
+    recipe: str, peak: float, warmup: int, ahead: int
+) -> None:
+    """After each epoch, DeiT's script steps to that epoch's number and the MLPs' to the next one's."""
+    optimizer = an_optimizer(peak)
+    timms = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-5, warmup_t=warmup, warmup_lr_init=1e-6)
+    expected = []
+    for epoch in range(300):
+        expected.append(optimizer.param_groups[0]["lr"])
+        timms.step(epoch + ahead)
+    assert rates_of(recipe) == pytest.approx(expected, rel=1e-12, abs=0)
+
+
 NOT_A_RATE = [-0.1, math.nan, math.inf, True, None, "0.1", [0.1]]
 
 
@@ -156,7 +229,7 @@ NOT_A_RATE = [-0.1, math.nan, math.inf, True, None, "0.1", [0.1]]
     [
         *[("name", value) for value in ("cosin", None, 3, ["cosine"])],
         *[("per", value) for value in ("batch", None, ["step"])],
-        *[(key, value) for key in ("warmup_epochs", "warmup_lr", "final_lr", "gamma") for value in NOT_A_RATE],
+        *[(key, value) for key in ("warmup_epochs", "warmup_lr", "final_lr", "gamma", "lag") for value in NOT_A_RATE],
         *[
             ("milestones", value)
             for value in ([], [3, 2], [2, 2], [-1, 2], ["a", 2], [math.nan], [True], 30, "30", None)

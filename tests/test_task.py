@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from noah_lightning.errors import ConfigError
-from noah_lightning.task import ClassificationTask, OptimizerSettings, ScheduleSettings, learning_rate
+from noah_lightning.task import ClassificationTask, MixingSettings, OptimizerSettings, ScheduleSettings, learning_rate
 from noah_lightning.task.accuracy import AccuracyCounter
 
 pytestmark = [
@@ -215,13 +215,15 @@ class LogOfAStep(ClassificationTask):
         self.__dict__.setdefault("logged", {})[name] = value
 
 
-def test_a_training_step_never_waits_for_the_device() -> None:
+@pytest.mark.parametrize("mixing", [MixingSettings(), MixingSettings(mixup=0.8), MixingSettings(cutmix=1.0)])
+def test_a_training_step_never_waits_for_the_device(mixing: MixingSettings) -> None:
     """A meta tensor has no value: .item(), .cpu(), float() and bool() of one raise."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES))
-    task = LogOfAStep(model, OptimizerSettings("sgd", 0.1), ScheduleSettings(), 0.1).to("meta")
+    task = LogOfAStep(model, OptimizerSettings("sgd", 0.1), ScheduleSettings(), 0.1, mixing, CLASSES, 0.9).to("meta")
     images, labels = torch.empty(4, 3, 2, 2, device="meta"), torch.empty(4, dtype=torch.long, device="meta")
     loss = task.training_step((images, labels), 0)
     loss.backward()
+    task.ema.update(task.model)
     assert loss.is_meta
     assert task.train_accuracy.correct.is_meta
     assert task.logged["train/loss_step"].is_meta

@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from conftest import TINY, Answer, FinishedRun, call_noah
 from noah_lightning.config import compose_config
 from noah_lightning.console import EpochReport
 from noah_lightning.runs import build_model, read_config, read_results
+from noah_lightning.task import MixingSettings, OptimizerSettings, ScheduleSettings
+from noah_lightning.task.mixing import BatchMixing
+from noah_lightning.train import make_task, make_trainer
 
 Noah = Callable[..., Answer]
 
@@ -142,6 +147,17 @@ def test_default_run_directory_is_named_after_model_and_head(noah: Noah, tmp_pat
         (["experiment=demo", "trainer.limit_train_batches=0"], ["limit_train_batches=0"]),
         (["experiment=demo", "trainer.precision=8"], ["trainer", "recision"]),
         (["experiment=demo", "recipe.optimizer.name=sdg"], ["sdg", "sgd"]),
+        (["experiment=demo", "recipe.optimizer.lr_batch=0"], ["recipe.optimizer.lr_batch=0", "at least 1"]),
+        (["experiment=demo", "recipe.schedule.lag=-1"], ["recipe.schedule.lag=-1", "at least 0"]),
+        (["experiment=demo", "recipe.mixing.switch=2"], ["recipe.mixing.switch=2", "from 0 to 1"]),
+        (["experiment=demo", "recipe.ema=1"], ["recipe.ema=1", "above 0 and below 1"]),
+        (["experiment=demo", "recipe.gradient_clip=0"], ["recipe.gradient_clip=0", "above 0"]),
+        (["experiment=demo", "recipe.gradient_clip=no"], ["recipe.gradient_clip='no'", "above 0"]),
+        (["experiment=demo", "trainer.gradient_clip_val=-1"], ["trainer.gradient_clip_val=-1", "above 0"]),
+        (
+            ["experiment=demo", "trainer.accumulate_grad_batches=0"],
+            ["trainer.accumulate_grad_batches=0", "at least 1"],
+        ),
         (["experiment=demo", "recipe.batch_size=none"], ["data.batch_size='none'"]),
         (["experiment=demo", "logger.name=tensorbord"], ["tensorbord", "tensorboard"]),
         (["head.head_num"], ["head.head_num"]),
@@ -163,6 +179,62 @@ def test_mistakes_are_one_line_and_leave_nothing(
     for part in says:
         assert part in answer.err
     assert files_in(tmp_path) == []
+
+
+def test_the_task_is_what_the_recipe_says() -> None:
+    config = compose_config(["recipe=deit", "data.num_classes=12"])
+    task = make_task(config, nn.Linear(2, 2), batch=256)
+    assert task.optimizer_settings == OptimizerSettings(
+        "adamw", 2.5e-4, 0.05, "matrices", {"eps": 1e-8, "betas": [0.9, 0.999]}, lr_batch=256
+    )
+    assert task.schedule == ScheduleSettings("cosine", "epoch", 5, 1e-6, 1e-5, lag=1)
+    assert task.label_smoothing == 0.1
+    assert task.ema.decay == 0.99996
+    expected = BatchMixing(MixingSettings(0.8, 1.0, 0.5), num_classes=12, label_smoothing=0.1)
+    assert vars(task.mixing._mixup) == vars(expected._mixup)
+
+
+def test_the_rate_is_for_all_images_of_an_optimizer_step(noah: Noah) -> None:
+    scaled = ["recipe.optimizer.lr_batch=256", "recipe.schedule.name=constant", "recipe.schedule.warmup_epochs=0"]
+    accumulated = ["trainer.accumulate_grad_batches=2", "trainer.max_epochs=1", "hydra.run.dir=run"]
+    answer = noah("train", *TINY, "head=gap", *scaled, *accumulated)
+    assert answer.status == 0, answer.err
+    assert "\nrate     0.003 × 64/256 = 0.00075, adamw\n" in answer.out
+    rows = csv.DictReader(Path("run/metrics.csv").read_text().splitlines())
+    assert [float(row["train/lr"]) for row in rows if row["train/lr"]] == pytest.approx([0.00075], rel=1e-6)
+
+
+def test_a_rate_for_every_batch_is_announced_as_it_is(finished_run: FinishedRun) -> None:
+    assert "\nrate     0.003, adamw\n" in finished_run.answer.out
+
+
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.. is deprecated")
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("clip", "moved"), [("0.01", 0.01), ("0.5", 0.5), ("null", None)])
+def test_the_gradient_is_clipped_to_the_recipes_norm(
+    tmp_path: Path, clip: str, moved: float | None, accumulate: int
+) -> None:
+    """One step of plain SGD at rate 1 moves the weights by the gradient."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
+    images, labels = 10 * torch.randn(8, 3, 2, 2), torch.randint(10, (8,))
+    before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    nn.functional.cross_entropy(model(images), labels).backward()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    model.zero_grad()
+    assert gradient.norm() > 1
+
+    recipe = [f"recipe.gradient_clip={clip}", "recipe.optimizer.name=sgd", "recipe.optimizer.lr=1.0"]
+    schedule = ["recipe.schedule.name=constant", "recipe.schedule.warmup_epochs=0", "recipe.optimizer.weight_decay=0"]
+    trainer = ["trainer.max_epochs=1", f"trainer.accumulate_grad_batches={accumulate}", "trainer.accelerator=cpu"]
+    config = compose_config([*TINY, *recipe, *schedule, *trainer])
+    data = DataLoader(TensorDataset(images, labels), 8 // accumulate)
+    quiet = {"logger": False, "enable_checkpointing": False}
+    make_trainer(config, tmp_path, **quiet).fit(make_task(config, model, batch=8), data)
+    step = before - nn.utils.parameters_to_vector(model.parameters()).detach()
+    expected = gradient if moved is None else gradient * moved / gradient.norm()
+    torch.testing.assert_close(step, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_images_in_folders_train(noah: Noah, jpeg_tree: Path) -> None:

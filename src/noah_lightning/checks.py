@@ -1,6 +1,6 @@
 """Checks of single settings; each raises a ConfigError that names the key, the value and what is allowed."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from noah_lightning.errors import ConfigError
 
@@ -39,6 +39,13 @@ def flag(key: str, value: object) -> bool:
     if isinstance(value, bool):
         return value
     raise ConfigError(f"{key}={value!r} must be true or false")
+
+
+def one_of(key: str, value: object, allowed: Collection[str]) -> str:
+    """``value`` if it is one of the words allowed."""
+    if isinstance(value, str) and value in allowed:
+        return value
+    raise ConfigError(f"{key}={value!r} must be one of {', '.join(allowed)}")
 
 
 def _is_number(value: object) -> bool:

@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ log = logging.getLogger("noah_lightning")
 _CHATTER = (
     ".*does not have many workers.*",  # the number of workers suits the machine, or the data is in memory
     ".*smaller than the logging interval.*",  # a short epoch; its totals are logged all the same
+    ".*in eval mode at the start of training.*",  # the average of the weights, which is never trained
     "Experiment logs directory .* exists and is not empty.*",  # it holds config.yaml, and no older metrics
     ".*isinstance\\(treespec, LeafSpec\\).* is deprecated.*",  # Lightning's own use of torch
 )
@@ -95,19 +97,34 @@ class PlainProgress(Callback):
             )
 
 
+@dataclass
+class Best:
+    """The best epoch so far, the first of equals: its validation accuracy, and its number counted from 1."""
+
+    accuracy: Accuracy | None = None
+    epoch: int = 0
+
+    def see(self, accuracy: Accuracy, epoch: int) -> None:
+        if self.accuracy is None or accuracy.correct > self.accuracy.correct:
+            self.accuracy, self.epoch = accuracy, epoch
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}  val {self.accuracy}"
+
+
 class EpochReport(Callback):
     """A line per epoch, and the record of the best one.
 
     Attributes:
-        best: validation accuracy of the best epoch so far, the first of equals.
-        best_epoch: its number, counted from 1.
+        best: the best epoch of the model.
+        best_ema: the best epoch of the average of its weights, where there is one.
         train_seconds: time spent in training batches, loading included, validation not.
         train_images: images trained on.
     """
 
     def __init__(self) -> None:
-        self.best: Accuracy | None = None
-        self.best_epoch = 0
+        self.best = Best()
+        self.best_ema = Best()
         self.train_seconds = 0.0
         self.train_images = 0
 
@@ -126,13 +143,13 @@ class EpochReport(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, ClassificationTask)
-        train, val = pl_module.train_accuracy.compute(), pl_module.validated
+        train = pl_module.train_accuracy.compute()
         self.train_seconds += self._batch_ended - self._epoch_started
         self.train_images += train.images
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
-        validates_now = epoch % (trainer.check_val_every_n_epoch or 1) == 0
-        if val and validates_now and (self.best is None or val.correct > self.best.correct):
-            self.best, self.best_epoch = val, epoch
+        validated = ""
+        if epoch % (trainer.check_val_every_n_epoch or 1) == 0:
+            validated = self._see(pl_module, epoch)
         left = (time.perf_counter() - self._fit_started) / epoch * (epochs - epoch)
         log.info(
             "epoch %d/%d  train loss %.4f top-1 %.2f %%  %s%.0f images/s  %s left",
@@ -140,10 +157,21 @@ class EpochReport(Callback):
             epochs,
             train.loss,
             train.top1,
-            f"val {val}  " if val and validates_now else "",
+            validated,
             train.images / (self._batch_ended - self._epoch_started),
             duration(left),
         )
+
+    def _see(self, task: ClassificationTask, epoch: int) -> str:
+        """Note the validation of this epoch; returns its part of the line."""
+        told = ""
+        if task.validated:
+            self.best.see(task.validated, epoch)
+            told += f"val {task.validated}  "
+        if task.ema_validated:
+            self.best_ema.see(task.ema_validated, epoch)
+            told += f"ema top-1 {task.ema_validated.top1:.3f} %  "
+        return told
 
 
 def duration(seconds: float) -> str:

@@ -52,6 +52,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; there are {', '.join(known)}" if 0 < len(known) <= 12 else ""
 
 
+def name_first(names: list[str]) -> str:
+    """The first three names, for a message."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """The message of a library's error with its line breaks folded, cut at ``limit`` characters."""
     text = " ".join(str(error).split()) or type(error).__name__

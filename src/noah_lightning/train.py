@@ -8,17 +8,26 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from noah_lightning import console, runs
-from noah_lightning.checks import whole_number
+from noah_lightning.checks import flag, whole_number
 from noah_lightning.config import settings, typed
+from noah_lightning.cost import count_parameters
 from noah_lightning.data import create_data
 from noah_lightning.data.module import ImageDataModule
 from noah_lightning.errors import ConfigError, UserError, one_line
 from noah_lightning.loggers import make_loggers
-from noah_lightning.task import ClassificationTask, OptimizerSettings, ScheduleSettings
+from noah_lightning.task import (
+    ClassificationTask,
+    MixingSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    scaled_to,
+)
+from noah_lightning.task.mixing import check_even
+from noah_lightning.task.schedule import is_non_negative
 
 log = logging.getLogger("noah_lightning")
 
@@ -32,22 +41,25 @@ def train(config: DictConfig, run_dir: Path) -> runs.Results:
         UserError: whatever the user can mend.
     """
     _check_budget(config)
+    _check_recipe(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     model = runs.build_model(config)  # before the data, which may take long to look through
     data = create_data(config.data.name, **settings(config, "data", "name"))
-    task = make_task(config, model)
     report = console.EpochReport()
     loggers = make_loggers(config, run_dir)
-    callbacks = [console.progress(config.trainer.log_every_n_steps), report, *_checkpoints(run_dir)]
+    callbacks = [console.progress(config.trainer.log_every_n_steps), report, *_checkpoints(run_dir, config)]
     trainer = make_trainer(config, run_dir, logger=loggers, callbacks=callbacks)
-    if (
-        trainer.world_size > 1
-    ):  # the ranks would claim one run directory, and validation would count some images twice
+    if trainer.world_size > 1:  # ranks would claim one run directory, and count some validation images twice
         raise ConfigError(
             f"training on {trainer.world_size} devices at once is not supported yet; use trainer.devices=1"
         )
+    batch = data.batch_size * config.trainer.accumulate_grad_batches * trainer.world_size
+    task = make_task(config, model, batch)
     data.prepare_data()
     data.setup("fit")
+    if task.mixing is not None:
+        assert data.train_dataset is not None
+        check_even(min(data.batch_size, len(data.train_dataset)))  # a set below one batch is one batch
     runs.write_config(run_dir, config)
     log_file = console.log_to(run_dir / runs.LOG)
     try:
@@ -69,15 +81,22 @@ def train(config: DictConfig, run_dir: Path) -> runs.Results:
         console.stop_log(log_file)
 
 
-def make_task(config: DictConfig, model: nn.Module) -> ClassificationTask:
-    """The training task of a recipe, around a model.
+def make_task(config: DictConfig, model: nn.Module, batch: int) -> ClassificationTask:
+    """The training task of a recipe, around a model, with the rate for ``batch`` images per optimiser step.
 
     Raises:
         ConfigError: recipe settings out of their range.
     """
     optimizer = typed(OptimizerSettings, config, "recipe.optimizer")
-    schedule = typed(ScheduleSettings, config, "recipe.schedule")
-    return ClassificationTask(model, optimizer, schedule, config.recipe.label_smoothing)
+    return ClassificationTask(
+        model,
+        scaled_to(optimizer, batch),
+        typed(ScheduleSettings, config, "recipe.schedule"),
+        label_smoothing=config.recipe.label_smoothing,
+        mixing=typed(MixingSettings, config, "recipe.mixing"),
+        num_classes=config.data.num_classes,
+        ema=config.recipe.ema,
+    )
 
 
 def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trainer:
@@ -98,13 +117,18 @@ def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trai
         raise ConfigError(f"trainer: {one_line(error)}") from error
 
 
-def _checkpoints(run_dir: Path) -> list[ModelCheckpoint]:
+def _checkpoints(run_dir: Path, config: DictConfig) -> list[ModelCheckpoint]:
     """``best`` and ``last``; apart, because Lightning's ``save_last`` waits for the next best one."""
     folder = run_dir / runs.CHECKPOINTS
-    return [
+    checkpoints = [
         ModelCheckpoint(folder, "best", monitor="val/top1", mode="max", enable_version_counter=False),
         ModelCheckpoint(folder, "last", enable_version_counter=False),
     ]
+    if config.recipe.ema is not None:
+        checkpoints.append(
+            ModelCheckpoint(folder, "best_ema", monitor="val/ema_top1", mode="max", enable_version_counter=False)
+        )
+    return checkpoints
 
 
 def _check_budget(config: DictConfig) -> None:
@@ -114,37 +138,64 @@ def _check_budget(config: DictConfig) -> None:
     whole_number("trainer.max_epochs", trainer.max_epochs, low=1, high=10**6)
     whole_number("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch, 1, trainer.max_epochs)
     whole_number("trainer.log_every_n_steps", trainer.log_every_n_steps, low=1)
+    whole_number("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, low=1)
     for key in ("limit_train_batches", "limit_val_batches"):
         if trainer[key] == 0:
             raise ConfigError(f"trainer.{key}=0 leaves nothing to do; give a number of batches, or null for all")
 
 
+def _check_recipe(config: DictConfig) -> None:
+    """Refuse what would otherwise be left out without a word, or stand still."""
+    flag("recipe.equal_dropout", config.recipe.equal_dropout)  # of which only the baseline takes notice
+    for key in ("recipe.gradient_clip", "trainer.gradient_clip_val"):  # the second follows the first, unless set
+        norm = OmegaConf.select(config, key)
+        if norm is not None and (not is_non_negative(norm) or norm == 0):
+            raise ConfigError(f"{key}={norm!r} must be a number above 0, or null for no clipping")
+    precision = config.trainer.precision
+    if config.recipe.ema is not None and precision in ("16-true", "bf16-true"):
+        raise ConfigError(
+            f"recipe.ema moves weights by less than trainer.precision={precision} can hold; "
+            f"use {precision.replace('true', 'mixed')}"
+        )
+
+
 def _announce(config: DictConfig, run_dir: Path, task: ClassificationTask, data: ImageDataModule) -> None:
-    count = parameter_count(task.model)
+    count = count_parameters(task.model)
     log.info("run      %s", run_dir)
     log.info("model    %s, head %s, %s parameters", config.model.name, config.head.name, f"{count:,}")
     log.info("data     %s, %d classes, batch %d", config.data.name, data.num_classes, data.batch_size)
+    log.info("rate     %s, %s", _rate(config, task.optimizer_settings), task.optimizer_settings.name)
+
+
+def _rate(config: DictConfig, scaled: OptimizerSettings) -> str:
+    """``0.1 × 64/256 = 0.025``, or the rate alone where it holds for every batch."""
+    if scaled.lr_batch is None:
+        return f"{scaled.lr:g}"
+    base = config.recipe.optimizer
+    return f"{base.lr:g} × {scaled.lr_batch}/{base.lr_batch} = {scaled.lr:g}"
 
 
 def _conclude(run_dir: Path, task: ClassificationTask, report: console.EpochReport) -> runs.Results:
-    assert report.best is not None, "every run validates at least once"
+    best, ema = report.best.accuracy, report.best_ema.accuracy
+    assert best is not None, "every run validates at least once"
     results = runs.Results(
-        parameters=parameter_count(task.model),
+        parameters=count_parameters(task.model),
         epochs=task.current_epoch,
-        best_epoch=report.best_epoch,
-        correct=report.best.correct,
-        correct_top5=report.best.correct_top5,
-        images=report.best.images,
+        best_epoch=report.best.epoch,
+        correct=best.correct,
+        correct_top5=best.correct_top5,
+        images=best.images,
         train_seconds=report.train_seconds,
         images_per_second=report.images_per_second,
+        ema_best_epoch=report.best_ema.epoch if ema else None,
+        ema_correct=ema.correct if ema else None,
+        ema_correct_top5=ema.correct_top5 if ema else None,
     )
     runs.write_results(run_dir, results)
-    log.info("best     epoch %d  val %s", report.best_epoch, report.best)
+    log.info("best     %s", report.best)
+    if ema:
+        log.info("best ema %s", report.best_ema)
     return results
-
-
-def parameter_count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _close(loggers: list[Logger], failed: bool) -> None:

@@ -1,23 +1,24 @@
 """Any photographs sorted into root/train/<class>/ and root/val/<class>/."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from noah_lightning.checks import fraction
+from noah_lightning.checks import fraction, one_of
+from noah_lightning.data.augment import augment_settings
 from noah_lightning.data.module import ImageDataModule, LabelledImages, Split
-from noah_lightning.data.transforms import eval_transform, train_transform
+from noah_lightning.data.transforms import INTERPOLATIONS, eval_transform, train_transform
 from noah_lightning.data.tree import (
     class_folders,
     count_classes,
     given_root,
-    name_first,
     require_same_classes,
 )
-from noah_lightning.errors import DataError, one_line
+from noah_lightning.errors import DataError, name_first, one_line
 
 __all__ = ["ImageFolderDataModule", "count_classes", "open_rgb"]
 
@@ -51,8 +52,11 @@ class ImageFolderDataModule(ImageDataModule):
     Args, beyond those of :class:`ImageDataModule`:
         root: folder that holds train/ and val/; ``~`` is expanded.
         crop_ratio: in validation, side of the central crop over the shorter side of the scaled photograph.
+        interpolation: of that scaling, bilinear or bicubic.
+        augment: settings of :class:`~noah_lightning.data.augment.AugmentSettings`, by name.
 
     Raises:
+        ConfigError: a value out of range, or a setting of ``augment`` that there is not.
         DataError: ``root`` is not set.
     """
 
@@ -65,6 +69,8 @@ class ImageFolderDataModule(ImageDataModule):
         std: Sequence[float],
         image_size: int,
         crop_ratio: float,
+        interpolation: str,
+        augment: Mapping[str, Any],
         batch_size: int,
         num_workers: int | None,
         seed: int,
@@ -77,9 +83,11 @@ class ImageFolderDataModule(ImageDataModule):
             batch_size=batch_size,
             num_workers=num_workers,
             seed=seed,
+            augment=augment_settings(augment),
         )
         self.root = given_root(root)
         self.crop_ratio = fraction("data.crop_ratio", crop_ratio)
+        self.interpolation = one_of("data.interpolation", interpolation, INTERPOLATIONS)
 
     def setup(self, stage: str) -> None:
         """Checks the tree, then lists its images.
@@ -96,9 +104,9 @@ class ImageFolderDataModule(ImageDataModule):
     def build(self, split: Split) -> LabelledImages:
         """Lists one split."""
         if split == "train":
-            transform = train_transform(self.image_size)
+            transform = train_transform(self.image_size, self.augment, self.mean)
         else:
-            transform = eval_transform(self.image_size, self.crop_ratio)
+            transform = eval_transform(self.image_size, self.crop_ratio, self.interpolation)
         # allow_empty: we name all empty classes ourselves, in one line
         dataset = ClassFolders(self.root / split, transform, loader=open_rgb, allow_empty=True)
         images_of = np.bincount(dataset.targets, minlength=len(dataset.classes))

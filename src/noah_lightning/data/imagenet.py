@@ -2,8 +2,9 @@
 
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torchvision.datasets import ImageNet
 from torchvision.datasets import imagenet as torchvision_imagenet
@@ -35,6 +36,8 @@ class ImageNetDataModule(ImageFolderDataModule):
         std: Sequence[float],
         image_size: int,
         crop_ratio: float,
+        interpolation: str,
+        augment: Mapping[str, Any],
         batch_size: int,
         num_workers: int | None,
         seed: int,
@@ -47,6 +50,8 @@ class ImageNetDataModule(ImageFolderDataModule):
             std=std,
             image_size=image_size,
             crop_ratio=crop_ratio,
+            interpolation=interpolation,
+            augment=augment,
             batch_size=batch_size,
             num_workers=num_workers,
             seed=seed,

@@ -7,15 +7,18 @@ from typing import Literal, Protocol
 import torch
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch import LightningDataModule
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noah_lightning.checks import channel_values, whole_number
-from noah_lightning.data.shuffle import EpochShuffle, epoch_generator
+from noah_lightning.data.augment import AugmentSettings
+from noah_lightning.data.shuffle import EpochRepeat, EpochShuffle, epoch_generator
 from noah_lightning.errors import DataError
 
 Split = Literal["train", "val"]
 Batch = tuple[Tensor, Tensor]
+PLAIN = AugmentSettings()
 
 
 class LabelledImages(Protocol):
@@ -42,6 +45,7 @@ class ImageDataModule(LightningDataModule):
         batch_size: images in a batch, per process.
         num_workers: loading processes; None: one per free CPU of this process, at most 8; 0: load in line.
         seed: fixes the order of the training images and the workers' augmentation.
+        augment: its ``erasing`` and ``repeats`` are seen to here, the rest is for :meth:`build`.
 
     Raises:
         ConfigError: a value out of range.
@@ -57,6 +61,7 @@ class ImageDataModule(LightningDataModule):
         batch_size: int,
         num_workers: int | None,
         seed: int,
+        augment: AugmentSettings = PLAIN,
     ) -> None:
         super().__init__()
         self.num_classes = whole_number("data.num_classes", num_classes, low=1)
@@ -68,10 +73,12 @@ class ImageDataModule(LightningDataModule):
             default_workers() if num_workers is None else whole_number("data.num_workers", num_workers, low=0)
         )
         self.seed = whole_number("data.seed", seed, low=0)
+        self.augment = augment
         self.train_dataset: LabelledImages | None = None
         self.val_dataset: LabelledImages | None = None
         self.class_names: list[str] = []  # in label order, filled by setup
         self._scale_on: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._erasing_on: dict[torch.device, RandomErasing] = {}
 
     def build(self, split: Split) -> LabelledImages:
         """The images of one split, with that split's transforms."""
@@ -102,16 +109,20 @@ class ImageDataModule(LightningDataModule):
         return dataset
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled anew each epoch; the order depends on the seed and the epoch only."""
+        """Shuffled anew each epoch; the order depends on the seed, the epoch and ``augment.repeats`` only."""
         assert self.train_dataset is not None, "setup('fit') comes first"
         processes = self.trainer.world_size if self.trainer else 1
         epoch = self.trainer.current_epoch if self.trainer else 0
+        images, repeats = len(self.train_dataset), self.augment.repeats
+        sampler = (
+            EpochShuffle(images, self.seed, epoch) if repeats == 1 else EpochRepeat(images, self.seed, repeats, epoch)
+        )
         return DataLoader(
             self.train_dataset,  # type: ignore[arg-type]  # map-style without inheriting from Dataset
             batch_size=self.batch_size,
-            sampler=EpochShuffle(len(self.train_dataset), self.seed, epoch),
+            sampler=sampler,
             # A short last batch makes batch norm noisy; but a set below one batch must not vanish.
-            drop_last=len(self.train_dataset) >= self.batch_size * processes,
+            drop_last=len(sampler) >= self.batch_size * processes,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -133,9 +144,25 @@ class ImageDataModule(LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Lightning calls this once the batch is on the device."""
+        """Lightning calls this once the batch is on the device: normalises, and in training erases."""
         images, labels = batch
-        return self.normalize(images), labels
+        images = self.normalize(images)
+        if self.augment.erasing > 0 and self.trainer and self.trainer.training:
+            images = self.erase(images)
+        return images, labels
+
+    def erase(self, images: Tensor) -> Tensor:
+        """Fills a rectangle of each image with standard normal noise, with probability ``augment.erasing``.
+
+        Args:
+            images: normalised, float (B, 3, H, W) on any device; changed in place.
+        """
+        if images.device not in self._erasing_on:
+            self._erasing_on[images.device] = RandomErasing(
+                self.augment.erasing, mode="pixel", max_count=1, device=images.device
+            )
+        erased: Tensor = self._erasing_on[images.device](images)
+        return erased
 
     def normalize(self, images: Tensor) -> Tensor:
         """(x/255 - mean) / std.

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import Sampler
 
 
@@ -39,7 +40,42 @@ class EpochShuffle(Sampler[int]):
         yield from torch.randperm(self.length, generator=generator).tolist()
 
 
-def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """A generator for one epoch; neighbouring seeds and epochs give unrelated streams."""
+class EpochRepeat(RepeatAugSampler):
+    """As :class:`EpochShuffle`, but each image is drawn ``repeats`` times in a row: repeated augmentation.
+
+    An epoch keeps its length, so it visits about one in ``repeats`` images. From 256 images on the length is
+    rounded down to a multiple of 256, as in DeiT's code. Made for one process, whose batches then hold what
+    those of several processes hold together.
+
+    Args:
+        length: number of images.
+        seed: at least 0.
+        repeats: at least 1.
+        epoch: the first epoch, as for :class:`EpochShuffle`.
+    """
+
+    def __init__(self, length: int, seed: int, repeats: int, epoch: int = 0) -> None:
+        super().__init__(range(length), num_replicas=1, rank=0, num_repeats=repeats)
+        self.seed = seed
+        self.set_epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next pass is that of ``epoch``."""
+        self.coming = epoch
+        self.epoch = epoch_seed(self.seed, epoch)  # timm seeds its generator with this, and uses it for nothing else
+
+    def __iter__(self) -> Iterator[int]:
+        order: Iterator[int] = super().__iter__()  # drawn at once, so that the next epoch may be set
+        self.set_epoch(self.coming + 1)
+        return order
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A seed for one epoch, 63 bits; neighbouring seeds and epochs give unrelated ones."""
     state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> 1))  # torch takes signed 64 bits
+    return int(state >> 1)  # torch takes signed 64 bits
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """A generator for one epoch."""
+    return torch.Generator().manual_seed(epoch_seed(seed, epoch))

@@ -6,7 +6,7 @@ No torch here: these checks also run while the configuration is composed.
 import os
 from pathlib import Path
 
-from noah_lightning.errors import DataError
+from noah_lightning.errors import DataError, name_first
 
 WANTED = "it must hold train/<class>/ and val/<class>/ folders of images"
 
@@ -82,11 +82,6 @@ def require_same_classes(root: Path) -> None:
         if missing
     ]
     raise DataError(f"the classes of train/ and val/ in data.root={root} differ: {' and '.join(parts)}")
-
-
-def name_first(names: list[str]) -> str:
-    """The first three names, for a message."""
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def count_classes(root: str | None) -> int:

@@ -1,5 +1,7 @@
 """The training task: cross-entropy over a finished classifier."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,8 @@ from torch import Tensor, nn
 
 from noah_lightning.errors import ConfigError
 from noah_lightning.task.accuracy import Accuracy, AccuracyCounter
+from noah_lightning.task.ema import WeightAverage
+from noah_lightning.task.mixing import BatchMixing, MixingSettings
 from noah_lightning.task.optimizer import OptimizerSettings, make_optimizer
 from noah_lightning.task.schedule import ScheduleSettings, learning_rate
 
@@ -17,13 +21,22 @@ class ClassificationTask(pl.LightningModule):
     """Trains and validates any ``nn.Module`` that maps images (B, 3, H, W) to logits (B, K).
 
     Logs ``train/loss_step`` and ``train/lr`` every few steps, and per epoch ``train/loss``, ``train/top1``,
-    ``val/loss``, ``val/top1``, ``val/top5`` (percent) and ``val/images``, the number of images validated.
+    ``val/loss``, ``val/top1``, ``val/top5`` (percent) and ``val/images``, the number of images validated; with an
+    average of the weights also ``val/ema_loss``, ``val/ema_top1`` and ``val/ema_top5``.
 
     Args:
         model: the classifier.
-        optimizer: settings of the optimiser.
+        optimizer: settings of the optimiser, its rate for the batch at hand.
         schedule: settings of the learning rate.
         label_smoothing: share of the target spread over all classes while training; validation uses none.
+        mixing: whether and how training batches are mixed; validation never is. Training accuracy then counts
+            against each image's own label, although part of it shows another.
+        num_classes: K; only mixing has to know it.
+        ema: decay per optimiser step of an average of the weights, which is validated beside the model and never
+            trained on; None for no average.
+
+    Raises:
+        ConfigError: a value out of its range.
     """
 
     def __init__(
@@ -32,6 +45,9 @@ class ClassificationTask(pl.LightningModule):
         optimizer: OptimizerSettings,
         schedule: ScheduleSettings,
         label_smoothing: float = 0.0,
+        mixing: MixingSettings | None = None,
+        num_classes: int | None = None,
+        ema: float | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing < 1:
@@ -40,9 +56,16 @@ class ClassificationTask(pl.LightningModule):
         self.optimizer_settings = optimizer
         self.schedule = schedule
         self.label_smoothing = label_smoothing
+        self.mixing: BatchMixing | None = None
+        if mixing is not None and mixing.on:
+            assert num_classes is not None, "soft targets are as wide as there are classes"
+            self.mixing = BatchMixing(mixing, num_classes, label_smoothing)
         self.train_accuracy = AccuracyCounter()
         self.val_accuracy = AccuracyCounter()
         self.validated: Accuracy | None = None  # the latest whole validation
+        self.ema = None if ema is None else WeightAverage(model, ema)
+        self.ema_accuracy = AccuracyCounter()
+        self.ema_validated: Accuracy | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
@@ -63,11 +86,22 @@ class ClassificationTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
-        logits = self(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        if self.mixing is None:
+            logits = self(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        else:
+            images, targets = self.mixing(images, labels)  # the targets are smoothed already
+            logits = self(images)
+            loss = F.cross_entropy(logits, targets)
         self.train_accuracy.update(logits, labels, loss)
         self.log("train/loss_step", loss)
         return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning calls this once per step of the optimiser, however many batches that takes."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.model)
 
     def on_train_epoch_end(self) -> None:
         train = self.train_accuracy.compute()
@@ -75,13 +109,24 @@ class ClassificationTask(pl.LightningModule):
         self.train_accuracy.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        images, labels = batch
-        logits = self(images)
-        self.val_accuracy.update(logits, labels, F.cross_entropy(logits, labels))
+        _validate(self.model, batch, self.val_accuracy)
+        if self.ema is not None:
+            _validate(self.ema.module, batch, self.ema_accuracy)
 
     def on_validation_epoch_end(self) -> None:
         val = self.val_accuracy.compute()
         self.val_accuracy.reset()
-        if not self.trainer.sanity_checking:  # a few batches before training
-            self.validated = val
         self.log_dict({"val/loss": val.loss, "val/top1": val.top1, "val/top5": val.top5, "val/images": val.images})
+        ema = None
+        if self.ema is not None:
+            ema = self.ema_accuracy.compute()
+            self.ema_accuracy.reset()
+            self.log_dict({"val/ema_loss": ema.loss, "val/ema_top1": ema.top1, "val/ema_top5": ema.top5})
+        if not self.trainer.sanity_checking:  # a few batches before training
+            self.validated, self.ema_validated = val, ema
+
+
+def _validate(model: nn.Module, batch: Batch, counter: AccuracyCounter) -> None:
+    images, labels = batch
+    logits = model(images)
+    counter.update(logits, labels, F.cross_entropy(logits, labels))

@@ -1,13 +1,14 @@
 """Optimiser and parameter groups."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
+from noah_lightning.checks import whole_number
 from noah_lightning.errors import ConfigError, did_you_mean, one_line
 from noah_lightning.task.schedule import is_non_negative
 
@@ -25,6 +26,7 @@ class OptimizerSettings:
         decay: ``all`` parameters, or only ``matrices``: parameters with more than one dimension that the model does
             not list in ``no_weight_decay()``, which is timm's rule.
         options: further arguments of torch's optimiser, such as ``momentum`` or ``betas``.
+        lr_batch: images per optimiser step that ``lr`` is meant for; None: any number. See :func:`scaled_to`.
 
     Raises:
         ConfigError: a value out of its range, or options the optimiser does not take.
@@ -35,6 +37,7 @@ class OptimizerSettings:
     weight_decay: float = 0.0
     decay: str = "all"
     options: Mapping[str, Any] = field(default_factory=dict)
+    lr_batch: int | None = None
 
     def __post_init__(self) -> None:
         if str(self.name) not in _OPTIMIZERS:
@@ -46,12 +49,24 @@ class OptimizerSettings:
             value = getattr(self, key)
             if not is_non_negative(value):
                 raise ConfigError(f"recipe.optimizer.{key}={value!r} must be a number of at least 0")
+        if self.lr_batch is not None:
+            whole_number("recipe.optimizer.lr_batch", self.lr_batch, low=1)
         if not isinstance(self.options, Mapping):
             raise ConfigError(f"recipe.optimizer.options={self.options!r} must be arguments of the optimiser by name")
         try:  # known now, before a run has begun
             _OPTIMIZERS[self.name]([torch.zeros(1)], lr=self.lr, weight_decay=self.weight_decay, **self.options)
         except (TypeError, ValueError, LookupError, RuntimeError) as error:
             raise ConfigError(f"recipe.optimizer.options={dict(self.options)}: {one_line(error)}") from error
+
+
+def scaled_to(settings: OptimizerSettings, batch: int) -> OptimizerSettings:
+    """The settings for ``batch`` images per optimiser step: the rate grows with the batch (arXiv 1706.02677).
+
+    Without ``lr_batch`` they stay as they are.
+    """
+    if settings.lr_batch is None:
+        return settings
+    return replace(settings, lr=settings.lr * batch / settings.lr_batch, lr_batch=batch)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay: str) -> list[dict[str, Any]]:

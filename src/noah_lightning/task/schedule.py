@@ -24,6 +24,7 @@ class ScheduleSettings:
         final_lr: rate at the end of ``cosine`` and ``linear``.
         milestones: epochs at which ``step`` multiplies by ``gamma``.
         gamma: factor at each milestone.
+        lag: epochs by which the rate runs behind the schedule; until then it stays at its beginning.
 
     Raises:
         ConfigError: a value out of its range.
@@ -36,6 +37,7 @@ class ScheduleSettings:
     final_lr: float = 0.0
     milestones: list[float] = field(default_factory=list)
     gamma: float = 0.1
+    lag: float = 0
 
     def __post_init__(self) -> None:
         names = ("constant", "step", "cosine", "linear")
@@ -43,7 +45,7 @@ class ScheduleSettings:
             raise ConfigError(f"recipe.schedule.name={self.name!r} is unknown{did_you_mean(str(self.name), names)}")
         if self.per not in ("epoch", "step"):
             raise ConfigError(f"recipe.schedule.per={self.per!r} must be epoch or step")
-        for key in ("warmup_epochs", "warmup_lr", "final_lr", "gamma"):
+        for key in ("warmup_epochs", "warmup_lr", "final_lr", "gamma", "lag"):
             value = getattr(self, key)
             if not is_non_negative(value):
                 raise ConfigError(f"recipe.schedule.{key}={value!r} must be a number of at least 0")
@@ -66,6 +68,7 @@ def learning_rate(time: float, base_lr: float, epochs: int, schedule: ScheduleSe
     """Learning rate at ``time``, in epochs since the start (2.5 is half-way through the third of ``epochs``)."""
     if schedule.per == "epoch":
         time = math.floor(time)
+    time = max(0, time - schedule.lag)
     if time < schedule.warmup_epochs:
         return schedule.warmup_lr + (base_lr - schedule.warmup_lr) * time / schedule.warmup_epochs
     progress = time / epochs
