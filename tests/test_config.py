@@ -11,15 +11,138 @@ import pytest
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
+from noah_lightning import rows
 from noah_lightning.config import compose_config, config_dir, override, settings, typed
 from noah_lightning.data import REGISTRY
+from noah_lightning.data.augment import AugmentSettings
 from noah_lightning.data.module import ImageDataModule
 from noah_lightning.errors import ConfigError, DataError, UserError
 from noah_lightning.heads import NOAHHead, head_names
 from noah_lightning.task import OptimizerSettings, ScheduleSettings
+from noah_lightning.task.mixing import MixingSettings
 
 CONF = Path(__file__).parents[1] / "conf"
-MODEL_KEYS = {"name", "pretrained", "weights", "class_token", "args", "noah"}
+
+# The paper's rows: timm's name or ours, recipe, N, r, published top-1 of the baseline and of NOAH.
+ROWS: dict[str, tuple[str, str, int, float, float, float]] = {
+    "resnet18": ("resnet18", "resnet", 4, 1 / 2, 70.25, 71.81),
+    "resnet50": ("resnet50", "resnet", 4, 1 / 8, 76.23, 77.25),
+    "resnet101": ("resnet101", "resnet", 4, 1 / 8, 77.41, 78.22),
+    "resnet152": ("resnet152", "resnet", 4, 1 / 8, 78.16, 78.57),
+    "mobilenetv2_100": ("mobilenetv2_100", "mobilenet", 8, 1 / 4, 72.02, 73.35),
+    "mobilenetv2_075": ("mobilenetv2_075", "mobilenet", 8, 1 / 4, 69.65, 71.44),
+    "mobilenetv2_050": ("mobilenetv2_050", "mobilenet", 8, 1 / 4, 64.30, 67.44),
+    "mobilenetv2_035": ("mobilenetv2_035", "mobilenet", 8, 1 / 4, 59.62, 63.40),
+    "mobilenetv3_small": ("mobilenetv3_small_noah", "mobilenetv3", 8, 1 / 4, 67.11, 68.92),
+    "shufflenetv2_100": ("shufflenetv2_100", "shufflenet", 8, 1 / 4, 69.43, 70.72),
+    "deit_base": ("deit_base_patch16_224", "deit", 4, 1 / 2, 81.85, 82.22),
+    "deit_small": ("deit_small_patch16_224", "deit", 4, 1 / 2, 79.78, 80.56),
+    "deit_tiny": ("deit_tiny_patch16_224", "deit", 4, 1 / 2, 72.16, 74.29),
+    "deit_tiny_075": ("deit_tiny_075_patch16_224", "deit", 4, 1 / 2, 62.55, 66.64),
+    "deit_tiny_050": ("deit_tiny_050_patch16_224", "deit", 4, 1 / 2, 51.36, 56.66),
+    "pvt_tiny": ("pvt_v1_tiny", "pvt", 4, 1 / 2, 75.10, 76.51),
+    "pvt_tiny_075": ("pvt_v1_tiny_075", "pvt", 4, 1 / 2, 71.81, 74.22),
+    "pvt_tiny_050": ("pvt_v1_tiny_050", "pvt", 4, 1 / 2, 65.33, 68.50),
+    "mixer_b16": ("mixer_b16_224", "mlp", 4, 1 / 2, 77.14, 77.49),
+    "mixer_s16": ("mixer_s16_224", "mlp", 4, 1 / 2, 74.18, 75.09),
+    "mixer_s16_075": ("mixer_s16_075_224", "mlp", 4, 1 / 2, 71.13, 72.32),
+    "mixer_s16_050": ("mixer_s16_050_224", "mlp", 4, 1 / 2, 65.22, 66.81),
+    "gmlp_s16": ("gmlp_s16_224", "mlp", 4, 1 / 2, 79.65, 79.95),
+    "gmlp_ti16": ("gmlp_ti16_224", "mlp", 4, 1 / 2, 72.05, 73.39),
+    "gmlp_ti16_075": ("gmlp_ti16_075_224", "mlp", 4, 1 / 2, 65.95, 67.71),
+    "gmlp_ti16_050": ("gmlp_ti16_050_224", "mlp", 4, 1 / 2, 54.99, 56.89),
+}
+
+# The paper's recipes, as far as they differ from recipe=plain.
+SGD = {"momentum": 0.9}
+DEIT = {
+    "epochs": 300,
+    "batch_size": 8 * 128,
+    "optimizer.name": "adamw",
+    "optimizer.lr": 5e-4,
+    "optimizer.lr_batch": 512,
+    "optimizer.weight_decay": 0.05,
+    "optimizer.decay": "matrices",
+    "optimizer.options": {"eps": 1e-8, "betas": [0.9, 0.999]},
+    "schedule.name": "cosine",
+    "schedule.lag": 1,
+    "schedule.warmup_epochs": 5,
+    "schedule.warmup_lr": 1e-6,
+    "schedule.final_lr": 1e-5,
+    "ema": 0.99996,
+    "label_smoothing": 0.1,
+    "head_dropout": 0.1,
+    "drop_path": 0.1,
+    "mixing.mixup": 0.8,
+    "mixing.cutmix": 1.0,
+    "augment.interpolation": "bicubic",
+    "augment.rand_augment": "rand-m9-mstd0.5-inc1",
+    "augment.color_jitter": 0.3,
+    "augment.erasing": 0.25,
+    "augment.repeats": 3,
+    "preprocess.interpolation": "bicubic",
+}
+MOBILENET = {
+    "epochs": 150,
+    "optimizer.lr": 0.05,
+    "optimizer.weight_decay": 4e-5,
+    "optimizer.options": SGD,
+    "schedule.name": "cosine",
+    "head_dropout": 0.2,
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "resnet": {
+        "optimizer.weight_decay": 1e-4,
+        "optimizer.options": SGD,
+        "schedule.name": "step",
+        "schedule.milestones": [30, 60, 90],
+        "head_dropout": 0.1,
+    },
+    "mobilenet": MOBILENET,
+    "mobilenetv3": MOBILENET | {"optimizer.decay": "matrices"},
+    "shufflenet": {
+        "epochs": 240,
+        "batch_size": 1024,
+        "optimizer.lr": 0.5,
+        "optimizer.lr_batch": 1024,
+        "optimizer.weight_decay": 4e-5,
+        "optimizer.decay": "matrices",
+        "optimizer.options": SGD,
+        "schedule.name": "linear",
+    },
+    "deit": DEIT,
+    "pvt": DEIT | {"ema": None},
+    "mlp": {
+        "epochs": 300,
+        "batch_size": 8 * 192,
+        "optimizer.name": "adamw",
+        "optimizer.lr": 7e-4,
+        "optimizer.lr_batch": None,
+        "optimizer.weight_decay": 0.067,
+        "optimizer.decay": "matrices",
+        "optimizer.options": {"eps": 1e-6, "betas": [0.9, 0.999]},
+        "schedule.name": "cosine",
+        "schedule.warmup_epochs": 20,
+        "schedule.warmup_lr": 1e-6,
+        "schedule.final_lr": 1e-5,
+        "gradient_clip": 1.0,
+        "ema": 0.99992,
+        "label_smoothing": 0.1,
+        "head_dropout": 0.1,
+        "drop_path": 0.1,
+        "block_dropout": 0.02333,
+        "mixing.mixup": 0.5,
+        "mixing.cutmix": 1.0,
+        "augment.crop_aspect": [0.67, 1.5],
+        "augment.interpolation": "random",
+        "augment.rand_augment": "rand-m6-n3-mstd1.0-inc1",
+        "augment.color_jitter": 0.4,
+        "preprocess.mean": [0.5, 0.5, 0.5],
+        "preprocess.std": [0.5, 0.5, 0.5],
+        "preprocess.interpolation": "bicubic",
+        "preprocess.crop_ratio": 0.9,
+    },
+}
 
 
 def options(group: str) -> list[str]:
@@ -31,6 +154,15 @@ def read(group: str, option: str) -> dict[str, Any]:
     content = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
     assert isinstance(content, dict)
     return content
+
+
+def flat(group: Any, prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` → ``{"a.b": 1}``; the optimiser's options, which are open-ended, stay together."""
+    leaves = {}
+    for key, value in (OmegaConf.to_container(group) if isinstance(group, DictConfig) else group).items():
+        within = isinstance(value, dict) and key != "options"
+        leaves |= flat(value, f"{prefix}{key}.") if within else {f"{prefix}{key}": value}
+    return leaves
 
 
 def parameters(function: Any) -> set[str]:
@@ -129,6 +261,77 @@ def test_the_heads_defaults_are_the_models_and_the_command_line_wins(
     assert (head.head_num, head.key_ratio) == (head_num, key_ratio)
 
 
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_has_the_figures_of_the_papers_table(row: str) -> None:
+    name, recipe, head_num, key_ratio, gap, noah = ROWS[row]
+    config = compose_config([f"model={row}"])
+    assert (config.model.name, config.model.init, config.recipe.name) == (name, "official", recipe)
+    assert config.model.noah == {
+        "head_num": head_num,
+        "key_ratio": key_ratio,
+        "init": "lecun" if recipe == "mlp" else "official",
+    }
+    assert config.model.noah.items() <= config.head.items()
+    assert config.model.published == {"gap": gap, "noah": noah}
+
+
+def test_the_rows_are_those_of_the_table_in_its_order() -> None:
+    assert list(rows.ROWS) == list(ROWS)
+    assert set(ROWS) == set(options("model")) - {"timm", "resnet18_quarter"}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_recipe_on_the_command_line_wins_over_the_rows(order: int) -> None:
+    config = compose_config(["model=deit_tiny", "recipe=mobilenet"][::order])
+    assert flat(config.recipe) == flat(compose_config(["recipe=mobilenet"]).recipe)
+    assert config.trainer.max_epochs == 150
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_experiments_recipe_wins_over_the_rows(order: int) -> None:
+    config = compose_config(["experiment=demo", "model=mixer_s16"][::order])
+    assert config.model.name == "mixer_s16_224"
+    assert flat(config.recipe) == flat(compose_config(["recipe=digits"]).recipe)
+
+
+def test_a_single_setting_wins_over_the_rows_recipe() -> None:
+    recipe = compose_config(["model=deit_tiny", "recipe.epochs=7"]).recipe
+    assert (recipe.name, recipe.epochs) == ("deit", 7)
+
+
+def test_a_model_that_is_no_row_keeps_the_default_recipe() -> None:
+    assert compose_config(["model=timm", "model.name=convnext_tiny"]).recipe.name == "resnet"
+
+
+@pytest.mark.parametrize("row", ["resnet18", "shufflenetv2_100", "deit_tiny"])
+def test_the_baseline_has_no_dropout_unless_told_to(row: str) -> None:
+    assert compose_config([f"model={row}", "head=gap"]).head == {"name": "gap", "dropout": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "dropout"),
+    [
+        (["model=resnet18"], 0.1),
+        (["model=mobilenetv2_100"], 0.2),
+        (["model=shufflenetv2_100"], 0.0),
+        (["model=resnet18", "recipe.head_dropout=0.3"], 0.3),
+        (["model=resnet18", "head.dropout=0.4"], 0.4),
+    ],
+)
+def test_with_equal_dropout_the_baseline_has_the_dropout_of_noah(overrides: list[str], dropout: float) -> None:
+    for head in ("gap", "noah"):
+        assert compose_config([f"head={head}", "recipe.equal_dropout=true", *overrides]).head.dropout == dropout
+
+
+def test_equal_dropout_leaves_noah_its_dropout_either_way() -> None:
+    assert compose_config(["recipe.equal_dropout=false"]).head.dropout == 0.1
+
+
+@pytest.mark.parametrize("value", ["maybe", "1", "null", "no"])
+def test_equal_dropout_is_true_or_false(value: str) -> None:
+    assert mistake("head=gap", f"recipe.equal_dropout={value}").endswith(" must be true or false")
+
+
 def test_the_experiment_chooses_data_recipe_and_model() -> None:
     config = compose_config(["experiment=demo"])
     assert (config.data.name, config.recipe.epochs, config.head.name) == ("digits", 3, "noah")
@@ -139,13 +342,15 @@ def test_the_experiment_chooses_data_recipe_and_model() -> None:
 def test_the_command_line_wins_over_the_experiment(order: int) -> None:
     choices = ["experiment=demo", "model=resnet18", "recipe=resnet", "head=gap", "recipe.epochs=7"]
     config = compose_config(choices[::order])
-    assert (config.model.name, config.model.args, config.head) == ("resnet18", {}, {"name": "gap"})
+    assert (config.model.name, config.model.args, config.head.name) == ("resnet18", {}, "gap")
     assert (config.recipe.optimizer.name, config.recipe.epochs, config.data.name) == ("sgd", 7, "digits")
 
 
 def test_one_setting_reaches_all_that_follow_it() -> None:
-    config = compose_config(["recipe.epochs=7", "recipe.batch_size=12", "seed=5", "recipe.head_dropout=0.3"])
+    changed = ["recipe.epochs=7", "recipe.batch_size=12", "seed=5", "recipe.head_dropout=0.3"]
+    config = compose_config([*changed, "recipe.gradient_clip=2.5"])
     assert config.trainer.max_epochs == 7
+    assert config.trainer.gradient_clip_val == 2.5
     assert config.data.batch_size == 12
     assert config.data.seed == 5
     assert config.head.dropout == 0.3
@@ -156,6 +361,26 @@ def test_what_follows_can_be_set_by_itself() -> None:
     assert (config.trainer.max_epochs, config.recipe.epochs) == (2, 100)
     assert (config.data.batch_size, config.recipe.batch_size) == (3, 256)
     assert (config.data.seed, config.seed) == (4, 0)
+
+
+@pytest.mark.parametrize(("row", "clip"), [("resnet18", None), ("pvt_tiny", None), ("gmlp_s16", 1.0)])
+def test_the_trainer_clips_gradients_as_the_recipe_says(row: str, clip: float | None) -> None:
+    assert compose_config([f"model={row}"]).trainer.gradient_clip_val == clip
+
+
+@pytest.mark.parametrize("data", ["imagenet", "imagefolder"])
+@pytest.mark.parametrize("recipe", options("recipe"))
+def test_photographs_are_prepared_as_the_recipe_says(recipe: str, data: str, photos: Path) -> None:
+    config = compose_config([f"recipe={recipe}", f"data={data}", f"data.root={photos}"])
+    assert {key: config.data[key] for key in config.recipe.preprocess} == config.recipe.preprocess
+    assert config.data.augment == config.recipe.augment
+
+
+@pytest.mark.parametrize("row", ["resnet18", "mixer_s16"])
+def test_digits_are_no_photographs_and_keep_their_own_preparation(row: str) -> None:
+    config = compose_config(["data=digits", f"model={row}"])
+    assert (config.data.mean, config.data.std) == ([0.088] * 3, [0.228] * 3)
+    assert config.data.keys().isdisjoint({"augment", "crop_ratio", "interpolation"})
 
 
 def test_the_class_count_is_that_of_the_folders(photos: Path) -> None:
@@ -219,7 +444,7 @@ def test_a_key_that_another_option_lacks_is_not_suggested() -> None:
         ("logger=mlflow", "logger has no option 'mlflow'; there are csv, tensorboard, wandb"),
         (
             "model=resnet999",
-            "model has no option 'resnet999'; did you mean resnet50 or resnet18? "
+            "model has no option 'resnet999'; did you mean resnet50 or resnet18 or resnet152? "
             "(for any model of timm: model=timm model.name=resnet999)",
         ),
     ],
@@ -252,8 +477,9 @@ def test_an_added_key_that_nothing_reads_is_refused(plus: str) -> None:
 
 @pytest.mark.parametrize(("group", "dataclass"), [("optimizer", OptimizerSettings), ("schedule", ScheduleSettings)])
 def test_a_recipes_settings_become_the_dataclass_that_describes_them(group: str, dataclass: type) -> None:
-    config = compose_config(["recipe=digits"])
-    assert typed(dataclass, config, f"recipe.{group}") == dataclass(**read("recipe", "digits")[group])
+    config = compose_config(["recipe=deit"])
+    written = {key.removeprefix(f"{group}."): value for key, value in DEIT.items() if key.startswith(group)}
+    assert typed(dataclass, config, f"recipe.{group}") == dataclass(**written)
 
 
 def test_a_setting_that_its_dataclass_lacks_is_named_with_the_nearest_one() -> None:
@@ -366,25 +592,55 @@ def test_every_data_module_has_a_file() -> None:
 
 def test_head_files_have_exactly_the_settings_of_their_class() -> None:
     assert set(options("head")) == {"gap", *head_names()} == {"gap", "noah"}
-    assert read("head", "gap") == {"name": "gap"}
+    assert read("head", "gap").keys() == {"name", "dropout"}
     assert read("head", "noah").keys() == {"name", *parameters(NOAHHead)} - {"in_channels", "num_classes"}
 
 
 @pytest.mark.parametrize("name", options("recipe"))
-def test_recipe_files_have_exactly_the_settings_that_are_read(name: str) -> None:
-    recipe = read("recipe", name)
-    assert recipe.keys() == {"epochs", "batch_size", "optimizer", "schedule", "label_smoothing", "head_dropout"}
-    assert recipe["optimizer"].keys() == {field.name for field in dataclasses.fields(OptimizerSettings)}
-    assert recipe["schedule"].keys() == {field.name for field in dataclasses.fields(ScheduleSettings)}
-    OptimizerSettings(**recipe["optimizer"])
-    ScheduleSettings(**recipe["schedule"])
+def test_recipes_have_the_settings_of_the_plain_one_at_every_level_once_composed(name: str) -> None:
+    recipe = compose_config([f"recipe={name}"]).recipe
+    assert recipe.name == name
+    assert flat(recipe).keys() == flat(read("recipe", "plain")).keys()
+
+
+@pytest.mark.parametrize(
+    ("group", "dataclass"),
+    [
+        ("optimizer", OptimizerSettings),
+        ("schedule", ScheduleSettings),
+        ("mixing", MixingSettings),
+        ("augment", AugmentSettings),
+    ],
+)
+def test_the_plain_recipe_has_exactly_the_settings_of_the_dataclasses(group: str, dataclass: type) -> None:
+    assert read("recipe", "plain")[group].keys() == {field.name for field in dataclasses.fields(dataclass)}
+
+
+@pytest.mark.parametrize("name", options("recipe"))
+def test_recipes_hold_values_that_are_allowed(name: str) -> None:
+    config = compose_config([f"recipe={name}"])
+    typed(OptimizerSettings, config, "recipe.optimizer")
+    typed(ScheduleSettings, config, "recipe.schedule")
+    typed(MixingSettings, config, "recipe.mixing")
+    typed(AugmentSettings, config, "recipe.augment")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_the_plain_one_but_for_what_the_paper_says(name: str) -> None:
+    expected = flat(read("recipe", "plain")) | RECIPES[name] | {"name": name}
+    assert flat(compose_config([f"recipe={name}"]).recipe) == expected
+
+
+def test_every_recipe_is_the_papers_but_for_two() -> None:
+    assert set(options("recipe")) == {*RECIPES, "plain", "digits"}
 
 
 @pytest.mark.parametrize("name", options("model"))
 def test_model_files_have_the_same_settings_once_composed(name: str) -> None:
     model = compose_config([f"model={name}", *(["model.name=resnet18"] if name == "timm" else [])]).model
-    assert model.keys() == MODEL_KEYS
-    assert model.noah.keys() == {"head_num", "key_ratio"}
+    assert model.keys() == {"name", "pretrained", "weights", "class_token", "init", "args", "noah", "published"}
+    assert model.noah.keys() == {"head_num", "key_ratio", "init"}
+    assert model.published.keys() == {"gap", "noah"}
 
 
 @pytest.mark.parametrize("name", options("trainer"))

@@ -78,6 +78,44 @@ def test_gap_leaves_a_model_of_any_size_as_it_is() -> None:
         assert model(torch.empty(2, 3, 64, 64)).shape == (2, 10)
 
 
+def test_gaps_dropout_is_timms_drop_rate() -> None:
+    torch.manual_seed(0)
+    ours = create_model("resnet18", head="gap", num_classes=10, dropout=0.5)
+    torch.manual_seed(0)
+    timms = timm.create_model("resnet18", num_classes=10, drop_rate=0.5)
+    images = torch.randn(2, 3, 64, 64)
+    outputs = []
+    for model in (ours, timms):
+        torch.manual_seed(3)
+        outputs.append(model.train()(images))
+    assert torch.equal(*outputs)
+
+
+def test_gaps_dropout_is_before_the_classifier_and_only_while_training() -> None:
+    torch.manual_seed(0)
+    model = create_model("resnet18", head="gap", num_classes=10, dropout=0.5).eval()
+    plain = timm.create_model("resnet18", num_classes=10).eval()
+    plain.load_state_dict(model.state_dict())
+    features, seen = torch.rand(4, 512, 2, 2), []
+    model.fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        assert torch.equal(model.forward_head(features), plain.forward_head(features))
+        model.train().forward_head(features)
+    whole, dropped = seen
+    assert 0.4 < (dropped == 0).float().mean() < 0.6
+    torch.testing.assert_close(dropped, torch.where(dropped == 0, 0.0, 2 * whole))
+
+
+def test_an_argument_for_timm_wins_over_gaps_dropout() -> None:
+    assert create_model("test_resnet", dropout=0.5, model_args={"drop_rate": 0.25}).drop_rate == 0.25
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1, 1.5, float("nan"), True, "0.5", None])
+def test_an_impossible_dropout_before_the_classifier_is_refused(dropout: object) -> None:
+    says = [f"head.dropout={dropout!r} must be at least 0 and below 1"]
+    assert_one_line({"name": "test_resnet", "head": "gap", "dropout": dropout}, ConfigError, says)
+
+
 # --- NOAH over a map
 
 
@@ -233,7 +271,7 @@ def test_mistakes_about_the_model(head: str, arguments: dict, kind: type[UserErr
 @pytest.mark.parametrize(
     ("arguments", "kind", "says"),
     [
-        ({"head": "gap", "head_num": 4}, ConfigError, ["head=gap", "takes no settings", "head_num"]),
+        ({"head": "gap", "head_num": 4}, ConfigError, ["head=gap", "no setting head_num, only dropout"]),
         ({"head": "gap", "class_token": False}, ConfigError, ["head=gap", "class_token unset"]),
         ({"head": "gap", "class_token": True}, ConfigError, ["head=gap", "class_token unset"]),
         ({"head": "nohah"}, HeadSettingError, ["no head is called 'nohah'", "did you mean noah"]),

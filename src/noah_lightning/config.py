@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from noah_lightning.checks import flag
 from noah_lightning.errors import ConfigError, UserError, did_you_mean, one_line
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
@@ -32,14 +33,18 @@ def config_dir() -> Path:
 
 
 def register_resolvers() -> None:
-    """Make ``${count_classes:root}`` known to OmegaConf."""
+    """Make the resolvers that the YAML files use known to OmegaConf."""
 
     def count_classes(root: str | None) -> int:
         from noah_lightning.data.tree import count_classes
 
         return count_classes(root)
 
+    def equal_dropout(equal: bool, head_dropout: float) -> float:
+        return head_dropout if flag("recipe.equal_dropout", equal) else 0.0
+
     OmegaConf.register_new_resolver("count_classes", count_classes, replace=True)
+    OmegaConf.register_new_resolver("equal_dropout", equal_dropout, replace=True)
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:

@@ -49,6 +49,7 @@ def create_model(
     weights: str | None = None,
     image_size: int | None = None,
     class_token: bool | None = None,
+    backbone_init: str = "timm",
     model_args: Mapping[str, Any] | None = None,
     **head_settings: Any,
 ) -> nn.Module:
@@ -66,8 +67,11 @@ def create_model(
         image_size: side of the square input in pixels, for models built for one size; None keeps theirs.
         class_token: whether a ViT under another head than ``gap`` keeps its class token; None: only where loaded
             weights were trained with it.
+        backbone_init: rule of the backbone's starting weights where none are loaded: ``timm``, or ``official``: as
+            the official code of NOAH starts the paper's models.
         model_args: further arguments for timm's constructor.
-        **head_settings: settings of the head, such as ``head_num`` and ``key_ratio``; ``gap`` has none.
+        **head_settings: settings of the head, such as ``head_num`` and ``key_ratio``; ``gap`` has only ``dropout``,
+            before the classifier.
 
     Raises:
         UserError: a subclass of it, in one line: unknown model or head, impossible settings, no spatial map,
@@ -83,11 +87,19 @@ def create_model(
     if head == "gap":
         if class_token is not None:
             raise ConfigError("head=gap is the published model, class token and all; leave class_token unset")
-        if head_settings:
-            raise ConfigError(
-                f"head=gap is the model's own classifier and takes no settings, got {head_settings}; "
-                "create_model takes them with head='noah'"
-            )
-        return build_timm_model(name, num_classes, pretrained, weights, image_size, **model_args)
-    backbone = make_backbone(name, pretrained, weights, image_size, class_token, **model_args)
+        model_args = _gap_settings(**head_settings) | model_args
+        return build_timm_model(name, num_classes, pretrained, weights, image_size, backbone_init, **model_args)
+    backbone = make_backbone(name, pretrained, weights, image_size, class_token, backbone_init, **model_args)
     return Classifier(backbone, make_head(head, backbone.out_channels, num_classes, **head_settings))
+
+
+def _gap_settings(dropout: float = 0.0, **unknown: Any) -> dict[str, Any]:
+    """The settings of the model's own classifier as timm calls them."""
+    if unknown:
+        raise ConfigError(
+            f"head=gap is the model's own classifier and has no setting {', '.join(unknown)}, only dropout; "
+            "create_model takes the settings of NOAH with head='noah'"
+        )
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ConfigError(f"head.dropout={dropout!r} must be at least 0 and below 1")
+    return {"drop_rate": dropout} if dropout else {}

@@ -1,11 +1,14 @@
 """The run directory: everything that can be known of a run, in plain files.
 
-config.yaml            the resolved configuration
-train.log              what the console showed
-metrics.csv            losses, accuracies and learning rates
-checkpoints/best.ckpt  the epoch with the highest validation accuracy
+config.yaml                the resolved configuration
+train.log                  what the console showed
+metrics.csv                losses, accuracies and learning rates
+checkpoints/best.ckpt      the epoch with the highest validation accuracy
+checkpoints/best_ema.ckpt  likewise of the average of the weights, where there is one
 checkpoints/last.ckpt
-results.json           written when training has finished
+results.json               written when training has finished
+
+Every checkpoint holds the model's weights as ``model.*``, and their average, where there is one, as ``ema.module.*``.
 """
 
 import json
@@ -16,6 +19,7 @@ from typing import Any
 import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError
 from torch import nn
 
 from noah_lightning.config import settings
@@ -27,7 +31,10 @@ CONFIG, LOG, RESULTS, CHECKPOINTS = "config.yaml", "train.log", "results.json", 
 
 @dataclass(frozen=True)
 class Results:
-    """What a finished run came to; accuracies are counts, so that nothing is lost in rounding."""
+    """What a finished run came to; accuracies are counts, so that nothing is lost in rounding.
+
+    Those that begin with ``ema`` are of the average of the weights, and None without one.
+    """
 
     parameters: int
     epochs: int
@@ -37,6 +44,9 @@ class Results:
     images: int
     train_seconds: float
     images_per_second: float  # while training
+    ema_best_epoch: int | None = None
+    ema_correct: int | None = None
+    ema_correct_top5: int | None = None
 
     @property
     def top1(self) -> float:
@@ -103,28 +113,52 @@ def read_results(run_dir: Path) -> Results:
 
 
 def build_model(config: DictConfig) -> nn.Module:
-    """The model that a configuration describes."""
-    return create_model(
-        config.model.name,
-        config.head.name,
-        config.data.num_classes,
-        config.model.pretrained,
-        weights=config.model.weights,
-        image_size=config.data.image_size,
-        class_token=config.model.class_token,
-        model_args=settings(config, "model.args"),
-        **settings(config, "head", "name"),
-    )
-
-
-def load_model(run_dir: Path, config: DictConfig, checkpoint: str = "best") -> nn.Module:
-    """The run's model with the weights of its ``best`` or ``last`` checkpoint, in evaluation mode.
+    """The model that a configuration describes.
 
     Raises:
-        WeightsError: no such checkpoint, or one that is unreadable or of another model.
+        UserError: as :func:`create_model`.
     """
-    path = run_dir / CHECKPOINTS / f"{checkpoint}.ckpt"
-    state = _model_weights(path)
+    try:
+        arguments = _model_arguments(config)
+    except ConfigAttributeError as error:
+        raise ConfigError(f"{error.full_key} is missing: this is the configuration of another version") from error
+    return create_model(**arguments)
+
+
+def _model_arguments(config: DictConfig) -> dict[str, Any]:
+    return {
+        "name": config.model.name,
+        "head": config.head.name,
+        "num_classes": config.data.num_classes,
+        "pretrained": config.model.pretrained,
+        "weights": config.model.weights,
+        "image_size": config.data.image_size,
+        "class_token": config.model.class_token,
+        "backbone_init": config.model.init,
+        "model_args": _regularisation(config) | settings(config, "model.args"),
+        **settings(config, "head", "name"),
+    }
+
+
+def _regularisation(config: DictConfig) -> dict[str, float]:
+    """What a recipe asks of the inside of the model, as timm calls it; models that lack it refuse it."""
+    asked = {"drop_path_rate": config.recipe.drop_path, "proj_drop_rate": config.recipe.block_dropout}
+    return {name: rate for name, rate in asked.items() if rate}
+
+
+def load_model(run_dir: Path, config: DictConfig, checkpoint: str = "best", ema: bool = False) -> nn.Module:
+    """The run's model with the weights of its ``best`` or ``last`` checkpoint, in evaluation mode.
+
+    With ``ema`` it has the average of the weights instead, and ``best`` is the epoch that was best for the average.
+
+    Raises:
+        WeightsError: no such checkpoint, one that is unreadable or of another model, or a run without an average.
+    """
+    if ema and OmegaConf.select(config, "recipe.ema") is None:
+        raise WeightsError(f"{run_dir} keeps no average of the weights: it was trained with recipe.ema=null")
+    name = "best_ema" if ema and checkpoint == "best" else checkpoint
+    path = run_dir / CHECKPOINTS / f"{name}.ckpt"
+    state = _model_weights(path, "ema.module." if ema else "model.")
     model = build_model(_without_starting_weights(config))
     try:
         model.load_state_dict(state)
@@ -133,12 +167,12 @@ def load_model(run_dir: Path, config: DictConfig, checkpoint: str = "best") -> n
     return model.eval()
 
 
-def _model_weights(path: Path) -> dict[str, Any]:
+def _model_weights(path: Path, prefix: str) -> dict[str, Any]:
     if not path.is_file():
         raise WeightsError(f"there is no checkpoint {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        return {key.removeprefix("model."): tensor for key, tensor in state.items()}
+        return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     except Exception as error:  # torch, pickle and zipfile each raise their own
         raise WeightsError(f"{path} cannot be read as a checkpoint: {one_line(error)}") from error
 

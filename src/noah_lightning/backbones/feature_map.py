@@ -55,6 +55,7 @@ def make_backbone(
     weights: str | None = None,
     image_size: int | None = None,
     class_token: bool | None = None,
+    init: str = "timm",
     **model_args: Any,
 ) -> FeatureMapBackbone:
     """Build timm's ``name`` as a feature map; arguments as of :func:`build_timm_model`.
@@ -70,7 +71,7 @@ def make_backbone(
     if class_token is None:
         class_token = bool(pretrained or weights)
     way = _find_way(name, class_token, model_args)
-    model: TimmModel = build_timm_model(name, 0, pretrained, weights, image_size, **way.model_args)
+    model: TimmModel = build_timm_model(name, 0, pretrained, weights, image_size, init, **way.model_args)
     way.take(model)
     for parameter_name in way.unused:
         model.get_parameter(parameter_name).requires_grad_(False)
@@ -102,11 +103,7 @@ def _find_way(name: str, class_token: bool, model_args: dict[str, Any]) -> _Way:
 
 def _unpooled_way(name: str, class_token: bool, model_args: dict[str, Any], images: Tensor) -> _Way | None:
     try:
-        model: TimmModel = build_on_meta(name, **model_args)
-        if not class_token and _has_optional_class_token(model):
-            model_args = {**model_args, "class_token": False, "global_pool": ""}  # no token, no pooling by token
-            model = build_on_meta(name, **model_args)
-        _remove_pooling(model)
+        model, model_args = build_unpooled(name, class_token, model_args)
     except AssertionError:  # how timm says that a model cannot do without
         return None
     output = model(images)
@@ -115,6 +112,20 @@ def _unpooled_way(name: str, class_token: bool, model_args: dict[str, Any], imag
         return None
     features = _positions(output, width, prefix_tokens)
     return _Way(model_args, False, width, _unused_parameters(model, features))
+
+
+def build_unpooled(name: str, class_token: bool, model_args: dict[str, Any]) -> tuple[TimmModel, dict[str, Any]]:
+    """timm's ``name`` on ``meta`` without classifier and pooling, and the arguments that build it so.
+
+    Raises:
+        AssertionError: the model cannot do without pooling.
+    """
+    model: TimmModel = build_on_meta(name, **model_args)
+    if not class_token and _has_optional_class_token(model):
+        model_args = {**model_args, "class_token": False, "global_pool": ""}  # no token, no pooling by token
+        model = build_on_meta(name, **model_args)
+    _remove_pooling(model)
+    return model, model_args
 
 
 def _last_stage_way(name: str, model_args: dict[str, Any], images: Tensor) -> _Way:
@@ -186,5 +197,14 @@ def grid_shape(positions: int, aspect: float) -> tuple[int, int]:
 
 
 def _unused_parameters(model: TimmModel, features: Tensor) -> list[str]:
-    features.sum().backward()
-    return [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    """Names of the parameters that the features' autograd graph does not reach."""
+    used: set[Tensor] = set()
+    seen, ahead = {features.grad_fn}, [features.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if (leaf := getattr(node, "variable", None)) is not None:  # where a gradient would be accumulated
+            used.add(leaf)
+        new = {following for following, _ in getattr(node, "next_functions", ()) if following is not None} - seen
+        seen |= new
+        ahead += new
+    return [name for name, parameter in model.named_parameters() if parameter not in used]

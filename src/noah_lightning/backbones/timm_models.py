@@ -7,6 +7,8 @@ import timm
 import torch
 from torch import nn
 
+import noah_lightning.backbones.models  # noqa: F401  # registers the paper's own architectures
+from noah_lightning.backbones.official_init import start_officially
 from noah_lightning.backbones.weights import checked_weights, read_weights
 from noah_lightning.errors import ConfigError, UnknownModelError, WeightsError, did_you_mean, one_line
 
@@ -17,6 +19,7 @@ def build_timm_model(
     pretrained: bool = False,
     weights: str | None = None,
     image_size: int | None = None,
+    init: str = "timm",
     **model_args: Any,
 ) -> nn.Module:
     """``timm.create_model`` with one-line errors, local weights and the image size fitted.
@@ -28,6 +31,7 @@ def build_timm_model(
         weights: a local ``.safetensors`` or ``torch.save`` file in timm's layout; instead of ``pretrained``. Every
             backbone weight must be there and fit; the classifier is taken if its class count is the same.
         image_size: side of the square images to come, in pixels; models with a fixed input size are built for it.
+        init: rule of the starting weights where none are loaded: ``timm``, or ``official`` for the paper's models.
         **model_args: passed on to timm.
 
     Raises:
@@ -37,6 +41,8 @@ def build_timm_model(
     """
     if pretrained and weights:
         raise ConfigError("model.pretrained and model.weights are both set; keep one of them")
+    if init not in ("timm", "official"):
+        raise ConfigError(f"model.init={init!r} must be timm or official")
     _require_known(name)
     model_args |= _fit_image_size(name, image_size, model_args)
     if weights:
@@ -45,7 +51,10 @@ def build_timm_model(
         model_args |= {"pretrained": True, "pretrained_cfg_overlay": state.as_pretrained_cfg()}
     elif pretrained:
         return _build_pretrained(name, num_classes, model_args)
-    return _build(name, num_classes, model_args)
+    model = _build(name, num_classes, model_args)
+    if init == "official" and not weights:
+        start_officially(model)
+    return model
 
 
 def default_image_size(name: str) -> tuple[int, int]:
