@@ -6,11 +6,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from noah_lightning.heads import NOAHHead
     from noah_lightning.model import create_model
+    from noah_lightning.official import convert_official
+    from noah_lightning.rows import create_row
 
 __version__ = "0.1.0"
-__all__ = ["NOAHHead", "__version__", "create_model"]
+__all__ = ["NOAHHead", "__version__", "convert_official", "create_model", "create_row"]
 
-_HOMES = {"NOAHHead": "noah_lightning.heads", "create_model": "noah_lightning.model"}
+_HOMES = {
+    "NOAHHead": "noah_lightning.heads",
+    "convert_official": "noah_lightning.official",
+    "create_model": "noah_lightning.model",
+    "create_row": "noah_lightning.rows",
+}
 
 
 def __getattr__(name: str) -> Any:

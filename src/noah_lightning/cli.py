@@ -5,6 +5,7 @@ one line on standard error and exit status 2.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from noah_lightning import __version__
 from noah_lightning.errors import UserError
 
-MISTAKE, INTERRUPTED = 2, 130  # exit statuses
+MISTAKE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit statuses
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,14 +25,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             train(argv[1:])
         else:
-            arguments = _parser().parse_args(argv)
+            arguments = _parse(argv)
             arguments.command(arguments)
     except UserError as error:
         print(f"noah: {error}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at its end
+        return BROKEN_PIPE
     return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """As argparse does, but options may also stand between KEY=VALUE pairs."""
+    parser = _parser()
+    arguments, left = parser.parse_known_args(argv)
+    pairs = [word for word in left if "=" in word and not word.startswith("-")]
+    if left != pairs or (pairs and not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if pairs:
+        arguments.overrides += pairs
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,11 +61,35 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("train", help="train a model; takes Hydra overrides: noah train model=resnet18 head=noah")
 
-    about = "validate a finished run from its directory"
+    about = "print the rows of the paper: models, parameters, published accuracy"
+    rows = commands.add_parser("rows", help=about, description=f"{about}; parameters are computed, not typed")
+    rows.add_argument("--cost", action="store_true", help="commands and training cost instead (half a minute)")
+    rows.add_argument("--markdown", action="store_true", help="the table as Markdown")
+    rows.set_defaults(command=_rows)
+
+    about = "show which heads fit a model, and what they cost, before anything is trained"
+    heads = commands.add_parser("heads", help=about, description=about)
+    heads.add_argument("model", metavar="MODEL", help="a row of the paper, or any name of timm's")
+    heads.add_argument("--num-classes", type=_positive, default=1000, metavar="K", help="default: 1000")
+    heads.set_defaults(command=_heads)
+
+    about = "convert an official checkpoint of the paper"
+    convert = commands.add_parser(
+        "convert", help=about, description=f"{about}; noah evaluate DIR takes it from there"
+    )
+    convert.add_argument("file", type=Path, metavar="FILE", help="what the official scripts saved")
+    convert.add_argument("--model", required=True, metavar="ROW", help="as noah rows lists them")
+    convert.add_argument("--head", required=True, choices=("gap", "noah"))
+    convert.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder for the result")
+    convert.add_argument("--ema", action="store_true", help="the averaged weights, where the file has them")
+    convert.set_defaults(command=_convert)
+
+    about = "validate a finished run, or a converted model, from its directory"
     evaluate = commands.add_parser("evaluate", help=about, description=f"{about}, as its last log line did")
-    evaluate.add_argument("run", type=Path, metavar="RUN", help="the directory that the run's first line named")
+    evaluate.add_argument("folder", type=Path, metavar="DIR", help="a run's directory, or what noah convert wrote")
     evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as data.root=/data/imagenet")
     evaluate.add_argument("--checkpoint", choices=("best", "last"), default="best", help="default: best")
+    evaluate.add_argument("--ema", action="store_true", help="the average of the weights (of a run with recipe.ema)")
     evaluate.set_defaults(command=_evaluate)
 
     about = "train both heads on hand-written digits, compare and draw them"
@@ -59,13 +99,58 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _positive(text: str) -> int:
+    """argparse's word for a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def _rows(arguments: argparse.Namespace) -> None:
+    from noah_lightning.rows_table import cost_table, rows_table
+
+    table = cost_table() if arguments.cost else rows_table()
+    if arguments.markdown:
+        print(table.markdown())
+    else:
+        table.show()
+
+
+def _heads(arguments: argparse.Namespace) -> None:
+    from noah_lightning.preflight import preflight
+
+    look = preflight(arguments.model, arguments.num_classes)
+    channels, rows, columns = look.feature_map
+    print(f"{look.model}  image {look.image_size[0]} × {look.image_size[1]}  {arguments.num_classes:,} classes")
+    print(f"feature map  {channels} channels × {rows} × {columns} = {rows * columns} positions")
+    print(f"backbone     {look.parameters:,} parameters, {look.multiply_adds / 1e6:,.0f} M multiply-adds")
+    look.heads.show()
+    print("kept per image: what a training step keeps for the backward pass, in float32")
+    if look.impossible:
+        print(f"impossible, as they do not divide the channels: {', '.join(look.impossible)}")
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from noah_lightning.converted import convert
+    from noah_lightning.official import holds_average
+
+    facts = convert(arguments.file, arguments.model, arguments.head, arguments.output, arguments.ema)
+    print(f"{facts.row} with {facts.head}, {facts.parameters:,} parameters: {arguments.output}")
+    if facts.pre_logits:
+        print("with the layer that the released code has before the head and the published count has not")
+    if not facts.ema and holds_average(arguments.file):
+        print("the file also holds averaged weights; --ema takes those")
+    print(f"noah evaluate {arguments.output} data=imagenet data.root=/data/imagenet")
+
+
 def _evaluate(arguments: argparse.Namespace) -> None:
     from noah_lightning import console
     from noah_lightning.evaluate import evaluate
 
     console.start_logging()
-    accuracy = evaluate(arguments.run, arguments.checkpoint, arguments.overrides)
-    print(f"{arguments.run} ({arguments.checkpoint})  val {accuracy}")
+    accuracy = evaluate(arguments.folder, arguments.checkpoint, arguments.overrides, arguments.ema)
+    weights = f"{arguments.checkpoint}, ema" if arguments.ema else arguments.checkpoint
+    print(f"{arguments.folder} ({weights})  val {accuracy}")
 
 
 def _demo(arguments: argparse.Namespace) -> None:

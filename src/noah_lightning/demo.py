@@ -6,8 +6,6 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from rich import box, get_console
-from rich.table import Table
 from torch import Tensor
 
 from noah_lightning import runs
@@ -18,6 +16,7 @@ from noah_lightning.data.module import LabelledImages
 from noah_lightning.errors import ConfigError
 from noah_lightning.model import Classifier
 from noah_lightning.picture import draw_comparison
+from noah_lightning.tables import Table
 from noah_lightning.train import train
 
 HEADS = ("gap", "noah")
@@ -37,7 +36,7 @@ def demo(overrides: Sequence[str] = ()) -> Path:
     for head, config in configs.items():
         log.info("\n$ noah train %s", " ".join(["experiment=demo", *overrides, f"head={head}"]))
         results[head] = train(config, folder / head)
-    get_console().print(comparison_table(results))
+    comparison_table(results).show()
     log.info(verdict(results))
     log.info("picture  %s", draw_demo(folder, configs))
     return folder
@@ -45,15 +44,14 @@ def demo(overrides: Sequence[str] = ()) -> Path:
 
 def comparison_table(results: dict[str, runs.Results]) -> Table:
     """One row per head."""
-    table = Table(box=box.SIMPLE)
-    for column in ("head", "parameters", "val top-1", "correct", "epoch", "time", "images/s"):
-        table.add_column(column, justify="left" if column == "head" else "right", no_wrap=True)
+    columns = ["head", "parameters", "val top-1", "correct", "epoch", "time", "images/s"]
+    rows = []
     for head, r in results.items():
         correct = f"{r.correct:,} of {r.images:,}"
         best = f"{r.best_epoch} of {r.epochs}"
         rate = f"{r.images_per_second:.0f}"
-        table.add_row(head, f"{r.parameters:,}", f"{r.top1:.2f} %", correct, best, duration(r.train_seconds), rate)
-    return table
+        rows.append([head, f"{r.parameters:,}", f"{r.top1:.2f} %", correct, best, duration(r.train_seconds), rate])
+    return Table(columns, rows, left=["head"])
 
 
 def verdict(results: dict[str, runs.Results]) -> str:

@@ -1,4 +1,4 @@
-"""Validation of a finished run, from its directory alone."""
+"""Validation of a finished run, or of a converted model, from its directory alone."""
 
 import tempfile
 from collections.abc import Sequence
@@ -6,23 +6,34 @@ from pathlib import Path
 
 from noah_lightning import runs
 from noah_lightning.config import override, settings
+from noah_lightning.converted import converted_config, is_converted, load_converted
 from noah_lightning.data import create_data
+from noah_lightning.errors import ConfigError
+from noah_lightning.task import ClassificationTask, OptimizerSettings, ScheduleSettings
 from noah_lightning.task.accuracy import Accuracy
-from noah_lightning.train import make_task, make_trainer
+from noah_lightning.train import make_trainer
 
 
-def evaluate(run_dir: Path, checkpoint: str = "best", overrides: Sequence[str] = ()) -> Accuracy:
-    """Accuracy of the run's ``best`` or ``last`` checkpoint on its validation set.
+def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = (), ema: bool = False) -> Accuracy:
+    """Accuracy of a run's ``best`` or ``last`` checkpoint, or of a converted model, on the validation set.
 
-    ``overrides`` such as ``data.root=/elsewhere`` change the recorded configuration for this evaluation only.
+    With ``ema`` it is that of the average of the weights, as :func:`runs.load_model` says.
+    ``overrides`` such as ``data.root=/elsewhere`` change the recorded configuration for this evaluation only. A
+    converted model has the configuration of its row, in which they may choose the data too: ``data=imagefolder``.
 
     Raises:
-        UserError: no run there, a checkpoint that does not fit, missing data.
+        UserError: neither a run nor a converted model there, weights that do not fit, missing data.
     """
-    config = override(runs.read_config(run_dir), overrides)
-    model = runs.load_model(run_dir, config, checkpoint)
+    if is_converted(folder):
+        if ema or checkpoint != "best":
+            raise ConfigError(f"{folder} is a converted model: it has no checkpoints to choose from")
+        config = converted_config(folder, overrides)
+        model = load_converted(folder, config)
+    else:
+        config = override(runs.read_config(folder), overrides)
+        model = runs.load_model(folder, config, checkpoint, ema)
     data = create_data(config.data.name, **settings(config, "data", "name"))
-    task = make_task(config, model)
+    task = ClassificationTask(model, OptimizerSettings("sgd", lr=0.0), ScheduleSettings())  # nothing is trained
     with tempfile.TemporaryDirectory() as nowhere:  # an evaluation leaves nothing in the run directory
         trainer = make_trainer(config, Path(nowhere), logger=False, enable_checkpointing=False)
         trainer.validate(task, datamodule=data, verbose=False)

@@ -1,0 +1,114 @@
+"""The rows of the paper's table: 26 architectures, each with its baseline and with NOAH (arXiv 2402.02377).
+
+A row is a file ``conf/model/<row>.yaml``; this file knows their order and how to make something of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from noah_lightning.backbones.feature_map import build_unpooled
+from noah_lightning.backbones.timm_models import build_on_meta
+from noah_lightning.config import compose_config, settings
+from noah_lightning.cost import count_parameters
+from noah_lightning.errors import ConfigError, did_you_mean
+from noah_lightning.heads import make_head
+from noah_lightning.runs import build_model
+
+ROWS = (
+    "resnet18",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "mobilenetv2_100",
+    "mobilenetv2_075",
+    "mobilenetv2_050",
+    "mobilenetv2_035",
+    "mobilenetv3_small",
+    "shufflenetv2_100",
+    "deit_base",
+    "deit_small",
+    "deit_tiny",
+    "deit_tiny_075",
+    "deit_tiny_050",
+    "pvt_tiny",
+    "pvt_tiny_075",
+    "pvt_tiny_050",
+    "mixer_b16",
+    "mixer_s16",
+    "mixer_s16_075",
+    "mixer_s16_050",
+    "gmlp_s16",
+    "gmlp_ti16",
+    "gmlp_ti16_075",
+    "gmlp_ti16_050",
+)
+HEADS = ("gap", "noah")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the table says of one row."""
+
+    name: str
+    timm_name: str
+    parameters: dict[str, int]  # by head
+    head_num: int
+    key_ratio: float
+    published: dict[str, float]  # top-1 on ImageNet by head, percent
+    recipe: str
+
+
+def row_config(row: str, head: str = "noah", overrides: Sequence[str] = ()) -> DictConfig:
+    """The resolved configuration of ``noah train model=<row> head=<head> <overrides>``.
+
+    Raises:
+        ConfigError: no such row or head, or overrides that do not fit.
+    """
+    if row not in ROWS:
+        raise ConfigError(f"the paper has no row {row!r}{did_you_mean(str(row), ROWS)}; noah rows lists them")
+    if head not in HEADS:
+        raise ConfigError(f"the paper has no head {head!r}; its heads are gap and noah")
+    return compose_config([f"model={row}", f"head={head}", *overrides])
+
+
+def create_row(row: str, head: str = "noah", overrides: Sequence[str] = ()) -> nn.Module:
+    """A row of the paper as a model: its N and r, its starting weights, and the dropout rates of its recipe.
+
+    Args:
+        row: a name of :data:`ROWS`.
+        head: ``noah``, or ``gap`` for the baseline.
+        overrides: changed settings, such as ``head.head_num=8`` or ``data.num_classes=10``.
+
+    Raises:
+        UserError: no such row or head, or overrides that do not fit.
+
+    >>> create_row("deit_tiny", head="noah")
+    """
+    return build_model(row_config(row, head, overrides))
+
+
+def read_row(name: str) -> Row:
+    """The facts of a row; parameters are counted on models without memory that are never run."""
+    config = row_config(name)
+    args = settings(config, "model.args")
+    baseline = build_on_meta(config.model.name, config.data.num_classes, **args)
+    unpooled, _ = build_unpooled(config.model.name, class_token=False, model_args=args)
+    with torch.device("meta"):
+        width, classes = unpooled.head_hidden_size, config.data.num_classes
+        head = make_head(config.head.name, width, classes, **settings(config, "head", "name"))
+    return Row(
+        name=name,
+        timm_name=config.model.name,
+        parameters={
+            "gap": count_parameters(baseline),
+            "noah": count_parameters(unpooled) + count_parameters(head),
+        },
+        head_num=config.head.head_num,
+        key_ratio=config.head.key_ratio,
+        published=dict(config.model.published),
+        recipe=config.recipe.name,
+    )

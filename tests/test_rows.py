@@ -1,0 +1,125 @@
+"""The paper's rows: each composes, trains, and is listed with what it is."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import Answer
+from noah_lightning.rows import ROWS, create_row, read_row
+from noah_lightning.runs import read_config
+from official import MODELS
+
+Noah = Callable[..., Answer]
+LARGE = {"resnet101", "resnet152", "deit_base", "deit_small", "mixer_b16", "gmlp_s16"}
+EVERY = [
+    pytest.param(row, head, marks=pytest.mark.slow if row in LARGE else ())
+    for row in ROWS
+    for head in ("gap", "noah")
+]
+SMALL = ["data=digits", "data.image_size=64", "data.train_images=20", "data.val_images=10", "data.batch_size=10"]
+TWO_STEPS = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.num_sanity_val_steps=0"]
+
+
+@pytest.mark.parametrize(("row", "head"), EVERY)
+def test_every_row_trains(row: str, head: str, noah: Noah) -> None:
+    """Two steps with the whole recipe: mixing, average of the weights, clipping, schedule."""
+    answer = noah("train", f"model={row}", f"head={head}", *SMALL, *TWO_STEPS, "hydra.run.dir=run")
+    assert (answer.status, answer.err) == (0, "")
+    assert "of 10)" in answer.out
+    config = read_config(Path("run"))
+    weights = torch.load("run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    assert any(key.startswith("ema.") for key in weights) == (config.recipe.ema is not None)
+
+
+def test_the_rows_are_those_of_the_official_release() -> None:
+    assert set(ROWS) == set(MODELS)
+    assert len(ROWS) == 26
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_table_says_what_the_models_are(row: str) -> None:
+    """The table counts without running a model; here are the counts of the models themselves."""
+    facts = read_row(row)
+    with torch.device("meta"):
+        for head, count in facts.parameters.items():
+            assert count == sum(p.numel() for p in create_row(row, head).parameters())
+    assert (facts.head_num, facts.key_ratio) == (MODELS[row]["noah"]["head_num"], MODELS[row]["noah"]["key_ratio"])
+    if row not in ("deit_tiny_075", "deit_tiny_050"):  # the released code has a layer more than was published
+        assert facts.parameters == {head: MODELS[row][head]["params"] for head in ("gap", "noah")}
+
+
+def test_a_row_takes_changes() -> None:
+    head = create_row("resnet18", "noah", ["head.head_num=8", "data.num_classes=10"]).head
+    assert (head.head_num, head.num_classes) == (8, 10)
+
+
+def test_a_row_has_the_dropout_of_its_recipe() -> None:
+    assert create_row("mobilenetv2_035", "noah").head.dropout.p == 0.2
+    assert create_row("shufflenetv2_100", "noah").head.dropout.p == 0.0
+
+
+# --- the commands
+
+
+def test_rows_prints_the_table(noah: Noah) -> None:
+    answer = noah("rows")
+    assert (answer.status, answer.err) == (0, "")
+    lines = [line.split() for line in answer.out.splitlines() if line.split()[:1] and line.split()[0] in ROWS]
+    assert [line[0] for line in lines] == list(ROWS)
+    assert lines[1] == ["resnet50", "resnet50", "25,557,032", "25,564,032", "4", "1/8", "76.23", "77.25", "resnet"]
+
+
+def test_the_documents_embed_the_table(noah: Noah) -> None:
+    markdown = noah("rows", "--markdown").out.strip()
+    assert markdown.count("\n") == 27
+    for document in ("README.md", "docs/rows.md"):
+        assert markdown in (Path(__file__).parents[1] / document).read_text(), f"noah rows --markdown > {document}"
+
+
+@pytest.mark.slow
+def test_the_documents_embed_the_costs(noah: Noah) -> None:
+    markdown = noah("rows", "--cost", "--markdown").out.strip()
+    assert markdown in (Path(__file__).parents[1] / "docs/rows.md").read_text()
+
+
+def test_heads_shows_what_fits_a_row(noah: Noah) -> None:
+    answer = noah("heads", "resnet50", "--num-classes", "100")
+    assert (answer.status, answer.err) == (0, "")
+    assert "feature map  2048 channels × 7 × 7 = 49 positions" in answer.out
+    assert "23,508,032 parameters" in answer.out
+    the_papers = next(line for line in answer.out.splitlines() if "the paper's" in line)
+    # (2048 + N·2) K weights and biases; (2048 K) products at each of 49 positions
+    assert the_papers.split()[:4] == ["N=4", "r=1/8", f"{2048 * 100 + 8 * 100:,}", f"{2048 * 100 * 49 / 1e6:.1f}"]
+    baseline = next(line for line in answer.out.splitlines() if line.split()[:1] == ["GAP"])
+    assert baseline.split()[1:3] == [f"{2048 * 100 + 100:,}", "0.2"]
+
+
+def test_heads_names_what_does_not_fit(noah: Noah) -> None:
+    """128 channels at r = 1/8 are 16 keys and 112 values: both divide by 16; 96 at 1/8 are 12 and 84."""
+    assert "impossible" not in noah("heads", "gmlp_ti16").out
+    answer = noah("heads", "gmlp_ti16_075")
+    assert "impossible, as they do not divide the channels: N=8 r=1/8, N=16 r=1/8, N=16 r=1/4" in answer.out
+    assert not re.search(r"N=8 +r=1/8", answer.out.split("impossible")[0])
+
+
+def test_heads_takes_any_model_of_timm(noah: Noah) -> None:
+    answer = noah("heads", "test_vit", "--num-classes", "7")
+    assert answer.status == 0
+    assert "the paper's" not in answer.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["resnet51"], "has no model 'resnet51'; did you mean resnet51q"),
+        (["resnet50", "--num-classes", "0"], "'0' is no whole number of at least 1"),
+    ],
+)
+def test_heads_refuses_what_there_is_not(noah: Noah, words: list[str], message: str) -> None:
+    answer = noah("heads", *words)
+    assert answer.status == 2
+    assert message in answer.err
