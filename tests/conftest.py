@@ -13,7 +13,9 @@ from PIL import Image
 
 from noah_lightning.cli import main
 
-torch.set_num_threads(1)  # test processes run side by side; more threads than cores would slow all of them
+# Test processes run side by side; more threads than cores would slow all of them, and the processes they start.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # A run of seconds: the digits, few of them, and timm's smallest ResNet.
 TINY = [

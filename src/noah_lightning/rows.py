@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from noah_lightning.backbones.feature_map import build_unpooled
 from noah_lightning.backbones.timm_models import build_on_meta
-from noah_lightning.config import compose_config, settings
+from noah_lightning.config import compose_config, config_dir
 from noah_lightning.cost import count_parameters
 from noah_lightning.errors import ConfigError, did_you_mean
-from noah_lightning.heads import make_head
+from noah_lightning.heads import NOAHHead
 from noah_lightning.runs import build_model
 
 ROWS = (
@@ -47,6 +47,8 @@ ROWS = (
     "gmlp_ti16_050",
 )
 HEADS = ("gap", "noah")
+NUM_CLASSES = 1000
+RECIPE = "override /recipe@_global_.recipe"  # how a model's file brings its recipe
 
 
 @dataclass(frozen=True)
@@ -93,22 +95,26 @@ def create_row(row: str, head: str = "noah", overrides: Sequence[str] = ()) -> n
 
 def read_row(name: str) -> Row:
     """The facts of a row; parameters are counted on models without memory that are never run."""
-    config = row_config(name)
-    args = settings(config, "model.args")
-    baseline = build_on_meta(config.model.name, config.data.num_classes, **args)
-    unpooled, _ = build_unpooled(config.model.name, class_token=False, model_args=args)
+    model, recipe = _read_files(name)
+    baseline = build_on_meta(model.name, NUM_CLASSES, **model.args)
+    unpooled, _ = build_unpooled(model.name, class_token=False, model_args=dict(model.args))
+    n, r = model.noah.head_num, model.noah.key_ratio
     with torch.device("meta"):
-        width, classes = unpooled.head_hidden_size, config.data.num_classes
-        head = make_head(config.head.name, width, classes, **settings(config, "head", "name"))
-    return Row(
-        name=name,
-        timm_name=config.model.name,
-        parameters={
-            "gap": count_parameters(baseline),
-            "noah": count_parameters(unpooled) + count_parameters(head),
-        },
-        head_num=config.head.head_num,
-        key_ratio=config.head.key_ratio,
-        published=dict(config.model.published),
-        recipe=config.recipe.name,
-    )
+        head = NOAHHead(unpooled.head_hidden_size, NUM_CLASSES, head_num=n, key_ratio=r)
+    parameters = {
+        "gap": count_parameters(baseline),
+        "noah": count_parameters(unpooled) + count_parameters(head),
+    }
+    return Row(name, model.name, parameters, n, r, dict(model.published), recipe)
+
+
+def _read_files(row: str) -> tuple[DictConfig, str]:
+    """A row's model group and the name of its recipe, without Hydra, which would take longer than all the rest."""
+    files = config_dir() / "model"
+    content = OmegaConf.load(files / f"{row}.yaml")
+    assert isinstance(content, DictConfig)
+    defaults = content.pop("defaults")
+    recipe = next(entry[RECIPE] for entry in defaults if isinstance(entry, DictConfig) and RECIPE in entry)
+    model = OmegaConf.merge(OmegaConf.load(files / "timm.yaml"), content)
+    assert isinstance(model, DictConfig)
+    return model, recipe

@@ -1,16 +1,21 @@
 """timm's models by name, with a user's mistakes told in one line."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import timm
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import noah_lightning.backbones.models  # noqa: F401  # registers the paper's own architectures
 from noah_lightning.backbones.official_init import start_officially
 from noah_lightning.backbones.weights import checked_weights, read_weights
 from noah_lightning.errors import ConfigError, UnknownModelError, WeightsError, did_you_mean, one_line
+
+# The operations in place that torch's and timm's initialisers are made of.
+_DRAWING = {"normal_", "uniform_", "erfinv_", "clamp_", "mul_", "add_", "fill_", "zero_"}
 
 
 def build_timm_model(
@@ -64,8 +69,19 @@ def default_image_size(name: str) -> tuple[int, int]:
 
 def build_on_meta(name: str, num_classes: int = 0, **model_args: Any) -> nn.Module:
     """The same model without memory behind its weights: cheap to build, to run and to look at."""
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutStartingWeights():
         return _build(name, num_classes, model_args)
+
+
+class _WithoutStartingWeights(TorchFunctionMode):
+    """Leaves out drawing the weights of a model that has no memory for them, which takes half of its building."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _DRAWING and args and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _build(name: str, num_classes: int, model_args: dict[str, Any]) -> nn.Module:
