@@ -311,3 +311,23 @@ def test_an_interrupted_run_ends_quietly_and_keeps_what_it_has(noah: Noah, monke
     assert "interrupted in epoch 2" in answer.out
     assert Path("run/checkpoints/last.ckpt").exists()
     assert not Path("run/results.json").exists()
+
+
+@pytest.mark.parametrize("key", ["drop_path", "block_dropout"])
+@pytest.mark.parametrize("value", ["1.5", "-0.1", "much", "true"])
+def test_rates_out_of_range_are_refused(noah: Noah, key: str, value: str) -> None:
+    answer = noah("train", *TINY, f"recipe.{key}={value}")
+    assert answer.status == 2
+    assert f"recipe.{key}=" in answer.err
+    assert "must be a number of at least 0 and below 1" in answer.err
+
+
+def test_what_the_model_lacks_is_refused(noah: Noah) -> None:
+    answer = noah("train", *TINY, "recipe.block_dropout=0.1")
+    assert answer.status == 2
+    assert "proj_drop_rate" in answer.err
+
+
+def test_equal_dropout_is_true_or_false_whatever_the_head(noah: Noah) -> None:
+    answer = noah("train", *TINY, "head=noah", "recipe.equal_dropout=maybe")
+    assert (answer.status, answer.err) == (2, "noah: recipe.equal_dropout='maybe' must be true or false\n")

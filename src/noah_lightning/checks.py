@@ -13,6 +13,13 @@ def whole_number(key: str, value: object, low: int, high: int | None = None) -> 
     raise ConfigError(f"{key}={value!r} must be a whole number {allowed}")
 
 
+def rate(key: str, value: object) -> float:
+    """``value`` as a float if it is a number in [0, 1), the probability of leaving something out."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1:
+        return float(value)
+    raise ConfigError(f"{key}={value!r} must be a number of at least 0 and below 1")
+
+
 def fraction(key: str, value: object) -> float:
     """``value`` as a float if it is a number in (0, 1]."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1:

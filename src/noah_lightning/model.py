@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from noah_lightning.backbones import FeatureMapBackbone, build_timm_model, make_backbone
+from noah_lightning.checks import rate
 from noah_lightning.errors import ConfigError
 from noah_lightning.heads import make_head
 from noah_lightning.heads.noah import Explanation, NOAHHead
@@ -100,6 +101,4 @@ def _gap_settings(dropout: float = 0.0, **unknown: Any) -> dict[str, Any]:
             f"head=gap is the model's own classifier and has no setting {', '.join(unknown)}, only dropout; "
             "create_model takes the settings of NOAH with head='noah'"
         )
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ConfigError(f"head.dropout={dropout!r} must be at least 0 and below 1")
-    return {"drop_rate": dropout} if dropout else {}
+    return {"drop_rate": dropout} if rate("head.dropout", dropout) else {}

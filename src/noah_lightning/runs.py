@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError
 from torch import nn
 
+from noah_lightning.checks import rate
 from noah_lightning.config import settings
 from noah_lightning.errors import ConfigError, WeightsError, one_line
 from noah_lightning.model import create_model
@@ -142,8 +143,11 @@ def _model_arguments(config: DictConfig) -> dict[str, Any]:
 
 def _regularisation(config: DictConfig) -> dict[str, float]:
     """What a recipe asks of the inside of the model, as timm calls it; models that lack it refuse it."""
-    asked = {"drop_path_rate": config.recipe.drop_path, "proj_drop_rate": config.recipe.block_dropout}
-    return {name: rate for name, rate in asked.items() if rate}
+    asked = {
+        "drop_path_rate": rate("recipe.drop_path", config.recipe.drop_path),
+        "proj_drop_rate": rate("recipe.block_dropout", config.recipe.block_dropout),
+    }
+    return {name: value for name, value in asked.items() if value}
 
 
 def load_model(run_dir: Path, config: DictConfig, checkpoint: str = "best", ema: bool = False) -> nn.Module:
