@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from noah_lightning import __version__
-from noah_lightning.errors import UserError
+from noah_lightning.errors import RunFailed, UserError
 
-MISTAKE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit statuses
+FAILED, MISTAKE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141  # exit statuses
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"noah: {error}", file=sys.stderr)
         return MISTAKE
+    except RunFailed as failure:
+        print(f"noah: {failure}; its traceback stands above", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader, such as head, has seen enough

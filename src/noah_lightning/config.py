@@ -20,6 +20,7 @@ from yaml import YAMLError
 
 from noah_lightning.checks import flag
 from noah_lightning.errors import ConfigError, UserError, did_you_mean, one_line
+from noah_lightning.processes import batch_per_process
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
 Settings = TypeVar("Settings")
@@ -45,6 +46,7 @@ def register_resolvers() -> None:
 
     OmegaConf.register_new_resolver("count_classes", count_classes, replace=True)
     OmegaConf.register_new_resolver("equal_dropout", equal_dropout, replace=True)
+    OmegaConf.register_new_resolver("batch_per_process", batch_per_process, replace=True)
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:

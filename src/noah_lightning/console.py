@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich import get_console
 from rich.logging import RichHandler
 
+from noah_lightning.processes import rank
 from noah_lightning.task import ClassificationTask
 from noah_lightning.task.accuracy import Accuracy
 
@@ -22,6 +23,7 @@ log = logging.getLogger("noah_lightning")
 _CHATTER = (
     ".*does not have many workers.*",  # the number of workers suits the machine, or the data is in memory
     ".*smaller than the logging interval.*",  # a short epoch; its totals are logged all the same
+    ".*sync_dist=True.*",  # the task logs what it has summed over the processes itself
     ".*in eval mode at the start of training.*",  # the average of the weights, which is never trained
     "Experiment logs directory .* exists and is not empty.*",  # it holds config.yaml, and no older metrics
     ".*isinstance\\(treespec, LeafSpec\\).* is deprecated.*",  # Lightning's own use of torch
@@ -29,10 +31,17 @@ _CHATTER = (
 
 
 def start_logging() -> None:
-    """Log lines to standard output, and the libraries' chatter only from warnings on."""
+    """Log lines to standard output, and the libraries' chatter only from warnings on.
+
+    Of several processes only the first one says anything.
+    """
     log.setLevel(logging.INFO)
     log.propagate = False
     log.handlers.clear()
+    if rank() > 0:
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        return
     if on_terminal():
         handler: logging.Handler = RichHandler(
             console=get_console(), show_time=False, show_level=False, show_path=False
@@ -67,7 +76,7 @@ def on_terminal() -> bool:
 
 def progress(every: int) -> Callback:
     """A progress bar on a terminal, a line every so many batches elsewhere."""
-    return RichProgressBar() if on_terminal() else PlainProgress(every)
+    return RichProgressBar() if on_terminal() and rank() == 0 else PlainProgress(every)
 
 
 class PlainProgress(Callback):

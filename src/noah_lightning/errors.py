@@ -43,6 +43,10 @@ class DataError(UserError, ValueError):
         super().__init__(message.rstrip().rpartition("\n")[2].removeprefix(f"{__name__}.DataError: "))
 
 
+class RunFailed(Exception):
+    """A process of a run crashed; ``str(error)`` is one line, the traceback has been printed."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown ``word``: the nearest known ones, or all where they are few."""
     known = list(known)

@@ -6,6 +6,7 @@ metrics.csv                losses, accuracies and learning rates
 checkpoints/best.ckpt      the epoch with the highest validation accuracy
 checkpoints/best_ema.ckpt  likewise of the average of the weights, where there is one
 checkpoints/last.ckpt
+predictions.npz            what the best epoch said of every validation image
 results.json               written when training has finished
 
 Every checkpoint holds the model's weights as ``model.*``, and their average, where there is one, as ``ema.module.*``.
@@ -28,6 +29,7 @@ from noah_lightning.errors import ConfigError, WeightsError, one_line
 from noah_lightning.model import create_model
 
 CONFIG, LOG, RESULTS, CHECKPOINTS = "config.yaml", "train.log", "results.json", "checkpoints"
+PREDICTIONS = "predictions.npz"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Results:
     images: int
     train_seconds: float
     images_per_second: float  # while training
+    peak_memory: int | None = None  # bytes, of the first GPU
     ema_best_epoch: int | None = None
     ema_correct: int | None = None
     ema_correct_top5: int | None = None

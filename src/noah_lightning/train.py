@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +21,8 @@ from noah_lightning.data import create_data
 from noah_lightning.data.module import ImageDataModule
 from noah_lightning.errors import ConfigError, UserError, one_line
 from noah_lightning.loggers import make_loggers
+from noah_lightning.processes import processes_per_node, rank
+from noah_lightning.record import BestRecord
 from noah_lightning.task import (
     ClassificationTask,
     MixingSettings,
@@ -47,21 +51,16 @@ def train(config: DictConfig, run_dir: Path) -> runs.Results:
     data = create_data(config.data.name, **settings(config, "data", "name"))
     report = console.EpochReport()
     loggers = make_loggers(config, run_dir)
-    callbacks = [console.progress(config.trainer.log_every_n_steps), report, *_checkpoints(run_dir, config)]
+    record = BestRecord(run_dir / runs.PREDICTIONS, data)
+    callbacks = [console.progress(config.trainer.log_every_n_steps), report, record, *_checkpoints(run_dir, config)]
     trainer = make_trainer(config, run_dir, logger=loggers, callbacks=callbacks)
-    if trainer.world_size > 1:  # ranks would claim one run directory, and count some validation images twice
-        raise ConfigError(
-            f"training on {trainer.world_size} devices at once is not supported yet; use trainer.devices=1"
-        )
+    if config.trainer.sync_batchnorm and isinstance(trainer.accelerator, CPUAccelerator):
+        raise ConfigError("trainer.sync_batchnorm=true works on GPUs only; leave it false")
     batch = data.batch_size * config.trainer.accumulate_grad_batches * trainer.world_size
     task = make_task(config, model, batch)
-    data.prepare_data()
-    data.setup("fit")
-    if task.mixing is not None:
-        assert data.train_dataset is not None
-        check_even(min(data.batch_size, len(data.train_dataset)))  # a set below one batch is one batch
-    runs.write_config(run_dir, config)
-    log_file = console.log_to(run_dir / runs.LOG)
+    if rank() == 0:  # the other processes are told by Lightning when the data is there
+        _prepare(data, task)
+    log_file = console.log_to(run_dir / runs.LOG) if _claim(run_dir, config) else None
     try:
         _announce(config, run_dir, task, data)
         trainer.fit(task, datamodule=data)
@@ -74,11 +73,31 @@ def train(config: DictConfig, run_dir: Path) -> runs.Results:
             raise KeyboardInterrupt from stop
         raise
     except UserError as error:
-        console.write_to_log_only(log_file, str(error))  # the console is told where the error ends up
+        if log_file:
+            console.write_to_log_only(log_file, str(error))  # the console is told where the error ends up
         raise
     finally:
         _close(loggers, failed=not trainer.state.finished)
-        console.stop_log(log_file)
+        if log_file:
+            console.stop_log(log_file)
+
+
+def _prepare(data: ImageDataModule, task: ClassificationTask) -> None:
+    """Look through the data before the run directory is claimed."""
+    data.prepare_data()
+    data.setup("fit")
+    if task.mixing is not None:
+        assert data.train_dataset is not None
+        check_even(min(data.batch_size, len(data.train_dataset)))  # a set below one batch is one batch
+
+
+def _claim(run_dir: Path, config: DictConfig) -> bool:
+    """Of several processes the first one claims the run directory; whether this is it."""
+    if rank() == 0:
+        runs.write_config(run_dir, config)
+    else:  # dropout, mixing and erasing draw apart; the weights start as those of the first process all the same
+        pl.seed_everything((config.seed + rank()) % 2**32, workers=True, verbose=False)
+    return rank() == 0
 
 
 def make_task(config: DictConfig, model: nn.Module, batch: int) -> ClassificationTask:
@@ -107,7 +126,9 @@ def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trai
     """
     try:
         return pl.Trainer(
-            **settings(config, "trainer"),
+            **settings(config, "trainer", "devices"),
+            devices=_devices(config),
+            use_distributed_sampler=False,  # the data module shares out the images
             default_root_dir=run_dir,
             enable_model_summary=False,
             enable_progress_bar=console.on_terminal(),
@@ -115,6 +136,12 @@ def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trai
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise ConfigError(f"trainer: {one_line(error)}") from error
+
+
+def _devices(config: DictConfig) -> Any:
+    """``trainer.devices`` as Lightning takes it; ``auto`` becomes the number of processes that there are."""
+    devices = settings(config, "trainer")["devices"]
+    return processes_per_node(config.trainer) if devices in ("auto", -1) else devices
 
 
 def _checkpoints(run_dir: Path, config: DictConfig) -> list[ModelCheckpoint]:
@@ -187,11 +214,13 @@ def _conclude(run_dir: Path, task: ClassificationTask, report: console.EpochRepo
         images=best.images,
         train_seconds=report.train_seconds,
         images_per_second=report.images_per_second,
+        peak_memory=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         ema_best_epoch=report.best_ema.epoch if ema else None,
         ema_correct=ema.correct if ema else None,
         ema_correct_top5=ema.correct_top5 if ema else None,
     )
-    runs.write_results(run_dir, results)
+    if rank() == 0:
+        runs.write_results(run_dir, results)
     log.info("best     %s", report.best)
     if ema:
         log.info("best ema %s", report.best_ema)

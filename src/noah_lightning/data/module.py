@@ -1,5 +1,6 @@
 """What all data sets share: loaders, order, normalisation, and the numbers that describe the images."""
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Literal, Protocol
@@ -19,6 +20,7 @@ from noah_lightning.errors import DataError
 Split = Literal["train", "val"]
 Batch = tuple[Tensor, Tensor]
 PLAIN = AugmentSettings()
+PADDING = -1  # the label that the task does not count
 
 
 class LabelledImages(Protocol):
@@ -29,6 +31,24 @@ class LabelledImages(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+
+
+class Padded:
+    """A data set that goes on behind its end, with images labelled ``PADDING``.
+
+    So every process has equally many validation batches, as their synchronisation needs, and no image counts twice.
+    """
+
+    def __init__(self, images: LabelledImages) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index < len(self.images):
+            return self.images[index]
+        return self.images[0][0], PADDING
 
 
 class ImageDataModule(LightningDataModule):
@@ -111,18 +131,19 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled anew each epoch; the order depends on the seed, the epoch and ``augment.repeats`` only."""
         assert self.train_dataset is not None, "setup('fit') comes first"
-        processes = self.trainer.world_size if self.trainer else 1
         epoch = self.trainer.current_epoch if self.trainer else 0
         images, repeats = len(self.train_dataset), self.augment.repeats
         sampler = (
-            EpochShuffle(images, self.seed, epoch) if repeats == 1 else EpochRepeat(images, self.seed, repeats, epoch)
+            EpochShuffle(images, self.seed, epoch, *self._rank_of())
+            if repeats == 1
+            else EpochRepeat(images, self.seed, repeats, epoch, *self._rank_of())
         )
         return DataLoader(
             self.train_dataset,  # type: ignore[arg-type]  # map-style without inheriting from Dataset
             batch_size=self.batch_size,
             sampler=sampler,
             # A short last batch makes batch norm noisy; but a set below one batch must not vanish.
-            drop_last=len(sampler) >= self.batch_size * processes,
+            drop_last=len(sampler) >= self.batch_size,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -131,17 +152,24 @@ class ImageDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """In fixed order, nothing dropped."""
+        """In fixed order, nothing dropped; process r of W takes the images r, r + W, r + 2W, ..."""
         assert self.val_dataset is not None, "setup comes first"
+        rank, processes = self._rank_of()
+        each = math.ceil(len(self.val_dataset) / processes)
         return DataLoader(
-            self.val_dataset,  # type: ignore[arg-type]
+            Padded(self.val_dataset),  # type: ignore[arg-type]
             batch_size=self.batch_size,
+            sampler=range(rank, each * processes, processes),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             # Else each pass would draw from the global generator, and validation would change training.
             generator=epoch_generator(self.seed, 0),
         )
+
+    def _rank_of(self) -> tuple[int, int]:
+        """Number of this process, and of all."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Lightning calls this once the batch is on the device: normalises, and in training erases."""

@@ -1,5 +1,6 @@
 """The order in which training images are visited."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,6 +12,9 @@ from torch.utils.data import Sampler
 class EpochShuffle(Sampler[int]):
     """A new permutation of ``range(length)`` each epoch, a pure function of (seed, epoch).
 
+    Of several processes, process r of W takes every W-th image from the r-th on, so that their batches of one step
+    hold together what one process would see; where W does not divide the length, the first images fill up.
+
     Being free of any generator's history, a run resumed at epoch 7 sees the order that the uninterrupted run
     saw at epoch 7. Lightning announces the epoch through :meth:`set_epoch`; without Lightning each pass over
     the sampler is one epoch.
@@ -20,42 +24,47 @@ class EpochShuffle(Sampler[int]):
         seed: at least 0.
         epoch: the first epoch. Lightning starts the workers before it announces the epoch, so a resumed run
             must give it here.
+        rank, world_size: number of this process, and of all.
     """
 
-    def __init__(self, length: int, seed: int, epoch: int = 0) -> None:
+    def __init__(self, length: int, seed: int, epoch: int = 0, rank: int = 0, world_size: int = 1) -> None:
         self.length = length
         self.seed = seed
         self.epoch = epoch
+        self.rank, self.world_size = rank, world_size
 
     def set_epoch(self, epoch: int) -> None:
         """The next pass is that of ``epoch``."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return math.ceil(self.length / self.world_size)
 
     def __iter__(self) -> Iterator[int]:
         generator = epoch_generator(self.seed, self.epoch)
         self.epoch += 1
-        yield from torch.randperm(self.length, generator=generator).tolist()
+        order = torch.randperm(self.length, generator=generator)
+        own = torch.arange(self.rank, len(self) * self.world_size, self.world_size)
+        yield from order[own % self.length].tolist()
 
 
 class EpochRepeat(RepeatAugSampler):
     """As :class:`EpochShuffle`, but each image is drawn ``repeats`` times in a row: repeated augmentation.
 
     An epoch keeps its length, so it visits about one in ``repeats`` images. From 256 images on the length is
-    rounded down to a multiple of 256, as in DeiT's code. Made for one process, whose batches then hold what
-    those of several processes hold together.
+    rounded down to a multiple of 256, as in DeiT's code. Processes share it as there.
 
     Args:
         length: number of images.
         seed: at least 0.
         repeats: at least 1.
-        epoch: the first epoch, as for :class:`EpochShuffle`.
+        epoch, rank, world_size: as for :class:`EpochShuffle`.
     """
 
-    def __init__(self, length: int, seed: int, repeats: int, epoch: int = 0) -> None:
-        super().__init__(range(length), num_replicas=1, rank=0, num_repeats=repeats)
+    def __init__(
+        self, length: int, seed: int, repeats: int, epoch: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        super().__init__(range(length), num_replicas=world_size, rank=rank, num_repeats=repeats)
         self.seed = seed
         self.set_epoch(epoch)
 

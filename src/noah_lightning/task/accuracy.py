@@ -47,14 +47,14 @@ class AccuracyCounter(Metric):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("loss_sum", torch.tensor(0.0), dist_reduce_fx="sum")
 
-    def update(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """Count a batch: logits (B, K), labels (B,), and the batch's mean loss."""
+    def update(self, logits: Tensor, labels: Tensor, loss_sum: Tensor) -> None:
+        """Count a batch: logits (B, K), labels (B,), below 0 for padding, and the loss summed over its images."""
         guesses = logits.detach().topk(min(5, logits.shape[1])).indices  # (B, 5), best first
-        hits = guesses == labels.unsqueeze(1)
-        self.images += len(labels)
+        hits = guesses == labels.unsqueeze(1)  # none for padding
+        self.images += (labels >= 0).sum()
         self.correct += hits[:, 0].sum()
         self.correct_top5 += hits.sum()
-        self.loss_sum += loss.detach().float() * len(labels)
+        self.loss_sum += loss_sum.detach().float()
 
     def compute(self) -> Accuracy:
         """The counts so far; this is where the device is waited for."""

@@ -12,9 +12,11 @@ from noah_lightning.task.accuracy import Accuracy, AccuracyCounter
 from noah_lightning.task.ema import WeightAverage
 from noah_lightning.task.mixing import BatchMixing, MixingSettings
 from noah_lightning.task.optimizer import OptimizerSettings, make_optimizer
+from noah_lightning.task.predictions import Predictions
 from noah_lightning.task.schedule import ScheduleSettings, learning_rate
 
 Batch = tuple[Tensor, Tensor]  # normalised images (B, 3, H, W), labels (B,)
+PADDING = -1  # label of what only fills up a validation batch, so that all processes have equally many
 
 
 class ClassificationTask(pl.LightningModule):
@@ -62,7 +64,9 @@ class ClassificationTask(pl.LightningModule):
             self.mixing = BatchMixing(mixing, num_classes, label_smoothing)
         self.train_accuracy = AccuracyCounter()
         self.val_accuracy = AccuracyCounter()
+        self.val_predictions = Predictions()
         self.validated: Accuracy | None = None  # the latest whole validation
+        self.predicted: tuple[Tensor, Tensor] | None = None  # its labels and first guesses (images,)
         self.ema = None if ema is None else WeightAverage(model, ema)
         self.ema_accuracy = AccuracyCounter()
         self.ema_validated: Accuracy | None = None
@@ -93,7 +97,7 @@ class ClassificationTask(pl.LightningModule):
             images, targets = self.mixing(images, labels)  # the targets are smoothed already
             logits = self(images)
             loss = F.cross_entropy(logits, targets)
-        self.train_accuracy.update(logits, labels, loss)
+        self.train_accuracy.update(logits, labels, loss * len(labels))
         self.log("train/loss_step", loss)
         return loss
 
@@ -109,7 +113,8 @@ class ClassificationTask(pl.LightningModule):
         self.train_accuracy.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        _validate(self.model, batch, self.val_accuracy)
+        logits = _validate(self.model, batch, self.val_accuracy)
+        self.val_predictions.update(logits, batch[1])
         if self.ema is not None:
             _validate(self.ema.module, batch, self.ema_accuracy)
 
@@ -122,11 +127,14 @@ class ClassificationTask(pl.LightningModule):
             ema = self.ema_accuracy.compute()
             self.ema_accuracy.reset()
             self.log_dict({"val/ema_loss": ema.loss, "val/ema_top1": ema.top1, "val/ema_top5": ema.top5})
+        predicted = self.val_predictions.compute()
+        self.val_predictions.reset()
         if not self.trainer.sanity_checking:  # a few batches before training
-            self.validated, self.ema_validated = val, ema
+            self.validated, self.ema_validated, self.predicted = val, ema, predicted
 
 
-def _validate(model: nn.Module, batch: Batch, counter: AccuracyCounter) -> None:
+def _validate(model: nn.Module, batch: Batch, counter: AccuracyCounter) -> Tensor:
     images, labels = batch
-    logits = model(images)
-    counter.update(logits, labels, F.cross_entropy(logits, labels))
+    logits: Tensor = model(images)
+    counter.update(logits, labels, F.cross_entropy(logits, labels, ignore_index=PADDING, reduction="sum"))
+    return logits

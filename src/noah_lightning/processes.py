@@ -1,0 +1,124 @@
+"""The processes of one run: how many there are, which one this is, and how they are started.
+
+One run is one tree of processes: the first one composes the configuration and either trains by itself or starts a
+process for each device with torch's elastic launcher, which hands each the resolved configuration and stops all of
+them if one fails. Under ``torchrun`` or SLURM the processes are there already.
+"""
+
+import logging
+import os
+import signal
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from noah_lightning.checks import whole_number
+from noah_lightning.errors import ConfigError, RunFailed, UserError
+
+MISTAKE = 2  # exit status of a process that met a user's mistake
+
+
+def rank() -> int:
+    """Number of this process among all of the run, from 0."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+
+
+def started_from_outside() -> bool:
+    """Whether ``torchrun`` or ``srun`` has started a process for each device, this one among them."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
+
+
+def processes_per_node(trainer: Mapping[str, Any]) -> int:
+    """Processes that ``trainer.devices`` asks for on this machine.
+
+    Raises:
+        ConfigError: neither a number nor a list of GPUs nor ``auto``.
+    """
+    devices = trainer["devices"]
+    if isinstance(devices, int | str) and str(devices) in ("auto", "-1"):
+        outside = os.environ.get("LOCAL_WORLD_SIZE")
+        return int(outside) if outside else _gpus(trainer["accelerator"])
+    if not isinstance(devices, int | str):  # a list of GPUs
+        return whole_number("number of trainer.devices", len(devices), low=1)
+    return whole_number("trainer.devices", devices, low=1)
+
+
+def batch_per_process(batch: int, trainer: Mapping[str, Any]) -> int:
+    """Images that a process takes in one pass, so that all passes of all processes make up one step of ``batch``.
+
+    Raises:
+        ConfigError: it does not divide.
+    """
+    whole_number("recipe.batch_size", batch, low=1)
+    nodes = whole_number("trainer.num_nodes", trainer["num_nodes"], low=1)
+    passes = whole_number("trainer.accumulate_grad_batches", trainer["accumulate_grad_batches"], low=1)
+    processes = processes_per_node(trainer) * nodes
+    parts = processes * passes
+    if batch % parts:
+        below = batch - batch % parts
+        near = f"{below} or {below + parts}" if below else f"{parts}"
+        over = f"{processes} processes" + (f" × {passes} accumulated passes" if passes > 1 else "")
+        raise ConfigError(f"recipe.batch_size={batch} cannot be split over {over}; {near} can")
+    return batch // parts
+
+
+def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Call ``work(*arguments)`` in ``count`` new processes of one process group; returns what rank 0 returned.
+
+    Raises:
+        UserError: that of the first process that met one; the others are stopped.
+        RunFailed: a process failed otherwise, after its traceback was printed.
+        KeyboardInterrupt: interrupted from the terminal.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for library in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # what there is to say, we say
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=str(os.getpid()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="spawn",
+    )
+    with tempfile.TemporaryDirectory(prefix="noah-") as folder:
+        mistakes = Path(folder)
+        try:
+            return elastic_launch(launch, _work)(mistakes, work, arguments)[0]
+        except ChildFailedError as failure:
+            if told := sorted(mistakes.iterdir()):
+                raise UserError(told[0].read_text()) from None
+            number, first = failure.get_first_failure()
+            raise RunFailed(f"process {number} of the run ended with exit status {first.exitcode}") from None
+        except SignalException as stop:
+            if stop.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from stop
+            raise SystemExit(128 + stop.sigval) from stop
+
+
+def _work(mistakes: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """What each process runs; a mistake is left as a file, for the first process to tell."""
+    try:
+        return work(*arguments)
+    except UserError as error:
+        (mistakes / str(rank())).write_text(str(error))
+        raise SystemExit(MISTAKE) from None
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(1) from None
+
+
+def _gpus(accelerator: str) -> int:
+    """GPUs that Lightning would use for ``auto``; 1 where it would use the CPU."""
+    if accelerator not in ("auto", "gpu", "cuda"):
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
