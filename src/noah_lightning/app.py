@@ -8,7 +8,6 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from noah_lightning.config import (
@@ -20,7 +19,7 @@ from noah_lightning.config import (
     register_resolvers,
     resolved,
 )
-from noah_lightning.errors import ConfigError, UserError
+from noah_lightning.errors import ConfigError, RunFailed, UserError
 from noah_lightning.processes import processes_per_node, rank, run_in_processes, started_from_outside
 
 
@@ -29,35 +28,33 @@ def train(overrides: Sequence[str]) -> None:
 
     Raises:
         UserError: anything the user can mend, Hydra's own complaints included.
+        RunFailed: a process of the run crashed, or jobs of a sweep failed.
     """
     register_resolvers()
+    if {"-m", "--multirun"} & set(overrides):
+        from noah_lightning.sweep import sweep
+
+        return sweep([word for word in overrides if word not in ("-m", "--multirun")])
     check_overrides(overrides)
     if rank() > 0:
         _follow(overrides)
         return
     sys.argv = ["noah train", *overrides]  # where Hydra looks
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
-    mistakes: list[UserError] = []
+    failures: list[Exception] = []
 
-    def job(config: DictConfig) -> float | None:
-        """One job; the returned validation top-1 is what a sweeper can optimise."""
+    def job(config: DictConfig) -> None:
         try:
-            return _train_one(config)
-        except UserError as error:  # kept from Hydra, which would add lines of its own
-            hydra_config = HydraConfig.get()
-            if hydra_config.mode == RunMode.RUN:
-                mistakes.append(error)
-            else:  # say so at once; the other jobs go on
-                print(f"noah: {hydra_config.job.override_dirname}: {error}", file=sys.stderr)
-                mistakes.append(ConfigError("not all jobs of the sweep succeeded; each failure is told above"))
-            return None
+            _train_one(config)
+        except (UserError, RunFailed) as error:  # kept from Hydra, which would add lines of its own
+            failures.append(error)
 
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
     except CONFIG_ERRORS as error:
         raise explain(error, overrides) from error
-    if mistakes:
-        raise mistakes[0]
+    if failures:
+        raise failures[0]
 
 
 def _follow(overrides: Sequence[str]) -> None:
@@ -67,33 +64,36 @@ def _follow(overrides: Sequence[str]) -> None:
     _train(compose_config([word for word in overrides if not word.startswith("hydra.")]), Path(os.devnull))
 
 
-def _train_one(config: DictConfig) -> float:
+def _train_one(config: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        config = resolved(config)
-        return _train_in_processes(config, run_dir)
+        train_in_processes(resolved(config), run_dir)
     finally:
         _remove_if_empty(run_dir)
 
 
-def _train_in_processes(config: DictConfig, run_dir: Path) -> float:
-    """Train here, or in a process for each device; returns the validation top-1."""
+def train_in_processes(config: DictConfig, run_dir: Path) -> None:
+    """Train here, or in a process for each device.
+
+    Raises:
+        UserError: anything the user can mend.
+        RunFailed: a process crashed.
+    """
     # torch and Lightning only once the configuration is known to be sound
     count = processes_per_node(config.trainer)
     if count == 1 or started_from_outside():
         return _train(config, run_dir)
     if config.trainer.num_nodes > 1:
         raise ConfigError("trainer.num_nodes is for runs that torchrun or SLURM starts, one process for each device")
-    top1: float = run_in_processes(count, _train, config, run_dir)
-    return top1
+    run_in_processes(count, _train, config, run_dir)
 
 
-def _train(config: DictConfig, run_dir: Path) -> float:
+def _train(config: DictConfig, run_dir: Path) -> None:
     from noah_lightning import console
     from noah_lightning.train import train
 
     console.start_logging()
-    return train(config, run_dir).top1
+    train(config, run_dir)
 
 
 def _remove_if_empty(run_dir: Path) -> None:

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"noah: {error}", file=sys.stderr)
         return MISTAKE
     except RunFailed as failure:
-        print(f"noah: {failure}; its traceback stands above", file=sys.stderr)
+        print(f"noah: {failure}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED

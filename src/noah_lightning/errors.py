@@ -44,7 +44,7 @@ class DataError(UserError, ValueError):
 
 
 class RunFailed(Exception):
-    """A process of a run crashed; ``str(error)`` is one line, the traceback has been printed."""
+    """A run, or a job of a sweep, failed; ``str(error)`` is one line, and what can be told has been told."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

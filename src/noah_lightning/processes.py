@@ -8,9 +8,11 @@ them if one fails. Under ``torchrun`` or SLURM the processes are there already.
 import logging
 import os
 import signal
+import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ def started_from_outside() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
 
 
+def processes_started() -> int:
+    """How many processes ``torchrun``, ``srun`` or the first process has started; 1 without them."""
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1))) if started_from_outside() else 1
+
+
 def processes_per_node(trainer: Mapping[str, Any]) -> int:
     """Processes that ``trainer.devices`` asks for on this machine.
 
@@ -40,7 +47,7 @@ def processes_per_node(trainer: Mapping[str, Any]) -> int:
     if isinstance(devices, int | str) and str(devices) in ("auto", "-1"):
         outside = os.environ.get("LOCAL_WORLD_SIZE")
         return int(outside) if outside else _gpus(trainer["accelerator"])
-    if not isinstance(devices, int | str):  # a list of GPUs
+    if isinstance(devices, Sequence) and not isinstance(devices, str):  # a list of GPUs
         return whole_number("number of trainer.devices", len(devices), low=1)
     return whole_number("trainer.devices", devices, low=1)
 
@@ -89,29 +96,37 @@ def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> A
         start_method="spawn",
     )
     with tempfile.TemporaryDirectory(prefix="noah-") as folder:
-        mistakes = Path(folder)
+        first_failure = Path(folder, "first")
         try:
-            return elastic_launch(launch, _work)(mistakes, work, arguments)[0]
+            return elastic_launch(launch, _work)(first_failure, work, arguments)[0]
         except ChildFailedError as failure:
-            if told := sorted(mistakes.iterdir()):
-                raise UserError(told[0].read_text()) from None
+            if first_failure.is_file() and (mistake := first_failure.read_text()):
+                raise UserError(mistake) from None
             number, first = failure.get_first_failure()
-            raise RunFailed(f"process {number} of the run ended with exit status {first.exitcode}") from None
+            raise RunFailed(
+                f"process {number} ended with exit status {first.exitcode}; its traceback stands above"
+            ) from None
         except SignalException as stop:
             if stop.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from stop
             raise SystemExit(128 + stop.sigval) from stop
 
 
-def _work(mistakes: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """What each process runs; a mistake is left as a file, for the first process to tell."""
+def _work(first_failure: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """What each process runs. The first to fail leaves a file with its mistake, or an empty one and a traceback.
+
+    The others then fail too, for want of an answer from it, and keep that to themselves.
+    """
     try:
         return work(*arguments)
     except UserError as error:
-        (mistakes / str(rank())).write_text(str(error))
+        with suppress(FileExistsError), first_failure.open("x") as file:
+            file.write(str(error))
         raise SystemExit(MISTAKE) from None
     except Exception:
-        traceback.print_exc()
+        text = traceback.format_exc()
+        with suppress(FileExistsError), first_failure.open("x"):
+            print(text, end="", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
 
 

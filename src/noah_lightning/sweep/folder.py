@@ -1,0 +1,68 @@
+"""The folder of a sweep: sweep.json with its command, and a run directory for each job, named by its number.
+
+What a job came to is told by its run directory alone: it has finished if results.json is there. A run that did not
+finish is set aside in ``.unfinished/`` before it is repeated; nothing is lost.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from noah_lightning.errors import ConfigError, one_line
+
+FACTS, ASIDE = "sweep.json", ".unfinished"
+CONFIG, RESULTS = "config.yaml", "results.json"  # of a run
+
+
+def begin(folder: str | None, command: Sequence[str]) -> Path:
+    """The new folder of a sweep.
+
+    Raises:
+        ConfigError: it holds a sweep already, or cannot be written.
+    """
+    path = Path(folder) if folder else Path("runs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S}_sweep"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with (path / FACTS).open("x") as file:
+            json.dump({"command": list(command)}, file, indent=2)
+    except FileExistsError:
+        raise ConfigError(f"{path} holds a sweep already; sweep.resume=true goes on with it") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({one_line(error)}); give another sweep.dir=…") from error
+    return path
+
+
+def find(folder: str | None, command: Sequence[str]) -> Path:
+    """The folder of the latest sweep of this very command.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    candidates = [Path(folder)] if folder else sorted(Path("runs").glob("*/*_sweep"), reverse=True)
+    for path in candidates:
+        if _command(path) == list(command):
+            return path
+    where = folder or "runs/"
+    raise ConfigError(f"there is no sweep of this command in {where}; leave sweep.resume out to begin one")
+
+
+def has_finished(run_dir: Path) -> bool:
+    return (run_dir / RESULTS).is_file()
+
+
+def set_aside(run_dir: Path) -> None:
+    """Make room for another attempt."""
+    if run_dir.exists():
+        aside = run_dir.parent / ASIDE
+        aside.mkdir(exist_ok=True)
+        attempt = 1 + len(list(aside.glob(f"{run_dir.name}-*")))
+        run_dir.rename(aside / f"{run_dir.name}-{attempt}")
+
+
+def _command(folder: Path) -> list[str] | None:
+    try:
+        command: list[str] = json.loads((folder / FACTS).read_text())["command"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return command

@@ -1,0 +1,65 @@
+"""One job of a sweep in a process of its own, forked from a server that has imported everything once."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from threading import Thread
+
+from omegaconf import DictConfig
+
+from noah_lightning.errors import RunFailed, UserError, one_line
+
+
+def start(config: DictConfig, run_dir: Path, gpus: Sequence[str], quiet: bool) -> tuple[BaseProcess, Connection]:
+    """Start training; the connection gives the error's line, or "" when all went well.
+
+    Args:
+        config: resolved.
+        run_dir: the run directory to be made.
+        gpus: names of the GPUs it may use; none: as they are.
+        quiet: leave its lines to the run's train.log.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["noah_lightning.train"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(config, run_dir, list(gpus), quiet, sender))
+    process.start()
+    sender.close()
+    return process, receiver
+
+
+def _work(config: DictConfig, run_dir: Path, gpus: list[str], quiet: bool, sender: Connection) -> None:
+    _die_with_sweep()
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    from noah_lightning.app import train_in_processes
+
+    try:
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if quiet else sys.stdout):
+            train_in_processes(config, run_dir)
+        sender.send("")
+    except KeyboardInterrupt:
+        sender.send("interrupted")
+    except (UserError, RunFailed) as error:
+        sender.send(str(error))
+    except Exception as error:
+        traceback.print_exc()
+        sender.send(f"{type(error).__name__}: {one_line(error)}")
+
+
+def _die_with_sweep() -> None:
+    """A sweep that is killed takes its jobs along."""
+
+    def wait() -> None:
+        sweep = parent_process()
+        assert sweep is not None
+        sweep.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()

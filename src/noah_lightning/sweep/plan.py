@@ -1,0 +1,141 @@
+"""What a sweep consists of: its jobs, and those that cannot be."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from itertools import product
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from noah_lightning.checks import whole_number
+from noah_lightning.config import check_overrides, compose_config, config_dir
+from noah_lightning.errors import ConfigError, HeadSettingError, did_you_mean, one_line
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``sweep.…`` on the command line sets; nothing of it reaches the runs.
+
+    Attributes:
+        resume: go on with the latest sweep of the same command.
+        dir: folder of the sweep; None: ``runs/<date>/<time>_sweep``.
+        jobs: jobs at a time; None: as many as the GPUs allow, one without GPUs.
+    """
+
+    resume: bool = False
+    dir: str | None = None
+    jobs: int | None = None
+
+
+@dataclass
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        number: from 0, in the order of the command; also the name of its folder.
+        changes: the settings in which the jobs differ.
+        overrides: all of its settings.
+        config: its resolved configuration.
+    """
+
+    number: int
+    changes: list[str]
+    overrides: list[str]
+    config: DictConfig = field(repr=False)
+
+    def __str__(self) -> str:
+        return " ".join(self.changes)
+
+
+def split_options(words: Sequence[str]) -> tuple[Options, list[str]]:
+    """The options of the sweep, and the other words of the command with those of its preset.
+
+    Raises:
+        ConfigError: an option or a preset that there is not, or a value out of range.
+    """
+    options: dict[str, object] = {}
+    presets: list[str] = []
+    others: list[str] = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "sweep":
+            presets += _preset(value)
+        elif key in ("hydra.sweep.dir", "sweep.dir"):
+            options["dir"] = value
+        elif key == "sweep.jobs":
+            options["jobs"] = whole_number(key, int(value) if value.isdecimal() else value, low=1)
+        elif key == "sweep.resume":
+            if value.lower() not in ("true", "false"):
+                raise ConfigError(f"sweep.resume={value} must be true or false")
+            options["resume"] = value.lower() == "true"
+        elif key.startswith("sweep."):
+            known = [f"sweep.{field.name}" for field in fields(Options)]
+            raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}")
+        else:
+            others.append(word)
+    given = {word.partition("=")[0] for word in others}
+    return Options(**options), [*(word for word in presets if word.partition("=")[0] not in given), *others]  # type: ignore[arg-type]
+
+
+def expand(overrides: Sequence[str]) -> list[Job]:
+    """A job for every combination of the values that are separated by commas (or Hydra's choice and range).
+
+    Raises:
+        UserError: an override that does not fit, in whatever job.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(one_line(error)) from error
+    choices: list[list[str]] = []
+    swept: list[bool] = []
+    for override in parsed:
+        key = override.get_key_element()
+        swept.append(override.is_sweep_override())
+        values = override.sweep_string_iterator() if swept[-1] else [override.get_value_element_as_str()]
+        choices.append([f"{key}={value}" for value in values])
+    jobs = []
+    for number, combination in enumerate(product(*choices)):
+        check_overrides(combination)
+        changes = [word for word, varies in zip(combination, swept, strict=True) if varies]
+        jobs.append(Job(number, changes, list(combination), compose_config(combination)))
+    return jobs
+
+
+def impossible(jobs: Sequence[Job]) -> dict[int, str]:
+    """Numbers of the jobs whose head cannot be, and why; found without memory or arithmetic.
+
+    Raises:
+        UserError: another mistake, such as a model that there is not.
+    """
+    import torch
+
+    from noah_lightning.runs import build_model
+
+    told: dict[str, str] = {}  # of each combination of model and head; seeds and rates make no difference
+    reasons = {}
+    for job in jobs:
+        config = job.config.copy()
+        config.model.pretrained, config.model.weights = False, None
+        kind = OmegaConf.to_yaml(OmegaConf.create({"model": config.model, "head": config.head, "data": config.data}))
+        if kind not in told:
+            try:
+                with torch.device("meta"):
+                    build_model(config)
+                told[kind] = ""
+            except HeadSettingError as error:
+                told[kind] = str(error)
+        if told[kind]:
+            reasons[job.number] = told[kind]
+    return reasons
+
+
+def _preset(name: str) -> list[str]:
+    folder = config_dir() / "sweep"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        raise ConfigError(f"sweep has no preset {name!r}{did_you_mean(name, known)}")
+    content = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))
+    assert isinstance(content, dict)
+    return [f"{key}={value}" for key, value in content["params"].items()]
