@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-slow test-gpu lint format wheel clean
+.PHONY: install demo test coverage test-slow test-gpu lint format wheel clean
 
 install: $(VENV)/installed
 
@@ -18,6 +18,9 @@ demo: install
 	$(BIN)/noah demo
 
 test: install
+	$(BIN)/python -m pytest --numprocesses 2
+
+coverage: install # takes twice as long as test
 	$(BIN)/python -m pytest --numprocesses 2 --cov --cov-fail-under 90
 
 test-slow: install
