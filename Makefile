@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test coverage test-slow test-gpu lint format wheel clean
+.PHONY: install demo test coverage test-slow test-gpu test-slurm lint format wheel clean
 
 install: $(VENV)/installed
 
@@ -28,6 +28,9 @@ test-slow: install
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+test-slurm: install # installs and starts a SLURM on this host, for the time of the tests; Debian, as root
+	tests/slurm.sh $(BIN)/python
 
 lint: install
 	$(BIN)/ruff check .

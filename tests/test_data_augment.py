@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.plugins.precision import Precision
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from timm.data.auto_augment import rand_augment_transform
@@ -305,7 +306,10 @@ def black_data(length: int = 64, batch_size: int = 8, seed: int = 0, **augment: 
 
 def in_stage(data: ImageDataModule, training: bool = True) -> ImageDataModule:
     """As if a trainer were at it."""
-    data.trainer = SimpleNamespace(training=training, world_size=1, current_epoch=0)  # type: ignore[assignment]
+    stage = SimpleNamespace(
+        training=training, global_rank=0, world_size=1, current_epoch=0, precision_plugin=Precision()
+    )
+    data.trainer = stage  # type: ignore[assignment]
     return data
 
 

@@ -1,18 +1,108 @@
 """TensorBoard and Weights & Biases beside metrics.csv."""
 
 import csv
+import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import TINY, Answer, FinishedRun
+from noah_lightning.attention_picture import attention_of_guess, evaluating
+from noah_lightning.config import compose_config
+from noah_lightning.demo import attention_to_best_class
+from noah_lightning.errors import ConfigError
+from noah_lightning.loggers.wandb_run import run_id, run_name, tags
+from noah_lightning.model import create_model
+from noah_lightning.runs import read_results
 
 Noah = Callable[..., Answer]
+QUICK = [*TINY, "data.train_images=32", "data.val_images=20", "recipe.batch_size=16"]
+FOLDERS = ["model=timm", "model.name=test_resnet", "data=imagefolder", "data.image_size=32", "data.num_workers=0"]
+SMALL = [*FOLDERS, "recipe.batch_size=4", "trainer.max_epochs=1", "recipe.schedule.warmup_epochs=0"]
+
+
+@dataclass
+class OfflineRun:
+    """What W&B keeps of an offline run in its ``.wandb`` file."""
+
+    run: Any
+    exit_code: int | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def records(file: Path) -> Iterator[Any]:
+    """The messages of a ``.wandb`` file: LevelDB's log format behind a header of 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    content, at, message = file.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        left_in_block = 32768 - at % 32768
+        if left_in_block < 7:
+            at += left_in_block
+            continue
+        size, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        if at + 7 + size > len(content):
+            return  # still being written
+        message += content[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            yield wandb_internal_pb2.Record.FromString(message)
+            message = b""
+
+
+def _all_records(file: Path) -> list[Any]:
+    """W&B closes the file a moment after the run."""
+    for _ in range(100):
+        messages = list(records(file))
+        if messages and any(message.HasField("exit") for message in messages):
+            return messages
+        time.sleep(0.1)
+    raise AssertionError(f"{file} was never closed")
+
+
+def values(items: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def offline_runs(run_dir: Path) -> list[OfflineRun]:
+    """All W&B runs in a run directory."""
+    found = []
+    for file in sorted(run_dir.glob("wandb/offline-run-*/*.wandb")):
+        messages = _all_records(file)
+        [run] = [message.run for message in messages if message.HasField("run")]
+        offline = OfflineRun(run, config=values(run.config.update))
+        for message in messages:
+            if message.HasField("exit"):
+                offline.exit_code = message.exit.exit_code
+            elif message.HasField("summary"):
+                offline.summary |= values(message.summary.update)
+            elif message.HasField("history"):
+                offline.history.append(values(message.history.item))
+        found.append(offline)
+    return found
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B as in a fresh account-less home, and silent."""
+    for key in [key for key in os.environ if key.startswith("WANDB")]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
 
 
 def validations(run: Path) -> list[float]:
@@ -68,3 +158,216 @@ def test_the_csv_alone_is_the_default(finished_run: FinishedRun) -> None:
     assert validations(finished_run.path)
     assert not list(finished_run.path.glob("wandb*"))
     assert not list(finished_run.path.rglob("events*"))
+
+
+# --- what W&B is told
+
+
+@pytest.mark.usefixtures("offline")
+def test_wandb_knows_the_run_its_settings_and_its_results(noah: Noah) -> None:
+    words = ["head=noah", "logger=wandb", "logger.tags=[mine,noah]", "logger.entity=us", "logger.project=heads"]
+    answer = noah("train", *QUICK, *words, "recipe.ema=0.5", "hydra.run.dir=run")
+    assert answer.status == 0, answer.err
+    [told] = offline_runs(Path("run"))
+    assert (told.run.entity, told.run.project, told.run.run_group) == ("us", "heads", "")
+    assert told.run.display_name == "test_resnet-noah-N4-r0.5-seed0"
+    assert list(told.run.tags) == ["mine", "noah", "test_resnet", "N=4", "r=0.5"]
+    assert told.config["head"]["head_num"] == 4
+    assert told.config["recipe"]["ema"] == 0.5
+    assert told.exit_code == 0
+    results = read_results(Path("run"))
+    expected = {
+        "parameters": results.parameters,
+        "images_per_second": results.images_per_second,
+        "train_seconds": results.train_seconds,
+        "best/top1": results.top1,
+        "best/epoch": results.best_epoch,
+        "val/top1": validations(Path("run"))[-1],
+    }
+    assert {key: told.summary[key] for key in expected} == pytest.approx(expected)
+    assert "best/ema_top1" in told.summary
+
+
+@pytest.mark.usefixtures("offline")
+def test_wandb_gets_each_epochs_metrics_and_what_the_heads_attention_looks_like(noah: Noah) -> None:
+    words = ["head=noah", "logger=wandb", "trainer.max_epochs=5", "trainer.log_every_n_steps=1"]
+    answer = noah("train", *QUICK, *words, "logger.picture_every_n_epochs=2", "hydra.run.dir=run")
+    assert answer.status == 0, answer.err
+    [told] = offline_runs(Path("run"))
+    logged = [row for row in told.history if "val/top1" in row]
+    assert [row["val/top1"] for row in logged] == pytest.approx(validations(Path("run")))
+    assert len([row for row in told.history if "train/images_per_second" in row]) == 5
+    assert len([row for row in told.history if "train/lr" in row]) == 10, "each step"
+    pictures = [row for row in told.history if "val/attention/filenames" in row]
+    assert [row["val/attention/captions"] for row in pictures] == [["epoch 2"], ["epoch 4"], ["epoch 5"]]
+    assert [row["trainer/global_step"] for row in pictures] == [3, 7, 9], "those of the epochs' metrics"
+    [file] = pictures[0]["val/attention/filenames"]
+    [path] = Path("run").glob(f"wandb/offline-run-*/files/{file}")
+    assert np.asarray(Image.open(path)).std() > 10, "something is drawn"
+
+
+@pytest.mark.usefixtures("offline")
+def test_pictures_do_not_change_training(noah: Noah) -> None:
+    """Dropout draws random numbers, so one number more would change all that follow."""
+    words = ["head=noah", "logger=wandb", "head.dropout=0.5", "recipe.mixing.mixup=0.2"]
+    for every in (0, 1):
+        answer = noah(
+            "train", *QUICK, *words, f"logger.picture_every_n_epochs={every}", f"hydra.run.dir=every{every}"
+        )
+        assert answer.status == 0, answer.err
+    weights = [torch.load(f"every{n}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for n in (0, 1)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert [len(list(Path(f"every{n}").rglob("attention_*.png"))) for n in (0, 1)] == [0, 2]
+
+
+@pytest.mark.usefixtures("offline")
+def test_another_head_has_no_picture(noah: Noah) -> None:
+    answer = noah("train", *QUICK, "head=gap", "logger=wandb", "trainer.max_epochs=1", "hydra.run.dir=run")
+    assert answer.status == 0, answer.err
+    [told] = offline_runs(Path("run"))
+    assert told.run.display_name == "test_resnet-gap-seed0"
+    assert list(told.run.tags) == ["test_resnet", "gap"]
+    assert not list(Path("run").rglob("*.png"))
+
+
+def test_modes_are_put_back_module_by_module() -> None:
+    model = create_model("test_resnet", head="noah", num_classes=3, head_num=2, key_ratio=0.5).train()
+    frozen = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)).eval()
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    assert [module for module in model.modules() if not module.training] == [frozen]
+
+
+def test_the_picture_shows_what_the_demo_shows() -> None:
+    model = create_model("test_resnet", head="noah", num_classes=3, head_num=2, key_ratio=0.5).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        guesses, attention = attention_of_guess(model, images)  # type: ignore[arg-type]
+        assert guesses.equal(model(images).argmax(dim=1))
+        assert attention.equal(attention_to_best_class(model, images))  # type: ignore[arg-type]
+
+
+def test_the_speed_of_each_epoch_is_in_every_loggers_file(finished_run: FinishedRun) -> None:
+    with (finished_run.path / "metrics.csv").open() as file:
+        speeds = [float(row["train/images_per_second"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert len(speeds) == 2
+    total = read_results(finished_run.path).images_per_second
+    assert min(speeds) < total < max(speeds)
+
+
+# --- how a W&B run ends
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_run_that_fails_is_closed_as_failed(noah: Noah, jpeg_tree: Path) -> None:
+    (jpeg_tree / "train/ant/3.jpg").write_text("not an image")
+    answer = noah("train", *SMALL, f"data.root={jpeg_tree}", "logger=wandb", "hydra.run.dir=run")
+    assert answer.status == 2
+    [told] = offline_runs(Path("run"))
+    assert told.exit_code == 1
+    assert "best/top1" not in told.summary
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_or_crashed_run_is_closed_as_failed(
+    noah: Noah, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error("now")
+
+    monkeypatch.setattr("noah_lightning.console.PlainProgress.on_train_batch_end", fail)
+    command = ["train", *QUICK, "logger=wandb", "hydra.run.dir=run"]
+    if error is RuntimeError:
+        with pytest.raises(RuntimeError, match="now"):
+            noah(*command)
+    else:
+        assert noah(*command).status == 130
+    assert [told.exit_code for told in offline_runs(Path("run"))] == [1]
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_crash_after_the_last_epoch_is_a_failure_too(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("noah_lightning.runs.write_results", fail)
+    with pytest.raises(OSError, match="disk full"):
+        noah("train", *QUICK, "logger=wandb", "trainer.max_epochs=1", "hydra.run.dir=run")
+    assert [told.exit_code for told in offline_runs(Path("run"))] == [1]
+
+
+def test_what_wandb_refuses_is_one_line(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    answer = noah("train", *QUICK, "logger=wandb", "logger.project=a/b", "trainer.max_epochs=1")
+    assert answer.status == 2
+    assert answer.err.splitlines()[-1].startswith("noah: W&B: ")
+
+
+# --- sweeps, and attempts that are repeated
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_sweep_is_a_group_with_a_run_for_each_job_and_a_repeated_job_keeps_its_run(
+    noah: Noah, jpeg_tree: Path
+) -> None:
+    damaged = jpeg_tree.with_name("damaged")
+    shutil.copytree(jpeg_tree, damaged)
+    (damaged / "train/ant/3.jpg").write_text("not an image")
+    roots = f"data.root={jpeg_tree},{damaged}"
+    command = ["train", "-m", *SMALL, "head=noah", "data.num_classes=2", roots, "logger=wandb", "sweep.dir=pair"]
+    assert noah(*command).status == 1
+    first = [offline_runs(Path("pair", n)) for n in ("0", "1")]
+    assert [len(runs) for runs in first] == [1, 1]
+    assert [runs[0].exit_code for runs in first] == [0, 1]
+    assert {runs[0].run.run_group for runs in first} == {"pair"}
+    assert len({runs[0].run.run_id for runs in first}) == 2
+
+    (damaged / "train/ant/3.jpg").write_bytes((damaged / "train/ant/2.jpg").read_bytes())
+    answer = noah(*command, "sweep.resume=true")
+    assert answer.status == 0, answer.err
+    [again] = offline_runs(Path("pair/1"))
+    assert again.run.run_id == first[1][0].run.run_id
+    assert again.exit_code == 0
+    assert offline_runs(Path("pair/.unfinished/1-1"))[0].exit_code == 1, "the attempt that failed is kept"
+
+
+def test_of_several_processes_one_writes(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    words = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1"]
+    answer = noah("train", *QUICK, *words, "head=noah", "logger=wandb", "hydra.run.dir=run")
+    assert answer.status == 0, answer.err
+    [told] = offline_runs(Path("run"))
+    assert told.exit_code == 0
+    assert "best/top1" in told.summary
+    assert len(list(Path("run").rglob("attention_*.png"))) == 1
+
+
+def test_the_id_is_that_of_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_id(Path("a/../run")) == run_id(tmp_path / "run") != run_id(tmp_path / "other")
+
+
+# --- settings
+
+
+def test_a_tag_that_both_give_stands_once_and_long_names_are_cut() -> None:
+    config = compose_config(["experiment=demo", "head=gap", "logger=wandb", "logger.tags=[gap,x]"])
+    config.model.name = "m" * 70
+    assert tags(config) == ["gap", "x", "m" * 64]
+    assert run_name(config) == f"{'m' * 70}-gap-seed0"
+
+
+@pytest.mark.parametrize("given", ["mine", "[" + "x" * 65 + "]", "['']"])
+def test_tags_that_wandb_would_refuse_are_one_line(given: str) -> None:
+    config = compose_config(["experiment=demo", "logger=wandb", f"logger.tags={given}"])
+    with pytest.raises(ConfigError, match=r"logger.tags=.* must be a list such as \[first,second\]"):
+        tags(config)
+
+
+@pytest.mark.parametrize("every", ["-1", "0.5", "often"])
+def test_pictures_come_every_so_many_whole_epochs(noah: Noah, every: str) -> None:
+    answer = noah("train", *TINY, "logger=wandb", "logger.mode=offline", f"logger.picture_every_n_epochs={every}")
+    assert answer.status == 2
+    assert "must be a whole number of at least 0" in answer.err
+    assert answer.err.count("\n") == 1

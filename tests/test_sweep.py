@@ -110,7 +110,7 @@ def test_a_mistake_in_the_command_trains_nothing(words: list[str], message: str,
 
 def test_a_sweeps_option_needs_a_sweep(noah: Noah) -> None:
     answer = noah("train", *QUICK, "sweep.resume=true")
-    assert answer.err == "noah: sweep=… and sweep.… are for several runs: add -m\n"
+    assert answer.err == "noah: sweep… and hydra/launcher are for several runs: add -m\n"
 
 
 def test_a_sweep_does_not_run_under_torchrun(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:

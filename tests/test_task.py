@@ -351,9 +351,9 @@ def test_the_sanity_check_is_not_taken_for_a_validation() -> None:
 # --- counter and settings
 
 
-def test_the_counter_weighs_the_loss_by_batch_size() -> None:
+def test_the_counter_divides_the_sum_of_the_losses_by_the_images() -> None:
     counter = AccuracyCounter()
-    counter.update(torch.eye(3), torch.arange(3), torch.tensor(1.0))
+    counter.update(torch.eye(3), torch.arange(3), torch.tensor(3.0))
     counter.update(torch.eye(3)[:1], torch.tensor([2]), torch.tensor(5.0))
     assert counter.compute() == (4, 3, 4, 2.0)
 
@@ -365,7 +365,7 @@ def test_the_counter_takes_logits_of_any_precision(dtype: torch.dtype) -> None:
     logits = torch.tensor([[0, 1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0]], dtype=dtype)
     for _ in range(3):
         counter.update(logits, torch.tensor([6, 5]), torch.tensor(49152.0, dtype=dtype))
-    assert counter.compute() == (6, 3, 3, 49152.0)
+    assert counter.compute() == (6, 3, 3, 24576.0)
 
 
 def test_counts_stay_integers_when_the_model_is_halved() -> None:

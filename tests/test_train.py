@@ -34,6 +34,7 @@ def test_run_directory_holds_the_whole_story(finished_run: FinishedRun) -> None:
         "checkpoints/last.ckpt",
         "config.yaml",
         "metrics.csv",
+        "predictions.npz",
         "results.json",
         "train.log",
     ]
@@ -141,7 +142,11 @@ def test_default_run_directory_is_named_after_model_and_head(noah: Noah, tmp_pat
         (["experiment=demo", "seed=abc"], ["seed='abc'", "whole number"]),
         (["experiment=demo", "trainer.max_epochs=0"], ["trainer.max_epochs=0"]),
         (["experiment=demo", "trainer.check_val_every_n_epoch=4"], ["check_val_every_n_epoch=4", "from 1 to 3"]),
-        (["experiment=demo", "trainer.accelerator=cpu", "trainer.devices=2"], ["2 devices", "trainer.devices=1"]),
+        (["experiment=demo", "trainer.devices=0"], ["trainer.devices=0", "at least 1"]),
+        (["experiment=demo", "trainer.devices=null"], ["trainer.devices=None", "at least 1"]),
+        (["experiment=demo", "trainer=ddp", "trainer.devices=3"], ["batch_size=64", "3 processes", "63 or 66"]),
+        (["experiment=demo", "trainer=ddp", "trainer.devices=2", "trainer.num_nodes=2"], ["num_nodes", "torchrun"]),
+        (["experiment=demo", "trainer.accelerator=cpu", "trainer.sync_batchnorm=true"], ["sync_batchnorm", "GPUs"]),
         (["experiment=demo", "trainer.log_every_n_steps=0"], ["log_every_n_steps=0", "at least 1"]),
         (["experiment=demo", "trainer.limit_val_batches=0"], ["limit_val_batches=0", "null"]),
         (["experiment=demo", "trainer.limit_train_batches=0"], ["limit_train_batches=0"]),
@@ -158,7 +163,7 @@ def test_default_run_directory_is_named_after_model_and_head(noah: Noah, tmp_pat
             ["experiment=demo", "trainer.accumulate_grad_batches=0"],
             ["trainer.accumulate_grad_batches=0", "at least 1"],
         ),
-        (["experiment=demo", "recipe.batch_size=none"], ["data.batch_size='none'"]),
+        (["experiment=demo", "recipe.batch_size=none"], ["recipe.batch_size='none'"]),
         (["experiment=demo", "logger.name=tensorbord"], ["tensorbord", "tensorboard"]),
         (["head.head_num"], ["head.head_num"]),
         (["experiment=demo", "head=null"], ["head=null", "gap, noah"]),
@@ -199,9 +204,18 @@ def test_the_rate_is_for_all_images_of_an_optimizer_step(noah: Noah) -> None:
     accumulated = ["trainer.accumulate_grad_batches=2", "trainer.max_epochs=1", "hydra.run.dir=run"]
     answer = noah("train", *TINY, "head=gap", *scaled, *accumulated)
     assert answer.status == 0, answer.err
-    assert "\nrate     0.003 × 64/256 = 0.00075, adamw\n" in answer.out
+    assert "batch 16\nrate     0.003 × 32/256 = 0.000375, adamw\n" in answer.out
     rows = csv.DictReader(Path("run/metrics.csv").read_text().splitlines())
-    assert [float(row["train/lr"]) for row in rows if row["train/lr"]] == pytest.approx([0.00075], rel=1e-6)
+    assert [float(row["train/lr"]) for row in rows if row["train/lr"]] == pytest.approx([0.000375], rel=1e-6)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("64-true", torch.float64), ("bf16-true", torch.bfloat16)])
+def test_weights_and_images_share_a_true_precision(noah: Noah, precision: str, dtype: torch.dtype) -> None:
+    words = [*TINY, "head=noah", "trainer.max_epochs=1", f"trainer.precision={precision}", "trainer.accelerator=cpu"]
+    answer = noah("train", *words, "hydra.run.dir=run")
+    assert answer.status == 0, answer.err
+    weights = torch.load("run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert weights["model.head.value.weight"].dtype == dtype
 
 
 def test_a_rate_for_every_batch_is_announced_as_it_is(finished_run: FinishedRun) -> None:

@@ -72,8 +72,8 @@ def _train_one(config: DictConfig) -> None:
         _remove_if_empty(run_dir)
 
 
-def train_in_processes(config: DictConfig, run_dir: Path) -> None:
-    """Train here, or in a process for each device.
+def train_in_processes(config: DictConfig, run_dir: Path, resume: bool = False) -> None:
+    """Train here, or in a process for each device; with ``resume`` go on with the run that may be there.
 
     Raises:
         UserError: anything the user can mend.
@@ -82,18 +82,18 @@ def train_in_processes(config: DictConfig, run_dir: Path) -> None:
     # torch and Lightning only once the configuration is known to be sound
     count = processes_per_node(config.trainer)
     if count == 1 or started_from_outside():
-        return _train(config, run_dir)
+        return _train(config, run_dir, resume)
     if config.trainer.num_nodes > 1:
         raise ConfigError("trainer.num_nodes is for runs that torchrun or SLURM starts, one process for each device")
-    run_in_processes(count, _train, config, run_dir)
+    run_in_processes(count, _train, config, run_dir, resume)
 
 
-def _train(config: DictConfig, run_dir: Path) -> None:
+def _train(config: DictConfig, run_dir: Path, resume: bool = False) -> None:
     from noah_lightning import console
     from noah_lightning.train import train
 
     console.start_logging()
-    train(config, run_dir)
+    train(config, run_dir, resume)
 
 
 def _remove_if_empty(run_dir: Path) -> None:

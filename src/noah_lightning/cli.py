@@ -95,6 +95,31 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--ema", action="store_true", help="the average of the weights (of a run with recipe.ema)")
     evaluate.set_defaults(command=_evaluate)
 
+    about = "compare finished runs: accuracy over seeds, paired tests, cost, figures"
+    compare = commands.add_parser("compare", help=about, description=f"{about}; from local files alone")
+    compare.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="runs, sweeps, or folders of them")
+    form = compare.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="the table as Markdown")
+    form.add_argument("--latex", action="store_true", help="the table as LaTeX")
+    form.add_argument("--csv", action="store_true", help="all figures, in full precision")
+    compare.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page with figures too, which opens offline"
+    )
+    compare.set_defaults(command=_compare)
+
+    about = "upload the runs that W&B kept offline"
+    sync = commands.add_parser("sync", help=about, description=about)
+    sync.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="runs, sweeps, or folders of them")
+    sync.set_defaults(command=_sync)
+
+    about = "build a W&B workspace and a report that compare runs"
+    dashboard = commands.add_parser("dashboard", help=about, description=f"{about}; giving it again updates them")
+    dashboard.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="runs, sweeps, or folders of them")
+    dashboard.add_argument("--entity", help="default: that of the runs")
+    dashboard.add_argument("--project", help="default: that of the runs")
+    dashboard.add_argument("--dry-run", action="store_true", help="print what would be built, as JSON")
+    dashboard.set_defaults(command=_dashboard)
+
     about = "train both heads on hand-written digits, compare and draw them"
     demo = commands.add_parser("demo", help=about, description=f"{about}; all of it lies in runs/DATE/TIME_demo/")
     demo.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as model=resnet18 for both runs")
@@ -154,6 +179,34 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     accuracy = evaluate(arguments.folder, arguments.checkpoint, arguments.overrides, arguments.ema)
     weights = f"{arguments.checkpoint}, ema" if arguments.ema else arguments.checkpoint
     print(f"{arguments.folder} ({weights})  val {accuracy}")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from noah_lightning import compare as runs
+
+    comparison = runs.compare(arguments.folders)
+    if arguments.markdown:
+        print(runs.markdown(comparison))
+    elif arguments.latex:
+        print(runs.latex(comparison))
+    elif arguments.csv:
+        print(runs.csv(comparison), end="")
+    else:
+        runs.show(comparison)
+    if arguments.html:
+        runs.write_html(comparison, arguments.html)
+
+
+def _sync(arguments: argparse.Namespace) -> None:
+    from noah_lightning.sync import sync
+
+    sync(arguments.folders)
+
+
+def _dashboard(arguments: argparse.Namespace) -> None:
+    from noah_lightning.dashboard import dashboard
+
+    print(dashboard(arguments.folders, arguments.entity, arguments.project, arguments.dry_run))
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -82,8 +82,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
     added = [match[1] for pair in overrides if (match := re.match(r"\++([\w.]+)=", pair))]
     added = [key for key in added if not key.startswith((*OPEN_ENDED, "hydra."))]
     known = _known_keys(overrides) if added else []
-    if any(pair.partition("=")[0].partition(".")[0] == "sweep" for pair in overrides):
-        raise ConfigError("sweep=… and sweep.… are for several runs: add -m")
+    if any(re.match(r"sweep[=.]|hydra/launcher=", pair) for pair in overrides):
+        raise ConfigError("sweep… and hydra/launcher are for several runs: add -m")
     for key in added:
         if key not in known:
             raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}")

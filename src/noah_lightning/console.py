@@ -141,6 +141,20 @@ class EpochReport(Callback):
     def images_per_second(self) -> float:
         return self.train_images / self.train_seconds if self.train_seconds else 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint: plain values."""
+        best = {name: [one.epoch, one.accuracy and tuple(one.accuracy)] for name, one in self._bests()}
+        return {**best, "train_seconds": self.train_seconds, "train_images": self.train_images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, one in self._bests():
+            one.epoch, counts = state_dict[name]
+            one.accuracy = Accuracy(*counts) if counts else None
+        self.train_seconds, self.train_images = state_dict["train_seconds"], state_dict["train_images"]
+
+    def _bests(self) -> list[tuple[str, Best]]:
+        return [("best", self.best), ("best_ema", self.best_ema)]
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._fit_started = time.perf_counter()
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from noah_lightning.backbones.feature_map import grid_shape
 
+LONGEST_TITLE = 18  # letters above a small image
 COLORS = ("#9aa5b1", "#d1495b", "#30638e", "#edae49")  # one per head, in the order given
 
 
@@ -48,8 +49,7 @@ def draw_comparison(
         picture = images[b].movedim(0, 2).numpy()  # (3, H, W) -> (H, W, 3)
         left.imshow(picture)
         left.set_ylabel(f"class {class_names[labels[b]]}", fontsize=11)
-        right.imshow(picture)
-        right.imshow(_over_image(attention[b], images.shape[2:]), cmap="inferno", alpha=0.6)
+        _draw_attention(right, picture, attention[b])
         for axis in (left, right):
             axis.set(xticks=[], yticks=[])
         _draw_bars(middle, {head: p[b, shown] for head, p in probabilities.items()})
@@ -63,6 +63,42 @@ def draw_comparison(
     figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=len(probabilities))
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def draw_attention(
+    images: Tensor, labels: Sequence[int], guesses: Sequence[int], class_names: Sequence[str], attention: Tensor
+) -> np.ndarray:
+    """The images side by side, and below each the attention over it: RGB, uint8 (height, width, 3).
+
+    Args:
+        images: uint8 (B, 3, H, W).
+        labels: the true classes.
+        guesses: the most probable classes, whose attention it is.
+        class_names: in label order.
+        attention: (B, L), over the row-major positions of the feature map.
+    """
+    figure, axes = plt.subplots(2, len(images), figsize=(2 * len(images), 4.6), layout="constrained", squeeze=False)
+    for b, (above, below) in enumerate(axes.T):
+        picture = images[b].movedim(0, 2).numpy()  # (3, H, W) -> (H, W, 3)
+        above.imshow(picture)
+        above.set_title(class_names[labels[b]][:LONGEST_TITLE])
+        _draw_attention(below, picture, attention[b])
+        right = guesses[b] == labels[b]
+        below.set_title(class_names[guesses[b]][:LONGEST_TITLE], color="black" if right else COLORS[1])
+        for axis in (above, below):
+            axis.set(xticks=[], yticks=[])
+    axes[0, 0].set_ylabel("image")
+    axes[1, 0].set_ylabel("attention of the guess")
+    figure.canvas.draw()
+    drawn = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
+    plt.close(figure)
+    return drawn
+
+
+def _draw_attention(axis: plt.Axes, picture: np.ndarray, attention: Tensor) -> None:
+    """Attention (L,) over a picture (H, W, 3)."""
+    axis.imshow(picture)
+    axis.imshow(_over_image(attention, picture.shape[:2]), cmap="inferno", alpha=0.6)
 
 
 def _most_probable(probabilities: Mapping[str, Tensor], limit: int) -> list[int]:

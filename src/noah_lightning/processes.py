@@ -34,7 +34,11 @@ def started_from_outside() -> bool:
 
 def processes_started() -> int:
     """How many processes ``torchrun``, ``srun`` or the first process has started; 1 without them."""
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1))) if started_from_outside() else 1
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    return int(os.environ["SLURM_NTASKS"]) if SLURMEnvironment.detect() else 1  # an interactive shell has it too
 
 
 def processes_per_node(trainer: Mapping[str, Any]) -> int:
@@ -66,7 +70,8 @@ def batch_per_process(batch: int, trainer: Mapping[str, Any]) -> int:
     if batch % parts:
         below = batch - batch % parts
         near = f"{below} or {below + parts}" if below else f"{parts}"
-        over = f"{processes} processes" + (f" × {passes} accumulated passes" if passes > 1 else "")
+        splits = ((processes, "processes"), (passes, "accumulated passes"))
+        over = " × ".join(f"{number} {what}" for number, what in splits if number > 1)
         raise ConfigError(f"recipe.batch_size={batch} cannot be split over {over}; {near} can")
     return batch // parts
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -28,6 +29,13 @@ class BestRecord(Callback):
     def __init__(self, path: Path, data: ImageDataModule) -> None:
         self.path, self.data = path, data
         self.best = -1  # images right
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint: plain values."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, ClassificationTask)

@@ -1,11 +1,14 @@
-"""Tables of text, for a terminal and for Markdown."""
+"""Tables of text, for a terminal, Markdown, LaTeX and spreadsheets."""
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box, get_console
 from rich import table as rich_table
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 
 
@@ -29,10 +32,38 @@ class Table:
         for column in self.columns:
             table.add_column(column, justify="left" if column in self.left else "right", no_wrap=True)
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))  # a cell such as [a,b] is text, not markup
         return table
 
     def markdown(self) -> str:
         """As GitHub reads it, without a line break at the end."""
         rules = ["---" if column in self.left else "---:" for column in self.columns]
         return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.columns, rules, *self.rows))
+
+    def latex(self) -> str:
+        """A plain ``tabular`` that needs no package, without a line break at the end."""
+        kinds = "".join("l" if column in self.left else "r" for column in self.columns)
+        head, *rows = (" & ".join(map(latex_text, cells)) + r" \\" for cells in (self.columns, *self.rows))
+        lines = [rf"\begin{{tabular}}{{{kinds}}}", r"\hline", head, r"\hline", *rows, r"\hline", r"\end{tabular}"]
+        return "\n".join(lines)
+
+    def csv(self) -> str:
+        """Comma-separated, quoted where needed, every line ending in a line feed."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
+        return text.getvalue()
+
+
+# A bracket or star at the start of a row would belong to the line break before it; the minus sign, as others, is
+# no character of LaTeX's text fonts.
+_LATEX = str.maketrans(
+    {char: rf"\{char}" for char in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}", "*": "{*}"}
+    | {"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "–": "--", "…": r"\ldots{}"}
+)
+
+
+def latex_text(text: str) -> str:
+    """With the characters escaped that LaTeX reads as commands."""
+    return text.translate(_LATEX)

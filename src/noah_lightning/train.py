@@ -9,7 +9,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -20,9 +19,10 @@ from noah_lightning.cost import count_parameters
 from noah_lightning.data import create_data
 from noah_lightning.data.module import ImageDataModule
 from noah_lightning.errors import ConfigError, UserError, one_line
-from noah_lightning.loggers import make_loggers
-from noah_lightning.processes import processes_per_node, rank
+from noah_lightning.loggers import close_loggers, logger_callbacks, make_loggers
+from noah_lightning.processes import processes_per_node, processes_started, rank
 from noah_lightning.record import BestRecord
+from noah_lightning.resume import check_same, keep_metrics, last_checkpoint
 from noah_lightning.task import (
     ClassificationTask,
     MixingSettings,
@@ -36,10 +36,11 @@ from noah_lightning.task.schedule import is_non_negative
 log = logging.getLogger("noah_lightning")
 
 
-def train(config: DictConfig, run_dir: Path) -> runs.Results:
+def train(config: DictConfig, run_dir: Path, resume: bool = False) -> runs.Results:
     """Train as the resolved configuration says, and leave everything about it in ``run_dir``.
 
-    Everything is built before the run directory is claimed, so a mistake leaves nothing behind.
+    Everything is built before the run directory is claimed, so a mistake leaves nothing behind. With ``resume`` a run
+    that is there already goes on from its last checkpoint, which is that of its last whole epoch.
 
     Raises:
         UserError: whatever the user can mend.
@@ -53,18 +54,30 @@ def train(config: DictConfig, run_dir: Path) -> runs.Results:
     loggers = make_loggers(config, run_dir)
     record = BestRecord(run_dir / runs.PREDICTIONS, data)
     callbacks = [console.progress(config.trainer.log_every_n_steps), report, record, *_checkpoints(run_dir, config)]
+    callbacks += logger_callbacks(config, loggers, report, data)
     trainer = make_trainer(config, run_dir, logger=loggers, callbacks=callbacks)
+    if trainer.world_size != processes_started():  # each would train a model of its own
+        raise ConfigError(
+            f"{processes_started()} processes were started, but trainer.devices and trainer.num_nodes ask for "
+            f"{trainer.world_size}; add trainer=ddp"
+        )
     if config.trainer.sync_batchnorm and isinstance(trainer.accelerator, CPUAccelerator):
         raise ConfigError("trainer.sync_batchnorm=true works on GPUs only; leave it false")
     batch = data.batch_size * config.trainer.accumulate_grad_batches * trainer.world_size
     task = make_task(config, model, batch)
     if rank() == 0:  # the other processes are told by Lightning when the data is there
         _prepare(data, task)
-    log_file = console.log_to(run_dir / runs.LOG) if _claim(run_dir, config) else None
+    checkpoint = last_checkpoint(run_dir) if resume else None
+    log_file = console.log_to(run_dir / runs.LOG) if _claim(run_dir, config, resume) else None
+    results = None
     try:
         _announce(config, run_dir, task, data)
-        trainer.fit(task, datamodule=data)
-        return _conclude(run_dir, task, report)
+        if checkpoint and rank() == 0:
+            log.info("resumed  from %s", checkpoint)
+            keep_metrics(run_dir, loggers, checkpoint)
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        results = _conclude(run_dir, task, report)
+        return results
     except MisconfigurationException as error:
         raise ConfigError(one_line(error)) from error
     except SystemExit as stop:  # how Lightning ends a run at Ctrl-C
@@ -77,7 +90,7 @@ def train(config: DictConfig, run_dir: Path) -> runs.Results:
             console.write_to_log_only(log_file, str(error))  # the console is told where the error ends up
         raise
     finally:
-        _close(loggers, failed=not trainer.state.finished)
+        close_loggers(loggers, results)
         if log_file:
             console.stop_log(log_file)
 
@@ -91,10 +104,13 @@ def _prepare(data: ImageDataModule, task: ClassificationTask) -> None:
         check_even(min(data.batch_size, len(data.train_dataset)))  # a set below one batch is one batch
 
 
-def _claim(run_dir: Path, config: DictConfig) -> bool:
+def _claim(run_dir: Path, config: DictConfig, resume: bool) -> bool:
     """Of several processes the first one claims the run directory; whether this is it."""
     if rank() == 0:
-        runs.write_config(run_dir, config)
+        if resume and (run_dir / runs.CONFIG).exists():
+            check_same(run_dir, config)
+        else:
+            runs.write_config(run_dir, config)
     else:  # dropout, mixing and erasing draw apart; the weights start as those of the first process all the same
         pl.seed_everything((config.seed + rank()) % 2**32, workers=True, verbose=False)
     return rank() == 0
@@ -225,10 +241,3 @@ def _conclude(run_dir: Path, task: ClassificationTask, report: console.EpochRepo
     if ema:
         log.info("best ema %s", report.best_ema)
     return results
-
-
-def _close(loggers: list[Logger], failed: bool) -> None:
-    """End the W&B run here, so that the next job of a sweep starts its own."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish(exit_code=int(failed))

@@ -177,6 +177,8 @@ class ImageDataModule(LightningDataModule):
         images = self.normalize(images)
         if self.augment.erasing > 0 and self.trainer and self.trainer.training:
             images = self.erase(images)
+        if self.trainer:  # Lightning has let the bytes be: 16-true or 64-true weights want such images
+            images = self.trainer.precision_plugin.convert_input(images)
         return images, labels
 
     def erase(self, images: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What a sweep consists of: its jobs, and those that cannot be."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import product
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,11 +21,14 @@ class Options:
         resume: go on with the latest sweep of the same command.
         dir: folder of the sweep; None: ``runs/<date>/<time>_sweep``.
         jobs: jobs at a time; None: as many as the GPUs allow, one without GPUs.
+        launcher: ``local``, or ``slurm`` with the ``hydra.launcher.…`` words of the command.
     """
 
     resume: bool = False
     dir: str | None = None
     jobs: int | None = None
+    launcher: str = "local"
+    launcher_words: tuple[str, ...] = ()
 
 
 @dataclass
@@ -57,6 +60,7 @@ def split_options(words: Sequence[str]) -> tuple[Options, list[str]]:
     options: dict[str, object] = {}
     presets: list[str] = []
     others: list[str] = []
+    launcher_words: list[str] = []
     for word in words:
         key, _, value = word.partition("=")
         if key == "sweep":
@@ -65,15 +69,24 @@ def split_options(words: Sequence[str]) -> tuple[Options, list[str]]:
             options["dir"] = value
         elif key == "sweep.jobs":
             options["jobs"] = whole_number(key, int(value) if value.isdecimal() else value, low=1)
+        elif key == "hydra/launcher":
+            if value not in ("local", "slurm"):
+                raise ConfigError(f"hydra/launcher={value} must be local or slurm")
+            options["launcher"] = value
+        elif key.lstrip("+").startswith("hydra.launcher."):
+            launcher_words.append(word)
         elif key == "sweep.resume":
             if value.lower() not in ("true", "false"):
                 raise ConfigError(f"sweep.resume={value} must be true or false")
             options["resume"] = value.lower() == "true"
         elif key.startswith("sweep."):
-            known = [f"sweep.{field.name}" for field in fields(Options)]
+            known = ["sweep.resume", "sweep.dir", "sweep.jobs"]
             raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}")
         else:
             others.append(word)
+    if launcher_words and options.get("launcher") != "slurm":
+        raise ConfigError(f"{launcher_words[0]} is for SLURM: add hydra/launcher=slurm")
+    options["launcher_words"] = tuple(launcher_words)
     given = {word.partition("=")[0] for word in others}
     return Options(**options), [*(word for word in presets if word.partition("=")[0] not in given), *others]  # type: ignore[arg-type]
 

@@ -14,6 +14,7 @@ from noah_lightning.processes import processes_per_node, started_from_outside
 from noah_lightning.sweep import folder as folders
 from noah_lightning.sweep import job as jobs_
 from noah_lightning.sweep.plan import Job, expand, impossible, split_options
+from noah_lightning.sweep.slurm import launcher_settings, run_on_slurm
 
 
 @dataclass
@@ -46,7 +47,10 @@ def sweep(words: Sequence[str]) -> None:
     if done:
         _say(f"finished already: {', '.join(str(job.number) for job in done)}")
     todo = [job for job in jobs if job not in done and job.number not in skipped]
-    failures = _run_all(todo, folder, options.jobs)
+    if options.launcher == "slurm":
+        failures = run_on_slurm(todo, folder, launcher_settings(options.launcher_words), _say) if todo else {}
+    else:
+        failures = _run_all(todo, folder, options.jobs)
     _conclude(folder, len(todo) - len(failures), len(done), skipped, failures, jobs)
 
 

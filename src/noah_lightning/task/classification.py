@@ -127,10 +127,11 @@ class ClassificationTask(pl.LightningModule):
             ema = self.ema_accuracy.compute()
             self.ema_accuracy.reset()
             self.log_dict({"val/ema_loss": ema.loss, "val/ema_top1": ema.top1, "val/ema_top5": ema.top5})
-        predicted = self.val_predictions.compute()
+        labels, guesses = self.val_predictions.compute()
         self.val_predictions.reset()
         if not self.trainer.sanity_checking:  # a few batches before training
-            self.validated, self.ema_validated, self.predicted = val, ema, predicted
+            self.validated, self.ema_validated = val, ema
+            self.predicted = labels.reshape(-1), guesses.reshape(-1)  # torchmetrics makes one image a scalar
 
 
 def _validate(model: nn.Module, batch: Batch, counter: AccuracyCounter) -> Tensor:

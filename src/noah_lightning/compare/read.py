@@ -1,0 +1,159 @@
+"""What a run left behind, read as plain files: nothing in it is executed, and torch is not needed."""
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from noah_lightning.errors import ConfigError, one_line
+
+# As noah_lightning.runs names them; that module needs torch.
+CONFIG, LOG, RESULTS, METRICS, PREDICTIONS = (
+    "config.yaml",
+    "train.log",
+    "results.json",
+    "metrics.csv",
+    "predictions.npz",
+)
+_PARTS = {"seed", "model", "head", "data", "recipe", "trainer"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run came to, at its best epoch."""
+
+    parameters: int
+    epochs: int
+    best_epoch: int  # counted from 1
+    correct: int
+    images: int
+    train_seconds: float
+    images_per_second: float  # while training
+    peak_memory: int | None = None  # bytes, of the first GPU
+
+    @property
+    def top1(self) -> float:
+        """Percent."""
+        return 100 * self.correct / self.images
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory; ``settings`` are its configuration with dotted names (``head.head_num``)."""
+
+    path: Path
+    settings: Mapping[str, Any]
+    outcome: Outcome | None
+    reason: str = ""  # why there is no outcome
+
+    @property
+    def seed(self) -> int:
+        seed: int = self.settings["seed"]
+        return seed
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the best epoch said, over the validation images in their order."""
+
+    labels: np.ndarray  # int (images,)
+    guesses: np.ndarray  # int (images,)
+    class_names: list[str]
+
+    @property
+    def right(self) -> np.ndarray:
+        """bool (images,)."""
+        right: np.ndarray = self.labels == self.guesses
+        return right
+
+
+def read_run(path: Path) -> Run:
+    """The run in directory ``path``, finished or not.
+
+    Raises:
+        ConfigError: its configuration is unreadable or no run's.
+    """
+    file = path / CONFIG
+    try:
+        content = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} is not valid YAML: {one_line(error)}") from error
+    missing = _PARTS - set(content if isinstance(content, dict) else ())
+    if missing:
+        raise ConfigError(f"{file} is no run's configuration: {', '.join(sorted(missing))} missing")
+    settings = dict(_flat(content))
+    if not {"model.name", "head.name"} <= set(settings):
+        raise ConfigError(f"{file} is no run's configuration: model.name or head.name missing")
+    if not isinstance(settings["seed"], int):
+        raise ConfigError(f"{file} is no run's configuration: seed={settings['seed']!r} is no whole number")
+    outcome = _outcome(path / RESULTS)
+    return Run(path, settings, outcome, "" if outcome else _reason(path))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+def _outcome(path: Path) -> Outcome | None:
+    """Facts of other versions are passed over; a file that lacks one of ours is no result."""
+    try:
+        facts = json.loads(path.read_text())
+        outcome = Outcome(**{field.name: facts[field.name] for field in fields(Outcome) if field.name in facts})
+        return outcome if outcome.images > 0 else None
+    except (OSError, TypeError, ValueError):
+        return None
+
+
+def _reason(path: Path) -> str:
+    """The last error in the log; without one, how far the log came."""
+    if (path / RESULTS).exists():
+        return f"its {RESULTS} cannot be read"
+    try:
+        lines = (path / LOG).read_text(errors="replace").splitlines()
+    except OSError:
+        return f"it has no {RESULTS} and no {LOG}"
+    errors = [line.partition("error: ")[2] for line in lines if " error: " in f" {line}"]
+    if errors:
+        return errors[-1].strip()
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+    return f"no error in its log, it may still be training; last line: {last}"
+
+
+def read_predictions(run: Run) -> Predictions:
+    """What the best epoch of a finished run said of every validation image.
+
+    Raises:
+        ConfigError: there are none, or they are not those that the run's accuracy was counted from.
+    """
+    assert run.outcome is not None
+    path = run.path / PREDICTIONS
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            said = Predictions(arrays["labels"], arrays["guesses"], [str(name) for name in arrays["class_names"]])
+    except (OSError, KeyError, ValueError, EOFError) as error:
+        raise ConfigError(f"{path} holds no predictions: {one_line(error)}") from error
+    counted = (int(said.right.sum()), len(said.labels))
+    if counted != (run.outcome.correct, run.outcome.images):
+        raise ConfigError(f"{path} is not of the epoch in {RESULTS}: {counted[0]} of {counted[1]} right")
+    return said
+
+
+def read_curve(run: Run, column: str) -> dict[int, float]:
+    """A column of metrics.csv by epoch, counted from 1; empty where there is none."""
+    values: dict[int, float] = {}
+    try:
+        with (run.path / METRICS).open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row.get(column) and row.get("epoch"):
+                    values[int(float(row["epoch"])) + 1] = float(row[column])
+    except (OSError, ValueError, csv.Error):
+        return {}
+    return values

@@ -1,0 +1,25 @@
+"""Images per second of each epoch, for every logger."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from noah_lightning.console import EpochReport
+
+
+class EpochSpeed(Callback):
+    """Logs ``train/images_per_second``, as the epoch's line on the console has it.
+
+    Args:
+        report: has measured the epoch when this is called, so it comes first in the trainer's list.
+    """
+
+    def __init__(self, report: EpochReport) -> None:
+        self.report = report
+        self.images, self.seconds = 0, 0.0  # up to the last epoch
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        images, seconds = self.report.train_images, self.report.train_seconds
+        pl_module.log("train/images_per_second", (images - self.images) / (seconds - self.seconds))
+        self.images, self.seconds = images, seconds

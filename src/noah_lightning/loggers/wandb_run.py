@@ -1,0 +1,124 @@
+"""A run on Weights & Biases: what it is called, where it belongs, and how it ends."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from omegaconf import DictConfig, OmegaConf
+
+from noah_lightning.config import settings
+from noah_lightning.errors import ConfigError, one_line
+from noah_lightning.runs import Results
+from noah_lightning.sweep.folder import FACTS
+
+LONGEST_TAG = 64  # characters; W&B refuses longer ones
+
+
+class WandbRun(WandbLogger):
+    """Lightning's logger with an end; of several processes only the first one writes."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """W&B's run, begun when first asked for.
+
+        Raises:
+            ConfigError: W&B refuses it, or cannot be reached.
+        """
+        import wandb
+
+        try:
+            return super().experiment
+        except wandb.Error as error:
+            raise ConfigError(f"W&B: {one_line(error)}; logger.mode=offline needs neither account nor net") from error
+
+    def close(self, results: Results | None) -> None:
+        """End the run, if it has begun: with the results in its summary, or as failed."""
+        if self._experiment is None:
+            return
+        if results:
+            self._experiment.summary.update(summary(results))
+        self._experiment.finish(exit_code=0 if results else 1)
+
+
+def make_wandb_run(config: DictConfig, run_dir: Path) -> WandbRun:
+    """The W&B run of a run directory; nothing is begun yet.
+
+    Raises:
+        ConfigError: an unknown mode, or tags that are none.
+    """
+    options = settings(config, "logger", "name", "mode", "tags", "group", "picture_every_n_epochs")
+    mode = config.logger.mode or os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
+    if mode not in ("online", "offline", "disabled"):
+        raise ConfigError(f"logger.mode={mode!r} must be online, offline or disabled")
+    return WandbRun(
+        save_dir=run_dir,
+        name=run_name(config),
+        id=run_id(run_dir),
+        resume="allow",
+        group=config.logger.group or sweep_name(run_dir),
+        tags=tags(config),
+        config=OmegaConf.to_container(config),
+        mode=mode,
+        **options,
+    )
+
+
+def run_name(config: DictConfig) -> str:
+    """Such as ``resnet18-noah-N4-r0.5-seed0``; jobs that differ in other settings share it."""
+    return "-".join([config.model.name, config.head.name, *_head_settings(config, ""), f"seed{config.seed}"])
+
+
+def run_id(run_dir: Path) -> str:
+    """The same for every attempt in this directory, so that a repeated or continued run goes on where it was."""
+    return hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
+
+
+def sweep_name(run_dir: Path) -> str | None:
+    """The name of the sweep's folder, if the run is a job of one."""
+    folder = run_dir.resolve().parent
+    return folder.name if (folder / FACTS).is_file() else None
+
+
+def tags(config: DictConfig) -> list[str]:
+    """The user's tags, then model, head and, for NOAH, N and r; none twice.
+
+    Raises:
+        ConfigError: the user's are no list of short texts.
+    """
+    given = OmegaConf.to_container(OmegaConf.create({"tags": config.logger.tags}))["tags"] or []  # type: ignore[index,call-overload]
+    if not isinstance(given, list) or not all(0 < len(str(tag)) <= LONGEST_TAG for tag in given):
+        raise ConfigError(f"logger.tags={given!r} must be a list such as [first,second], {LONGEST_TAG} letters each")
+    own = [config.model.name[-LONGEST_TAG:], config.head.name, *_head_settings(config, "=")]
+    return list(dict.fromkeys([*map(str, given), *own]))
+
+
+def summary(results: Results) -> dict[str, float]:
+    """What a finished run came to, by the names that W&B's table of runs shows."""
+    facts: dict[str, float] = {
+        "parameters": results.parameters,
+        "train_seconds": results.train_seconds,
+        "images_per_second": results.images_per_second,
+        "best/top1": results.top1,
+        "best/epoch": results.best_epoch,
+    }
+    if results.ema_correct is not None:
+        facts["best/ema_top1"] = 100 * results.ema_correct / results.images
+    return facts
+
+
+def _head_settings(config: DictConfig, equals: str) -> list[str]:
+    """N and r of NOAH; other heads have none."""
+    if config.head.name != "noah":
+        return []
+    return [f"N{equals}{config.head.head_num}", f"r{equals}{config.head.key_ratio:g}"]
+
+
+def _has_account() -> bool:
+    """Whether W&B finds an API key; never asks for one, never goes to the network."""
+    import wandb
+
+    return wandb.login(prompt=False, verify=False)

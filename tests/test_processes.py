@@ -1,0 +1,677 @@
+"""One run in several processes: who does what, and that it comes to the same as one process.
+
+Runs are started as a user would, each in a Python of its own. What only needs a process group forks this process
+instead, which spares the imports.
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conftest import TINY, Answer, call_noah
+from noah_lightning.config import compose_config, settings
+from noah_lightning.data import create_data
+from noah_lightning.data.module import ImageDataModule, Split
+from noah_lightning.data.shuffle import EpochRepeat, EpochShuffle
+from noah_lightning.errors import ConfigError
+from noah_lightning.processes import _work, batch_per_process, processes_per_node, processes_started, rank
+from noah_lightning.record import read_record
+from noah_lightning.task import ClassificationTask, OptimizerSettings, ScheduleSettings
+from noah_lightning.task.accuracy import AccuracyCounter
+from noah_lightning.task.predictions import Predictions
+from noah_lightning.train import make_trainer, train
+
+ROOT = Path(__file__).parents[1]
+FILES = [
+    "checkpoints",
+    "checkpoints/best.ckpt",
+    "checkpoints/last.ckpt",
+    "config.yaml",
+    "metrics.csv",
+    "predictions.npz",
+    "results.json",
+    "train.log",
+]
+TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+
+
+# --- starting processes
+
+
+@dataclass
+class Launched(Answer):
+    """What a command in a process of its own left, and the processes it left behind."""
+
+    folder: Path
+    behind: list[str]
+
+
+def launch(folder: Path, *argv: str, torchrun: bool = False, **environment: str) -> Launched:
+    """``python train.py <argv>`` in ``folder``, which is made."""
+    folder.mkdir()
+    mark = uuid.uuid4().hex
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2"] if torchrun else []
+    command = [sys.executable, *launcher, str(ROOT / "train.py"), *argv]
+    known = {**os.environ, "OMP_NUM_THREADS": "1", "NOAH_TEST": mark, **environment}
+    done = subprocess.run(command, cwd=folder, env=known, capture_output=True, text=True, timeout=300)
+    return Launched(done.returncode, done.stdout, done.stderr, folder, behind(mark))
+
+
+def behind(mark: str) -> list[str]:
+    """Processes that have ``mark`` in their environment and do not end within seconds."""
+    for _ in range(50):
+        marked = [process.name for process in Path("/proc").glob("[0-9]*") if mark in environment_of(process)]
+        if not marked:
+            break
+        time.sleep(0.1)
+    return marked
+
+
+def environment_of(process: Path) -> str:
+    try:
+        return (process / "environ").read_text(errors="replace")
+    except OSError:  # it has ended, or is not ours
+        return ""
+
+
+def run_dir_in(folder: Path) -> Path:
+    """The only run directory there."""
+    [run_dir] = folder.glob("runs/*/*")
+    return run_dir
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def in_process_group(count: int, work: Callable[..., None], *arguments: Any) -> None:
+    """``work(rank, *arguments)`` in ``count`` processes such as torchrun starts, forked from this one."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    torch.multiprocessing.start_processes(_member, (count, port, work, arguments), count, start_method="fork")
+
+
+def _member(number: int, count: int, port: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    torch.cuda.is_available = lambda: False  # the GPU may not be used after a fork
+    numbers = {"RANK": number, "LOCAL_RANK": number, "GROUP_RANK": 0, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ.update({name: str(value) for name, value in numbers.items()})
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=port, TORCHELASTIC_RUN_ID="test")
+    work(number, *arguments)
+
+
+# --- how the batch is split
+
+
+def trainer_settings(devices: object = 1, nodes: object = 1, passes: object = 1) -> dict[str, Any]:
+    return {"accelerator": "cpu", "devices": devices, "num_nodes": nodes, "accumulate_grad_batches": passes}
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "passes", "images"),
+    [
+        (1, 1, 1, 48),
+        (2, 1, 1, 24),
+        ([0, 3], 1, 1, 24),
+        (1, 1, 4, 12),
+        (2, 3, 4, 2),
+        (48, 1, 1, 1),
+        ("auto", 2, 1, 24),
+    ],
+)
+def test_all_passes_of_all_processes_make_one_batch(devices: object, nodes: int, passes: int, images: int) -> None:
+    assert batch_per_process(48, trainer_settings(devices, nodes, passes)) == images
+
+
+@pytest.mark.parametrize(
+    ("batch", "trainer", "message"),
+    [
+        (64, trainer_settings(3), "recipe.batch_size=64 cannot be split over 3 processes; 63 or 66 can"),
+        (2, trainer_settings(3), "recipe.batch_size=2 cannot be split over 3 processes; 3 can"),
+        (64, trainer_settings(3, nodes=2), "recipe.batch_size=64 cannot be split over 6 processes; 60 or 66 can"),
+        (
+            64,
+            trainer_settings(3, passes=2),
+            "recipe.batch_size=64 cannot be split over 3 processes × 2 accumulated passes; 60 or 66 can",
+        ),
+        (
+            64,
+            trainer_settings(passes=3),
+            "recipe.batch_size=64 cannot be split over 3 accumulated passes; 63 or 66 can",
+        ),
+        (0, trainer_settings(), "recipe.batch_size=0 must be a whole number of at least 1"),
+        ("many", trainer_settings(), "recipe.batch_size='many' must be a whole number of at least 1"),
+        (64, trainer_settings(nodes=0), "trainer.num_nodes=0 must be a whole number of at least 1"),
+        (64, trainer_settings(passes=0), "trainer.accumulate_grad_batches=0 must be a whole number of at least 1"),
+    ],
+)
+def test_what_cannot_be_split_is_one_line(batch: Any, trainer: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        batch_per_process(batch, trainer)
+    assert str(caught.value) == message
+
+
+def test_the_configuration_splits_the_recipes_batch() -> None:
+    config = compose_config(["experiment=demo", *TWO, "trainer.accumulate_grad_batches=4"])
+    assert (config.recipe.batch_size, config.data.batch_size) == (64, 8)
+
+
+@pytest.mark.parametrize(("devices", "count"), [(1, 1), (8, 8), ([2], 1), ([0, 1, 5], 3)])
+def test_devices_say_how_many_processes(devices: object, count: int) -> None:
+    assert processes_per_node(trainer_settings(devices)) == count
+
+
+@pytest.mark.parametrize("devices", ["auto", -1, "-1"])
+@pytest.mark.parametrize(
+    ("accelerator", "gpus", "count"), [("cpu", 3, 1), ("auto", 3, 3), ("gpu", 3, 3), ("auto", 0, 1)]
+)
+def test_auto_is_all_gpus_or_one_process(
+    monkeypatch: pytest.MonkeyPatch, devices: object, accelerator: str, gpus: int, count: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert processes_per_node({"accelerator": accelerator, "devices": devices}) == count
+
+
+def test_auto_is_what_torchrun_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert processes_per_node(trainer_settings("auto")) == 4
+
+
+@pytest.mark.parametrize("devices", [0, -2, "two", None, 2.5, True, {"a": 1}])
+def test_devices_that_are_no_number(devices: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        processes_per_node(trainer_settings(devices))
+    assert str(caught.value) == f"trainer.devices={devices!r} must be a whole number of at least 1"
+
+
+def test_an_empty_list_of_gpus() -> None:
+    with pytest.raises(ConfigError, match=r"^number of trainer.devices=0 must be a whole number of at least 1$"):
+        processes_per_node(trainer_settings([]))
+
+
+@pytest.mark.parametrize(
+    ("environment", "number"), [({}, 0), ({"RANK": "3"}, 3), ({"SLURM_PROCID": "2"}, 2)], ids=str
+)
+def test_rank_is_read_from_the_launcher(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], number: int
+) -> None:
+    for name in ("RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert rank() == number
+
+
+# --- which images each process sees
+
+
+def shares(sampler: Callable[..., Any], processes: int) -> list[list[int]]:
+    return [list(sampler(rank=number, world_size=processes)) for number in range(processes)]
+
+
+def interleaved(parts: list[list[int]]) -> list[int]:
+    """The first of each, the second of each, ...; so batches of one step stay together."""
+    return list(chain.from_iterable(zip(*parts, strict=True)))
+
+
+@pytest.mark.parametrize("processes", [2, 3, 8])
+def test_batches_of_one_step_are_the_batch_of_one_process(processes: int) -> None:
+    alone = list(EpochShuffle(48, seed=5, epoch=2))
+    parts = shares(lambda **who: EpochShuffle(48, seed=5, epoch=2, **who), processes)
+    each = 24 // processes
+    for step in range(2):
+        together = [index for part in parts for index in part[step * each : (step + 1) * each]]
+        assert sorted(together) == sorted(alone[step * 24 : (step + 1) * 24])
+    assert interleaved(parts) == alone
+
+
+@pytest.mark.parametrize(("length", "processes"), [(10, 3), (7, 2), (2, 5), (1, 3)])
+def test_the_first_images_fill_up(length: int, processes: int) -> None:
+    alone = list(EpochShuffle(length, seed=1))
+    parts = shares(lambda **who: EpochShuffle(length, seed=1, **who), processes)
+    assert {len(part) for part in parts} == {-(-length // processes)}
+    together = interleaved(parts)
+    assert together == (alone * processes)[: len(together)]
+
+
+def test_the_share_has_the_length_it_says() -> None:
+    sampler = EpochShuffle(10, seed=1, rank=2, world_size=3)
+    assert len(sampler) == len(list(sampler)) == 4
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("length", [48, 600])
+def test_repeats_are_shared_in_the_order_of_one_process(length: int, processes: int) -> None:
+    alone = list(EpochRepeat(length, seed=5, repeats=3, epoch=1))
+    parts = shares(lambda **who: EpochRepeat(length, seed=5, repeats=3, epoch=1, **who), processes)
+    together = interleaved(parts)
+    assert together == alone[: len(together)]
+    assert len(alone) - len(together) < processes
+
+
+def test_three_repeats_in_three_processes_are_one_in_each() -> None:
+    first, second, third = shares(lambda **who: EpochRepeat(48, seed=0, repeats=3, **who), 3)
+    assert first == second == third
+
+
+class Stripes:
+    """Images of noise, each always the same, with labels in turn."""
+
+    def __init__(self, length: int) -> None:
+        self.classes = list("abcde")
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randint(256, (length, 3, 4, 4), generator=generator, dtype=torch.uint8)
+        self.labels = torch.arange(length) % len(self.classes)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+
+class StripesModule(ImageDataModule):
+    length = 1003
+
+    def build(self, split: Split) -> Stripes:
+        return Stripes(self.length)
+
+
+def stripes(batch_size: int, length: int = 1003) -> StripesModule:
+    data = StripesModule(
+        num_classes=5,
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+        image_size=4,
+        batch_size=batch_size,
+        num_workers=0,
+        seed=0,
+    )
+    data.length = length
+    return data
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+@pytest.mark.parametrize("length", [1, 2, 8, 11])
+def test_validation_shares_have_equal_batches_and_each_image_once(length: int, processes: int) -> None:
+    batches, images = [], []
+    for number in range(processes):
+        data = stripes(batch_size=2, length=length)
+        data.setup("validate")
+        data.trainer = SimpleNamespace(global_rank=number, world_size=processes)  # type: ignore[assignment]
+        own = list(data.val_dataloader())
+        batches.append([len(labels) for _, labels in own])
+        images += [image for some, labels in own for image in some[labels >= 0]]
+    assert all(sizes == batches[0] for sizes in batches)
+    seen = sorted(image.flatten().tolist() for image in images)
+    assert seen == sorted(image.flatten().tolist() for image in Stripes(length).images)
+
+
+# --- counts that leave out padding
+
+
+def test_padding_counts_neither_as_image_nor_as_hit() -> None:
+    logits, labels = torch.eye(7), torch.tensor([0, 1, 0, 6, 4, 5, 1])  # two of seven are wrong
+    plain, padded = AccuracyCounter(), AccuracyCounter()
+    plain.update(logits, labels, torch.tensor(3.5))
+    padded.update(torch.cat([logits, torch.eye(7)[:3]]), F.pad(labels, (0, 3), value=-1), torch.tensor(3.5))
+    assert padded.compute() == plain.compute()
+    assert padded.compute()[:2] == (7, 4)
+
+
+def test_a_batch_of_padding_alone_counts_nothing() -> None:
+    counter = AccuracyCounter()
+    counter.update(torch.eye(3), torch.full((3,), -1), torch.tensor(0.0))
+    assert counter.compute() == (0, 0, 0, 0.0)
+
+
+def test_predictions_keep_the_order_and_drop_padding() -> None:
+    predictions = Predictions()
+    predictions.update(torch.eye(5)[[3, 0]], torch.tensor([3, 1]))
+    predictions.update(torch.eye(5)[[4, 2]], torch.tensor([4, -1]))
+    labels, guesses = predictions.compute()
+    assert labels.tolist() == [3, 1, 4]
+    assert guesses.tolist() == [3, 0, 4]
+
+
+def test_predictions_begin_anew_after_a_reset() -> None:
+    predictions = Predictions()
+    predictions.update(torch.eye(5), torch.arange(5))
+    predictions.reset()
+    predictions.update(torch.eye(5)[:2], torch.tensor([2, 3]))
+    assert [values.tolist() for values in predictions.compute()] == [[2, 3], [0, 1]]
+
+
+# --- the same validation in any number of processes
+
+
+def classifier() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
+
+
+def validate(number: int, folder: Path, processes: int) -> None:
+    """Validate with several batch sizes; what each process knows afterwards goes to ``folder``."""
+    words = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={processes}", "recipe.batch_size=60"]
+    config = compose_config(["experiment=demo", *words])
+    for batch_size in (1, 7, 64):
+        task = ClassificationTask(classifier(), OptimizerSettings("sgd", 0.1), ScheduleSettings(), ema=0.5)
+        trainer = make_trainer(config, folder, logger=False, enable_checkpointing=False)
+        trainer.validate(task, datamodule=stripes(batch_size), verbose=False)
+        told = [list(task.validated), list(task.ema_validated), *task.predicted]
+        torch.save(told, folder / f"{batch_size}-of-{number}.pt")
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_validation_is_exact_for_any_number_of_processes_and_any_batch(tmp_path: Path, processes: int) -> None:
+    in_process_group(processes, validate, tmp_path, processes)
+    images = Stripes(1003)
+    logits = classifier()((images.images / 255 - 0.5) / 0.25)  # all at once
+    guesses, loss = logits.argmax(1), F.cross_entropy(logits, images.labels).item()
+    hits = [int((guesses == images.labels).sum()), 1003]  # of five classes, all are among the first five
+    told = sorted(tmp_path.glob("*.pt"))
+    assert len(told) == 3 * processes
+    for path in told:
+        val, ema, seen_labels, seen_guesses = torch.load(path)
+        assert val == [1003, *hits, pytest.approx(loss, rel=1e-5)]
+        assert ema == val
+        assert torch.equal(seen_labels, images.labels)
+        assert torch.equal(seen_guesses, guesses)
+
+
+def test_predictions_of_a_single_image_are_a_list(tmp_path: Path) -> None:
+    task = ClassificationTask(classifier(), OptimizerSettings("sgd", 0.1), ScheduleSettings())
+    trainer = make_trainer(compose_config(["experiment=demo", "trainer.accelerator=cpu"]), tmp_path, logger=False)
+    trainer.validate(task, datamodule=stripes(2, length=1), verbose=False)
+    assert [values.shape for values in task.predicted] == [(1,), (1,)]
+
+
+# --- what differs between processes, and what does not
+
+
+def train_and_watch(number: int, folder: Path) -> None:
+    """Two processes that train; each notes its batches, its first weights and what its dropout drops."""
+    notes: dict[str, Any] = {"batches": []}
+    real = ClassificationTask.training_step
+
+    def step(self: ClassificationTask, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if not notes["batches"]:
+            notes["weights"] = nn.utils.parameters_to_vector(self.model.parameters()).detach().clone()
+            notes["mask"] = F.dropout(torch.ones(1000))
+        notes["batches"].append(batch[0])
+        return real(self, batch, batch_idx)
+
+    ClassificationTask.training_step = step  # type: ignore[method-assign]  # of this process alone
+    train(compose_config([*TINY, *TWO, "head=noah"]), folder / "run" if number == 0 else Path(os.devnull))
+    torch.save(notes, folder / f"{number}.pt")
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("watched")
+    in_process_group(2, train_and_watch, folder)
+    return [torch.load(folder / f"{number}.pt") for number in range(2)]
+
+
+def test_processes_start_with_the_weights_of_one(watched: list[dict[str, Any]]) -> None:
+    assert torch.equal(watched[0]["weights"], watched[1]["weights"])
+
+
+def test_dropout_differs_between_processes(watched: list[dict[str, Any]]) -> None:
+    same = (watched[0]["mask"] == watched[1]["mask"]).float().mean()
+    assert 0.4 < same < 0.6  # 6 standard errors about chance
+
+
+def test_processes_see_together_what_one_would(watched: list[dict[str, Any]]) -> None:
+    config = compose_config([*TINY, "trainer.accelerator=cpu"])
+    data = create_data(config.data.name, **settings(config, "data", "name"))
+    data.setup("fit")
+    loader = data.train_dataloader()
+    alone = [data.normalize(images) for _ in range(2) for images, _ in loader]  # two epochs of three steps
+    assert len(alone) == len(watched[0]["batches"]) == len(watched[1]["batches"]) == 6
+    for images, first, second in zip(alone, watched[0]["batches"], watched[1]["batches"], strict=True):
+        assert torch.equal(images, torch.stack([first, second], dim=1).flatten(0, 1))
+
+
+# --- noah train in two processes
+
+# No batch norm and no dropout: what an image does to the weights does not depend on its neighbours.
+TWENTY_STEPS = [
+    "experiment=demo",
+    "model=timm",
+    "model.name=test_vit",
+    "head=noah",
+    "data.train_images=320",
+    "data.val_images=1003",
+    "recipe.batch_size=16",
+    "recipe.head_dropout=0",
+    "trainer.max_epochs=1",
+    "trainer.precision=64-true",
+]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """Tests only read it."""
+    return launch(tmp_path_factory.mktemp("two") / "here", *TWENTY_STEPS, *TWO)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of the same run in one process."""
+    return run_here(tmp_path_factory.mktemp("one") / "run")
+
+
+def run_here(run_dir: Path, *changes: str) -> Path:
+    answer = call_noah("train", *TWENTY_STEPS, "trainer.accelerator=cpu", *changes, f"hydra.run.dir={run_dir}")
+    assert answer.status == 0, answer.err
+    return run_dir
+
+
+def last_checkpoint(run_dir: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
+    return checkpoint
+
+
+def test_two_processes_leave_one_run_directory(two_processes: Launched) -> None:
+    assert two_processes.status == 0, two_processes.err
+    assert files_in(run_dir_in(two_processes.folder)) == FILES
+
+
+def test_each_line_is_told_once(two_processes: Launched) -> None:
+    lines = two_processes.out.splitlines()
+    assert [line.split()[0] for line in lines] == ["run", "model", "data", "rate", "epoch", "best"]
+    logged = (run_dir_in(two_processes.folder) / "train.log").read_text().splitlines()
+    assert [re.sub(r"^\S+ \S+ ", "", line) for line in logged] == lines
+    assert two_processes.err == ""
+
+
+def test_no_process_is_left_behind(two_processes: Launched) -> None:
+    assert two_processes.behind == []
+
+
+def test_the_log_tells_of_all_validation_images(two_processes: Launched) -> None:
+    assert two_processes.out.count(" of 1,003)") == 2
+    assert "digits, 10 classes, batch 8\n" in two_processes.out
+
+
+def test_twenty_steps_of_two_processes_are_those_of_one(two_processes: Launched, one_process: Path) -> None:
+    assert_same_end(run_dir_in(two_processes.folder), one_process)
+
+
+def test_twenty_steps_of_two_passes_are_those_of_one(tmp_path: Path) -> None:
+    """At a constant rate; otherwise each pass has the rate of its own time."""
+    constant = ["recipe.schedule.name=constant", "recipe.schedule.warmup_epochs=0", "data.val_images=10"]
+    twice = run_here(tmp_path / "twice", *constant, "trainer.accumulate_grad_batches=2")
+    assert_same_end(twice, run_here(tmp_path / "once", *constant))
+
+
+def assert_same_end(run_dir: Path, other: Path) -> None:
+    """After 20 steps in float64, weights that differ by 1e-6 at most."""
+    ends = [last_checkpoint(run_dir), last_checkpoint(other)]
+    assert [end["global_step"] for end in ends] == [20, 20]
+    one, two = (end["state_dict"] for end in ends)
+    assert one.keys() == two.keys()
+    for name, weights in one.items():
+        assert weights.dtype == torch.float64
+        torch.testing.assert_close(two[name], weights, rtol=0, atol=1e-6, msg=name)
+
+
+def test_two_processes_predict_what_one_does(two_processes: Launched, one_process: Path) -> None:
+    two, one = (read_record(path / "predictions.npz") for path in (run_dir_in(two_processes.folder), one_process))
+    assert two.labels.tolist() == one.labels.tolist()
+    assert two.guesses.tolist() == one.guesses.tolist()
+    assert two.class_names == one.class_names
+
+
+def test_predictions_are_those_of_the_best_epoch_in_the_order_of_the_data(two_processes: Launched) -> None:
+    run_dir = run_dir_in(two_processes.folder)
+    config = compose_config([*TWENTY_STEPS, *TWO])
+    data = create_data(config.data.name, **settings(config, "data", "name"))
+    data.setup("validate")
+    record = read_record(run_dir / "predictions.npz")
+    assert record.labels.tolist() == [label for _, label in data.val_dataset]
+    assert (record.labels == record.guesses).sum() == json.loads((run_dir / "results.json").read_text())["correct"]
+
+
+# --- torchrun
+
+
+@pytest.fixture(scope="module")
+def under_torchrun(tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """With batch norm and an average of the weights; tests only read it."""
+    words = [*TINY, "head=gap", "recipe.ema=0.5", "trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=1"]
+    return launch(tmp_path_factory.mktemp("torchrun") / "here", *words, torchrun=True)
+
+
+def test_torchrun_leaves_one_run_directory_and_no_process(under_torchrun: Launched) -> None:
+    assert under_torchrun.status == 0, under_torchrun.err
+    assert files_in(run_dir_in(under_torchrun.folder)) == sorted([*FILES, "checkpoints/best_ema.ckpt"])
+    assert under_torchrun.behind == []
+
+
+def test_torchrun_tells_each_line_once(under_torchrun: Launched) -> None:
+    first_words = [line.split()[0] for line in under_torchrun.out.splitlines()]
+    assert first_words == ["run", "model", "data", "rate", "epoch", "epoch", "best", "best"]
+
+
+@pytest.mark.parametrize("weights", [[], ["--ema"]], ids=["model", "average"])
+def test_one_process_evaluates_to_what_two_logged(under_torchrun: Launched, weights: list[str]) -> None:
+    """So batch norm's statistics in the checkpoint are those that both processes validated with."""
+    run_dir = run_dir_in(under_torchrun.folder)
+    one = ["trainer.devices=1", "trainer.strategy=auto"]
+    answer = call_noah("evaluate", str(run_dir), *weights, *one)
+    logged = under_torchrun.out.splitlines()[-1 if weights else -2]
+    assert answer.out.split("  val ")[1].split(" loss")[0] == logged.split("  val ")[1].split(" loss")[0]
+
+
+def test_processes_that_nobody_asked_for_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torchrun_environment: None
+) -> None:
+    """Else each of them would train a model of its own."""
+    monkeypatch.chdir(tmp_path)
+    answer = call_noah("train", *TINY, "trainer.accelerator=cpu")
+    assert (answer.status, answer.out) == (2, "")
+    assert answer.err == (
+        "noah: 2 processes were started, but trainer.devices and trainer.num_nodes ask for 1; add trainer=ddp\n"
+    )
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(("job", "count"), [("train", 4), ("bash", 1)])
+def test_srun_starts_processes_but_an_interactive_shell_does_not(
+    monkeypatch: pytest.MonkeyPatch, job: str, count: int
+) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_JOB_NAME", job)
+    assert processes_started() == count
+
+
+@pytest.fixture
+def torchrun_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the first of two processes that torchrun has started."""
+    names = {"RANK": 0, "LOCAL_RANK": 0, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    for name, value in names.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "1")
+
+
+# --- when a process fails
+
+FOLDERS = ["model=timm", "model.name=test_resnet", "data=imagefolder", "data.image_size=32", "data.num_workers=0"]
+
+
+def test_a_mistake_that_only_the_second_process_meets_is_one_line(jpeg_tree: Path, tmp_path: Path) -> None:
+    first_image = next(iter(EpochShuffle(16, seed=0, rank=1, world_size=2)))
+    damaged = jpeg_tree / "train" / ("ant", "bee")[first_image // 8] / f"{first_image % 8}.jpg"
+    damaged.write_text("not an image")
+    words = [*FOLDERS, *TWO, f"data.root={jpeg_tree}", "head=gap", "recipe.batch_size=4", "trainer.max_epochs=1"]
+    answer = launch(tmp_path / "here", *words)
+    assert answer.status == 2
+    assert re.fullmatch(rf"noah: {damaged} cannot be read as an image, .*\n", answer.err)
+    assert "Traceback" not in answer.out
+    assert answer.behind == []
+
+
+BREAKS_IN_THE_SECOND_PROCESS = """
+import os
+import torch.nn.functional as F
+
+def broken(*arguments, real=F.cross_entropy, **options):
+    if os.environ.get("RANK") == "1":
+        raise ZeroDivisionError("on purpose")
+    return real(*arguments, **options)
+
+F.cross_entropy = broken
+"""
+
+
+def test_a_crash_in_one_process_ends_all_and_is_told_once(jpeg_tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BREAKS_IN_THE_SECOND_PROCESS)  # Python imports it as it starts
+    words = [*FOLDERS, *TWO, f"data.root={jpeg_tree}", "head=gap", "recipe.batch_size=4", "trainer.max_epochs=1"]
+    answer = launch(tmp_path / "here", *words, PYTHONPATH=str(tmp_path))
+    assert answer.status == 1
+    assert answer.err.count("Traceback (most recent call last)") == 1
+    *_, cause, verdict = answer.err.splitlines()
+    assert cause == "ZeroDivisionError: on purpose"
+    assert verdict.startswith("noah: process 1 ended with exit status 1")
+    assert answer.behind == []
+    assert not (run_dir_in(answer.folder) / "results.json").exists()
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(("error", "status"), [(ConfigError("a mistake"), 2), (RuntimeError("a crash"), 1)], ids=repr)
+def test_only_the_first_failure_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception, status: int
+) -> None:
+    """The others fail only because the first one no longer answers."""
+    with pytest.raises(SystemExit) as first:
+        _work(tmp_path / "first", fail, (error,))
+    told = (tmp_path / "first").read_text(), capsys.readouterr().err
+    with pytest.raises(SystemExit) as second:
+        _work(tmp_path / "first", fail, (RuntimeError("connection closed"),))
+    assert (first.value.code, second.value.code) == (status, 1)
+    assert ((tmp_path / "first").read_text(), capsys.readouterr().err) == (told[0], "")
+    assert told[0] == ("a mistake" if status == 2 else "")
+    assert ("RuntimeError: a crash" in told[1]) == (status == 1)
