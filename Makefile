@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test coverage test-slow test-gpu test-slurm lint format wheel clean
+.PHONY: install demo test coverage test-slow test-gpu test-slurm test-browser lint format wheel clean
 
 install: $(VENV)/installed
 
@@ -31,6 +31,9 @@ test-gpu: install
 
 test-slurm: install # installs and starts a SLURM on this host, for the time of the tests; Debian, as root
 	tests/slurm.sh $(BIN)/python
+
+test-browser: install # installs Chromium; Debian, as root
+	tests/browser.sh $(BIN)/python
 
 lint: install
 	$(BIN)/ruff check .

@@ -211,7 +211,8 @@ def test_every_option_composes_to_plain_values(group: str, option: str, photos: 
 
 
 def test_every_group_has_a_test() -> None:
-    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {group for group, _ in EVERY_OPTION}
+    planned = {"sweep", "hydra"}  # read while a sweep is planned, no part of a run's configuration
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {group for group, _ in EVERY_OPTION} | planned
 
 
 def test_the_folder_in_use_is_that_of_the_clone() -> None:

@@ -29,7 +29,7 @@ def test_the_clusters_settings_are_those_of_the_file_and_the_command_line() -> N
 
 
 def test_a_setting_of_the_cluster_that_there_is_not_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"no setting 'hydra\.launcher\.partitoin'; did you mean partition\?"):
+    with pytest.raises(ConfigError, match=r"no setting 'hydra\.launcher\.partitoin'; did you mean partition"):
         launcher_settings(["hydra.launcher.partitoin=gpu"])
 
 

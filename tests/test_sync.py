@@ -95,10 +95,18 @@ def test_a_failed_upload_is_told(sweep: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.usefixtures("asked")
 def test_without_a_key_nothing_is_uploaded(sweep: Path, asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wandb.login", lambda **_: False)
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("NETRC", "/nowhere")
     with pytest.raises(ConfigError, match="no API key here; run wandb login, or set WANDB_API_KEY"):
         sync([sweep])
     assert not asked.exists()
+
+
+def test_the_key_of_wandb_login_will_do(sweep: Path, asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY")
+    (asked.parent / "netrc").write_text("machine api.wandb.ai\n  login user\n  password " + "0" * 40 + "\n")
+    monkeypatch.setenv("NETRC", str(asked.parent / "netrc"))
+    assert sync([sweep]) == 3
 
 
 def test_without_runs_it_is_said_in_one_line(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """A training run: what it leaves in its directory, and what it refuses."""
 
 import csv
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -296,16 +295,6 @@ def test_an_error_under_way_is_in_the_log_of_the_run(noah: Noah, jpeg_tree: Path
     noah("train", "model=timm", "model.name=test_resnet", *tree, "recipe.batch_size=4", "hydra.run.dir=run")
     assert "error: " in Path("run/train.log").read_text()
     assert not Path("run/results.json").exists()
-
-
-def test_multirun_makes_a_run_per_value_and_goes_on_after_a_failure(noah: Noah, tmp_path: Path) -> None:
-    answer = noah("train", "-m", *TINY, "head=noah", "head.head_num=5,2", "trainer.max_epochs=1")
-    assert answer.status == 2
-    assert "head_num=5" in answer.err
-    assert "not all jobs of the sweep succeeded" in answer.err
-    [config] = tmp_path.rglob("config.yaml")
-    assert yaml.safe_load(config.read_text())["head"]["head_num"] == 2
-    assert json.loads((config.parent / "results.json").read_text())["epochs"] == 1
 
 
 def test_an_interrupted_run_ends_quietly_and_keeps_what_it_has(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 import hydra
@@ -20,7 +21,7 @@ from noah_lightning.config import (
     resolved,
 )
 from noah_lightning.errors import ConfigError, RunFailed, UserError
-from noah_lightning.processes import processes_per_node, rank, run_in_processes, started_from_outside
+from noah_lightning.processes import MISTAKE, processes_per_node, rank, run_in_processes, started_from_outside
 
 
 def train(overrides: Sequence[str]) -> None:
@@ -61,7 +62,11 @@ def _follow(overrides: Sequence[str]) -> None:
     """Train as one of the processes that ``torchrun`` started, without Hydra, which would make a run directory."""
     if any(word.startswith("-") for word in overrides):
         return  # --help and its kind: the first process answers
-    _train(compose_config([word for word in overrides if not word.startswith("hydra.")]), Path(os.devnull))
+    try:
+        config = compose_config([word for word in overrides if not word.startswith("hydra.")])
+    except UserError:
+        raise SystemExit(MISTAKE) from None  # the first process meets it too, and tells
+    _train(config, Path(os.devnull))
 
 
 def _train_one(config: DictConfig) -> None:
@@ -85,7 +90,11 @@ def train_in_processes(config: DictConfig, run_dir: Path, resume: bool = False) 
         return _train(config, run_dir, resume)
     if config.trainer.num_nodes > 1:
         raise ConfigError("trainer.num_nodes is for runs that torchrun or SLURM starts, one process for each device")
-    run_in_processes(count, _train, config, run_dir, resume)
+    try:
+        run_in_processes(count, _train, config, run_dir, resume)
+    except UserError as error:
+        _note(run_dir / "train.log", str(error))
+        raise
 
 
 def _train(config: DictConfig, run_dir: Path, resume: bool = False) -> None:
@@ -94,6 +103,13 @@ def _train(config: DictConfig, run_dir: Path, resume: bool = False) -> None:
 
     console.start_logging()
     train(config, run_dir, resume)
+
+
+def _note(log: Path, mistake: str) -> None:
+    """Leave the line in the run's log, where the first process could not know of it."""
+    if log.is_file() and mistake not in log.read_text():
+        with log.open("a") as file:
+            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} error: {mistake}\n")
 
 
 def _remove_if_empty(run_dir: Path) -> None:

@@ -102,9 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--markdown", action="store_true", help="the table as Markdown")
     form.add_argument("--latex", action="store_true", help="the table as LaTeX")
     form.add_argument("--csv", action="store_true", help="all figures, in full precision")
-    compare.add_argument(
-        "--html", type=Path, metavar="FILE", help="write a page with figures too, which opens offline"
-    )
+    compare.add_argument("--html", type=Path, metavar="FILE", help="write a page with figures, which opens offline")
     compare.set_defaults(command=_compare)
 
     about = "upload the runs that W&B kept offline"

@@ -23,6 +23,7 @@ log = logging.getLogger("noah_lightning")
 _CHATTER = (
     ".*does not have many workers.*",  # the number of workers suits the machine, or the data is in memory
     ".*smaller than the logging interval.*",  # a short epoch; its totals are logged all the same
+    ".*`srun` command is available.*",  # a machine of a cluster may train without the cluster
     ".*sync_dist=True.*",  # the task logs what it has summed over the processes itself
     ".*in eval mode at the start of training.*",  # the average of the weights, which is never trained
     "Experiment logs directory .* exists and is not empty.*",  # it holds config.yaml, and no older metrics

@@ -17,6 +17,8 @@ from noah_lightning.train import make_trainer
 def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = (), ema: bool = False) -> Accuracy:
     """Accuracy of a run's ``best`` or ``last`` checkpoint, or of a converted model, on the validation set.
 
+    It runs in this process, however many the training had; the counts are the same.
+
     With ``ema`` it is that of the average of the weights, as :func:`runs.load_model` says.
     ``overrides`` such as ``data.root=/elsewhere`` change the recorded configuration for this evaluation only. A
     converted model has the configuration of its row, in which they may choose the data too: ``data=imagefolder``.
@@ -32,6 +34,7 @@ def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = 
     else:
         config = override(runs.read_config(folder), overrides)
         model = runs.load_model(folder, config, checkpoint, ema)
+    config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"  # here, in this process
     data = create_data(config.data.name, **settings(config, "data", "name"))
     task = ClassificationTask(model, OptimizerSettings("sgd", lr=0.0), ScheduleSettings())  # nothing is trained
     with tempfile.TemporaryDirectory() as nowhere:  # an evaluation leaves nothing in the run directory
