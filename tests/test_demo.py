@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from conftest import TINY, Answer
+from noah_lightning.attention_picture import attention_of_guess
 from noah_lightning.backbones.feature_map import FeatureMapBackbone
-from noah_lightning.demo import attention_to_best_class, verdict
+from noah_lightning.demo import verdict
 from noah_lightning.model import create_model
 from noah_lightning.picture import draw_comparison
 from noah_lightning.runs import Results, read_results
@@ -52,7 +53,7 @@ def test_attention_is_that_of_the_most_probable_class() -> None:
     model = create_model("test_resnet", head="noah", num_classes=4, head_num=2).eval()
     images = torch.randn(3, 3, 128, 128)
     with torch.no_grad():
-        attention = attention_to_best_class(model, images)
+        _, attention = attention_of_guess(model, images)
         explained = model.explain(images)
     for b in range(3):
         best = int(model(images)[b].argmax())

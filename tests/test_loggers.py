@@ -21,7 +21,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import TINY, Answer, FinishedRun
 from noah_lightning.attention_picture import attention_of_guess, evaluating
 from noah_lightning.config import compose_config
-from noah_lightning.demo import attention_to_best_class
 from noah_lightning.errors import ConfigError
 from noah_lightning.loggers.wandb_run import run_id, run_name, tags
 from noah_lightning.model import create_model
@@ -238,13 +237,14 @@ def test_modes_are_put_back_module_by_module() -> None:
     assert [module for module in model.modules() if not module.training] == [frozen]
 
 
-def test_the_picture_shows_what_the_demo_shows() -> None:
+def test_the_picture_shows_the_attention_of_the_guess() -> None:
     model = create_model("test_resnet", head="noah", num_classes=3, head_num=2, key_ratio=0.5).eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         guesses, attention = attention_of_guess(model, images)  # type: ignore[arg-type]
         assert guesses.equal(model(images).argmax(dim=1))
-        assert attention.equal(attention_to_best_class(model, images))  # type: ignore[arg-type]
+        heads = model.explain(images).attention  # type: ignore[operator]  # (2, N, K, L)
+        assert attention.equal(torch.stack([heads[i, :, guesses[i]].mean(0) for i in range(2)]))
 
 
 def test_the_speed_of_each_epoch_is_in_every_loggers_file(finished_run: FinishedRun) -> None:

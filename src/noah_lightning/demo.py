@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from noah_lightning import runs
+from noah_lightning.attention_picture import attention_of_guess
 from noah_lightning.config import compose_config, settings
 from noah_lightning.console import duration, log
 from noah_lightning.data import create_data
@@ -80,17 +81,10 @@ def draw_demo(folder: Path, configs: dict[str, DictConfig], count: int = 6) -> P
         probabilities = {head: model(normalized).softmax(dim=1) for head, model in models.items()}
         noah = models["noah"]
         assert isinstance(noah, Classifier)
-        attention = attention_to_best_class(noah, normalized)
+        _, attention = attention_of_guess(noah, normalized)
     path = folder / "demo.png"
     draw_comparison(path, images, labels, data.class_names, probabilities, attention)
     return path
-
-
-def attention_to_best_class(model: Classifier, images: Tensor) -> Tensor:
-    """Attention (B, L) of the most probable class, averaged over the heads, from normalised images."""
-    explanation = model.explain(images)
-    best = explanation.logits.argmax(dim=1)  # (B,)
-    return explanation.attention[torch.arange(len(images)), :, best].mean(dim=1)  # (B, N, K, L) -> (B, L)
 
 
 def _one_per_class(dataset: LabelledImages, count: int) -> tuple[Tensor, list[int]]:
