@@ -349,11 +349,10 @@ def test_a_converted_model_has_no_checkpoints(noah: Noah, checkpoint: Path) -> N
     assert "is a converted model: it has no checkpoints to choose from" in answer.err
 
 
-@pytest.mark.parametrize(
-    "facts",
-    ["", "[]", '{"row": "resnet18"}', '{"row": "../x", "head": "noah", "pre_logits": false, "parameters": 1, '
-     '"source": "x", "ema": false}'],
-)  # fmt: skip
+FOREIGN = {"row": "../x", "head": "noah", "pre_logits": False, "parameters": 1, "source": "x", "ema": False}
+
+
+@pytest.mark.parametrize("facts", ["", "[]", '{"row": "resnet18"}', json.dumps(FOREIGN)])
 def test_foreign_facts_are_refused(noah: Noah, facts: str) -> None:
     Path("converted").mkdir()
     Path("converted/model.json").write_text(facts)

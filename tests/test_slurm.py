@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TINY
+from conftest import TINY, Answer
 from noah_lightning.errors import ConfigError
 from noah_lightning.sweep.plan import split_options
 from noah_lightning.sweep.slurm import launcher_settings
@@ -88,3 +88,10 @@ def test_a_requeued_job_finishes_in_the_same_directory(shared: Path) -> None:
     rows = (run / "metrics.csv").read_text().splitlines()
     assert len([row for row in rows if row]) > epochs
     assert os.listdir(shared / "sweep" / ".slurm")
+
+
+def test_a_mistake_in_the_clusters_settings_leaves_nothing_behind(noah: Callable[..., Answer]) -> None:
+    answer = noah("train", "-m", *TINY, "seed=0,1", "hydra/launcher=slurm", "hydra.launcher.partitoin=gpu")
+    assert answer.status == 2
+    assert "no setting 'hydra.launcher.partitoin'" in answer.err
+    assert not Path("runs").exists()

@@ -22,6 +22,7 @@ from noah_lightning.config import (
 )
 from noah_lightning.errors import ConfigError, RunFailed, UserError
 from noah_lightning.processes import MISTAKE, processes_per_node, rank, run_in_processes, started_from_outside
+from noah_lightning.run_files import LOG
 
 
 def train(overrides: Sequence[str]) -> None:
@@ -93,7 +94,7 @@ def train_in_processes(config: DictConfig, run_dir: Path, resume: bool = False) 
     try:
         run_in_processes(count, _train, config, run_dir, resume)
     except UserError as error:
-        _note(run_dir / "train.log", str(error))
+        _note(run_dir / LOG, str(error))
         raise
 
 

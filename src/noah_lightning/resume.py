@@ -11,13 +11,12 @@ from omegaconf import DictConfig
 
 from noah_lightning import runs
 from noah_lightning.errors import ConfigError, WeightsError, one_line
-
-METRICS = "metrics.csv"
+from noah_lightning.run_files import CHECKPOINTS, METRICS
 
 
 def last_checkpoint(run_dir: Path) -> Path | None:
     """Where a run can go on; None where it has to begin anew."""
-    path = run_dir / runs.CHECKPOINTS / "last.ckpt"
+    path = run_dir / CHECKPOINTS / "last.ckpt"
     return path if path.is_file() else None
 
 

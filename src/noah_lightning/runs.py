@@ -27,9 +27,7 @@ from noah_lightning.checks import rate
 from noah_lightning.config import settings
 from noah_lightning.errors import ConfigError, WeightsError, one_line
 from noah_lightning.model import create_model
-
-CONFIG, LOG, RESULTS, CHECKPOINTS = "config.yaml", "train.log", "results.json", "checkpoints"
-PREDICTIONS = "predictions.npz"
+from noah_lightning.run_files import CHECKPOINTS, CONFIG, RESULTS
 
 
 @dataclass(frozen=True)

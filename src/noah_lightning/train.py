@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from noah_lightning import console, runs
+from noah_lightning import console, run_files, runs
 from noah_lightning.checks import flag, whole_number
 from noah_lightning.config import settings, typed
 from noah_lightning.cost import count_parameters
@@ -52,7 +52,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> runs.Resul
     data = create_data(config.data.name, **settings(config, "data", "name"))
     report = console.EpochReport()
     loggers = make_loggers(config, run_dir)
-    record = BestRecord(run_dir / runs.PREDICTIONS, data)
+    record = BestRecord(run_dir / run_files.PREDICTIONS, data)
     callbacks = [console.progress(config.trainer.log_every_n_steps), report, record, *_checkpoints(run_dir, config)]
     callbacks += logger_callbacks(config, loggers, report, data)
     trainer = make_trainer(config, run_dir, logger=loggers, callbacks=callbacks)
@@ -68,7 +68,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> runs.Resul
     if rank() == 0:  # the other processes are told by Lightning when the data is there
         _prepare(data, task)
     checkpoint = last_checkpoint(run_dir) if resume else None
-    log_file = console.log_to(run_dir / runs.LOG) if _claim(run_dir, config, resume) else None
+    log_file = console.log_to(run_dir / run_files.LOG) if _claim(run_dir, config, resume) else None
     results = None
     try:
         _announce(config, run_dir, task, data)
@@ -107,7 +107,7 @@ def _prepare(data: ImageDataModule, task: ClassificationTask) -> None:
 def _claim(run_dir: Path, config: DictConfig, resume: bool) -> bool:
     """Of several processes the first one claims the run directory; whether this is it."""
     if rank() == 0:
-        if resume and (run_dir / runs.CONFIG).exists():
+        if resume and (run_dir / run_files.CONFIG).exists():
             check_same(run_dir, config)
         else:
             runs.write_config(run_dir, config)
@@ -162,7 +162,7 @@ def _devices(config: DictConfig) -> Any:
 
 def _checkpoints(run_dir: Path, config: DictConfig) -> list[ModelCheckpoint]:
     """``best`` and ``last``; apart, because Lightning's ``save_last`` waits for the next best one."""
-    folder = run_dir / runs.CHECKPOINTS
+    folder = run_dir / run_files.CHECKPOINTS
     checkpoints = [
         ModelCheckpoint(folder, "best", monitor="val/top1", mode="max", enable_version_counter=False),
         ModelCheckpoint(folder, "last", enable_version_counter=False),

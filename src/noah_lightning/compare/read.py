@@ -11,15 +11,8 @@ import numpy as np
 import yaml
 
 from noah_lightning.errors import ConfigError, one_line
+from noah_lightning.run_files import CONFIG, LOG, METRICS, PREDICTIONS, RESULTS
 
-# As noah_lightning.runs names them; that module needs torch.
-CONFIG, LOG, RESULTS, METRICS, PREDICTIONS = (
-    "config.yaml",
-    "train.log",
-    "results.json",
-    "metrics.csv",
-    "predictions.npz",
-)
 _PARTS = {"seed", "model", "head", "data", "recipe", "trainer"}
 
 

@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 
 from noah_lightning.errors import ConfigError, one_line
+from noah_lightning.run_files import RESULTS
 
 FACTS, ASIDE = "sweep.json", ".unfinished"
-CONFIG, RESULTS = "config.yaml", "results.json"  # of a run
 
 
 def begin(folder: str | None, command: Sequence[str]) -> Path:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -57,7 +58,7 @@ def split_options(words: Sequence[str]) -> tuple[Options, list[str]]:
     Raises:
         ConfigError: an option or a preset that there is not, or a value out of range.
     """
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     presets: list[str] = []
     others: list[str] = []
     launcher_words: list[str] = []
@@ -88,7 +89,7 @@ def split_options(words: Sequence[str]) -> tuple[Options, list[str]]:
         raise ConfigError(f"{launcher_words[0]} is for SLURM: add hydra/launcher=slurm")
     options["launcher_words"] = tuple(launcher_words)
     given = {word.partition("=")[0] for word in others}
-    return Options(**options), [*(word for word in presets if word.partition("=")[0] not in given), *others]  # type: ignore[arg-type]
+    return Options(**options), [*(word for word in presets if word.partition("=")[0] not in given), *others]
 
 
 def expand(overrides: Sequence[str]) -> list[Job]:

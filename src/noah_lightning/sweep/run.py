@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TextIO
 
 from noah_lightning.errors import ConfigError, RunFailed
 from noah_lightning.processes import processes_per_node, started_from_outside
@@ -39,6 +40,7 @@ def sweep(words: Sequence[str]) -> None:
     skipped = impossible(jobs)
     if len(skipped) == len(jobs):
         raise ConfigError(f"no job of the sweep can be: {skipped[0]}")
+    cluster = launcher_settings(options.launcher_words) if options.launcher == "slurm" else None
     folder = folders.find(options.dir, command) if options.resume else folders.begin(options.dir, command)
     _say(f"sweep    {len(jobs)} jobs, {folder}")
     for number, reason in skipped.items():
@@ -47,8 +49,10 @@ def sweep(words: Sequence[str]) -> None:
     if done:
         _say(f"finished already: {', '.join(str(job.number) for job in done)}")
     todo = [job for job in jobs if job not in done and job.number not in skipped]
-    if options.launcher == "slurm":
-        failures = run_on_slurm(todo, folder, launcher_settings(options.launcher_words), _say) if todo else {}
+    if not todo:
+        failures = {}
+    elif cluster is not None:
+        failures = run_on_slurm(todo, folder, cluster, _say)
     else:
         failures = _run_all(todo, folder, options.jobs)
     _conclude(folder, len(todo) - len(failures), len(done), skipped, failures, jobs)
@@ -58,13 +62,12 @@ def _run_all(todo: Sequence[Job], folder: Path, at_once: int | None) -> dict[int
     """Run the jobs, each on GPUs of its own; returns the error's line of each that failed."""
     waiting, running, failures = deque(todo), list[_Running](), dict[int, str]()
     free = _gpus()
-    slots = at_once or (1 if not todo else max(1, len(free) // max(_gpus_needed(job) for job in todo)))
-    shared = at_once is not None and at_once > 1 and not free
-    quiet = slots > 1 or shared
+    slots = at_once or max(1, len(free) // max(_gpus_needed(job) for job in todo))
+    quiet = slots > 1
     try:
         while waiting or running:
             while waiting and len(running) < slots:
-                running.append(_start(waiting.popleft(), folder, free, quiet, len(todo)))
+                running.append(_start(waiting.popleft(), folder, free, quiet))
             ready = wait([one.receiver for one in running])
             for one in [one for one in running if one.receiver in ready]:
                 running.remove(one)
@@ -81,7 +84,7 @@ def _run_all(todo: Sequence[Job], folder: Path, at_once: int | None) -> dict[int
     return failures
 
 
-def _start(job: Job, folder: Path, free: list[str], quiet: bool, count: int) -> _Running:
+def _start(job: Job, folder: Path, free: list[str], quiet: bool) -> _Running:
     run_dir = folder / str(job.number)
     folders.set_aside(run_dir)
     need = min(_gpus_needed(job), len(free))
@@ -128,5 +131,5 @@ def _gpus_needed(job: Job) -> int:
     return processes_per_node(job.config.trainer)
 
 
-def _say(line: str, file: object = None) -> None:
-    print(line, file=file or sys.stdout, flush=True)  # type: ignore[arg-type]
+def _say(line: str, file: TextIO | None = None) -> None:
+    print(line, file=file or sys.stdout, flush=True)
