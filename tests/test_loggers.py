@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,11 +26,13 @@ from noah_lightning.errors import ConfigError
 from noah_lightning.loggers.wandb_run import run_id, run_name, tags
 from noah_lightning.model import create_model
 from noah_lightning.runs import read_results
+from test_sweep import marked_processes, wait_until
 
 Noah = Callable[..., Answer]
 QUICK = [*TINY, "data.train_images=32", "data.val_images=20", "recipe.batch_size=16"]
 FOLDERS = ["model=timm", "model.name=test_resnet", "data=imagefolder", "data.image_size=32", "data.num_workers=0"]
 SMALL = [*FOLDERS, "recipe.batch_size=4", "trainer.max_epochs=1", "recipe.schedule.warmup_epochs=0"]
+RUN_FILES = "wandb/offline-run-*/*.wandb"
 
 
 @dataclass
@@ -80,7 +83,7 @@ def values(items: Any) -> dict[str, Any]:
 def offline_runs(run_dir: Path) -> list[OfflineRun]:
     """All W&B runs in a run directory."""
     found = []
-    for file in sorted(run_dir.glob("wandb/offline-run-*/*.wandb")):
+    for file in sorted(run_dir.glob(RUN_FILES)):
         messages = _all_records(file)
         [run] = [message.run for message in messages if message.HasField("run")]
         offline = OfflineRun(run, config=values(run.config.update))
@@ -330,6 +333,35 @@ def test_a_sweep_is_a_group_with_a_run_for_each_job_and_a_repeated_job_keeps_its
     assert again.run.run_id == first[1][0].run.run_id
     assert again.exit_code == 0
     assert offline_runs(Path("pair/.unfinished/1-1"))[0].exit_code == 1, "the attempt that failed is kept"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+@pytest.mark.usefixtures("offline")
+def test_a_sweep_killed_in_a_job_goes_on_with_the_jobs_own_run(noah: Noah, tmp_path: Path) -> None:
+    marker = f"NOAH_TEST_{os.getpid()}_{tmp_path.name}"
+    words = ["data.train_images=320", "trainer.max_epochs=3", "head=noah", "seed=0,1", "logger=wandb"]
+    command = ["train", "-m", *QUICK, *words, "sweep.dir=pair"]
+    program = [sys.executable, "-m", "noah_lightning", *command]
+    killed = subprocess.Popen(program, env={**os.environ, marker: "1"}, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: any(Path("pair/1").glob(RUN_FILES)))
+    finally:
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    wait_until(lambda: not marked_processes(marker))
+    assert not Path("pair/1/results.json").exists(), "in mid-job"
+    [finished] = offline_runs(Path("pair/0"))
+
+    answer = noah(*command, "sweep.resume=true")
+    assert answer.status == 0, answer.err
+    assert "2 of 2 jobs finished, 1 of them before" in answer.out
+    [again] = offline_runs(Path("pair/1"))
+    assert (again.run.run_group, again.exit_code) == ("pair", 0)
+    [broken_off] = Path("pair/.unfinished/1-1").glob(RUN_FILES)
+    assert broken_off.name == f"run-{again.run.run_id}.wandb"
+    assert again.run.run_id == run_id(Path("pair/1"))
+    ids = {file.stem.removeprefix("run-") for file in Path("pair").rglob("*.wandb")}
+    assert ids == {finished.run.run_id, again.run.run_id}
 
 
 def test_of_several_processes_one_writes(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ instead, which spares the imports.
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -84,8 +85,13 @@ def behind(mark: str) -> list[str]:
 
 
 def environment_of(process: Path) -> str:
+    return file_of(process / "environ")
+
+
+def file_of(process: Path) -> str:
+    """A file in a process's folder of /proc."""
     try:
-        return (process / "environ").read_text(errors="replace")
+        return process.read_text(errors="replace")
     except OSError:  # it has ended, or is not ours
         return ""
 
@@ -516,10 +522,10 @@ def test_twenty_steps_of_two_processes_are_those_of_one(two_processes: Launched,
 
 
 def test_twenty_steps_of_two_passes_are_those_of_one(tmp_path: Path) -> None:
-    """At a constant rate; otherwise each pass has the rate of its own time."""
-    constant = ["recipe.schedule.name=constant", "recipe.schedule.warmup_epochs=0", "data.val_images=10"]
-    twice = run_here(tmp_path / "twice", *constant, "trainer.accumulate_grad_batches=2")
-    assert_same_end(twice, run_here(tmp_path / "once", *constant))
+    """Although the rate moves with each step: all passes of a step have that of the first one."""
+    moving = ["recipe.schedule.name=cosine", "recipe.schedule.per=step", "data.val_images=10"]
+    twice = run_here(tmp_path / "twice", *moving, "trainer.accumulate_grad_batches=2")
+    assert_same_end(twice, run_here(tmp_path / "once", *moving))
 
 
 def assert_same_end(run_dir: Path, other: Path) -> None:
@@ -655,6 +661,48 @@ def test_a_crash_in_one_process_ends_all_and_is_told_once(jpeg_tree: Path, tmp_p
     assert verdict.startswith("noah: process 1 ended with exit status 1")
     assert answer.behind == []
     assert not (run_dir_in(answer.folder) / "results.json").exists()
+
+
+def interrupt(folder: Path, when: Callable[[str, str], bool]) -> Launched:
+    """Ctrl-C in a terminal, which sends SIGINT to the whole process group, once ``when(output, mark)`` holds."""
+    mark = uuid.uuid4().hex
+    command = [sys.executable, "-m", "noah_lightning", "train", *TINY, *TWO, "head=gap", "trainer.max_epochs=1000"]
+    known = {**os.environ, "OMP_NUM_THREADS": "1", "NOAH_TEST": mark}
+    out, err = folder / "out.txt", folder / "err.txt"
+    with out.open("w") as out_file, err.open("w") as err_file:
+        run = subprocess.Popen(
+            command, cwd=folder, env=known, stdout=out_file, stderr=err_file, start_new_session=True
+        )
+        try:
+            end = time.monotonic() + 120
+            while not when(out.read_text(), mark):
+                assert run.poll() is None, err.read_text()
+                assert time.monotonic() < end, "took too long"
+                time.sleep(0.05)
+            os.killpg(run.pid, signal.SIGINT)
+            status = run.wait(60)
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+    return Launched(status, out.read_text(), err.read_text(), folder, behind(mark))
+
+
+def test_ctrl_c_is_one_line_and_leaves_no_process(tmp_path: Path) -> None:
+    answer = interrupt(tmp_path, lambda out, mark: "epoch 2/1000" in out)
+    assert (answer.status, answer.err, answer.behind) == (130, "", [])
+    told = [line for line in answer.out.splitlines() if "interrupted" in line]
+    assert told == answer.out.splitlines()[-1:]
+    assert re.fullmatch(r"interrupted in epoch \d+; what there is so far lies in .*", told[0])
+    assert told[0] in (run_dir_in(tmp_path) / "train.log").read_text()
+
+
+def test_ctrl_c_while_processes_start_is_no_traceback(tmp_path: Path) -> None:
+    def all_import(_: str, mark: str) -> bool:
+        processes = [process for process in Path("/proc").glob("[0-9]*") if mark in environment_of(process)]
+        return sum("libtorch_cpu" in file_of(process / "maps") for process in processes) == 3
+
+    answer = interrupt(tmp_path, all_import)
+    assert (answer.status, answer.out, answer.err, answer.behind) == (130, "", "", [])
 
 
 def fail(error: Exception) -> None:

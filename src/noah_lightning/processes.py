@@ -10,15 +10,23 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 from noah_lightning.checks import whole_number
 from noah_lightning.errors import ConfigError, RunFailed, UserError
 
+_TALKATIVE = (
+    "torch.distributed.elastic",
+    "torch.distributed.elastic.agent.server.api",  # has a level of its own
+    "torch.multiprocessing.spawn",
+)
+_interrupted = threading.Event()  # by Ctrl-C, in a process that another one has started
 MISTAKE = 2  # exit status of a process that met a user's mistake
 
 
@@ -88,7 +96,7 @@ def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> A
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for library in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+    for library in _TALKATIVE:
         logging.getLogger(library).setLevel(logging.CRITICAL)  # what there is to say, we say
     launch = LaunchConfig(
         min_nodes=1,
@@ -100,10 +108,10 @@ def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> A
         max_restarts=0,
         start_method="spawn",
     )
-    with tempfile.TemporaryDirectory(prefix="noah-") as folder:
+    with tempfile.TemporaryDirectory(prefix="noah-") as folder, _new_processes_deaf_to_interrupts():
         first_failure = Path(folder, "first")
         try:
-            return elastic_launch(launch, _work)(first_failure, work, arguments)[0]
+            return elastic_launch(launch, _begin)(first_failure, work, arguments)[0]
         except ChildFailedError as failure:
             if first_failure.is_file() and (mistake := first_failure.read_text()):
                 raise UserError(mistake) from None
@@ -117,10 +125,49 @@ def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> A
             raise SystemExit(128 + stop.sigval) from stop
 
 
-def _work(first_failure: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """What each process runs. The first to fail leaves a file with its mistake, or an empty one and a traceback.
+@contextmanager
+def _new_processes_deaf_to_interrupts() -> Iterator[None]:
+    """A process begins with SIGINT blocked, until :func:`_begin` can answer it; this one hears it all the same.
 
-    The others then fail too, for want of an answer from it, and keep that to themselves.
+    A terminal's Ctrl-C goes to all processes, and one that is importing would end with a traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    resource_tracker.ensure_running()  # with the first process it would be started, which lifts the block
+    done = threading.Event()
+    threading.Thread(target=done.wait, daemon=True).start()  # gets the signal; Python handles it in the main thread
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        done.set()
+
+
+def _begin(first_failure: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """What each new process runs: work that can be interrupted, once.
+
+    The terminal interrupts all processes, then torch's launcher interrupts those that have not ended yet: a second
+    time, which would break into the end of the run.
+    """
+    import noah_lightning.train  # noqa: F401  (now, as an interrupted import fails in ways of its own)
+
+    def hear(*_: Any) -> None:
+        if not _interrupted.is_set():
+            _interrupted.set()
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, hear)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    return _work(first_failure, work, arguments)
+
+
+def _work(first_failure: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Do the work in one of several processes.
+
+    The first to fail leaves a file with its mistake, or an empty one and a traceback. The others then fail too, for
+    want of an answer from it, and keep that to themselves.
     """
     try:
         return work(*arguments)
@@ -129,6 +176,8 @@ def _work(first_failure: Path, work: Callable[..., Any], arguments: tuple[Any, .
             file.write(str(error))
         raise SystemExit(MISTAKE) from None
     except Exception:
+        if _interrupted.is_set():  # and the others as well: what fails then is no failure
+            raise SystemExit(1) from None
         text = traceback.format_exc()
         with suppress(FileExistsError), first_failure.open("x"):
             print(text, end="", file=sys.stderr, flush=True)

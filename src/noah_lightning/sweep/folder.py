@@ -1,4 +1,5 @@
-"""The folder of a sweep: sweep.json with its command, and a run directory for each job, named by its number.
+"""The folder of a sweep: sweep.json with its command, and a run directory for each job, named by its number; of a
+search also trials.jsonl.
 
 What a job came to is told by its run directory alone: it has finished if results.json is there. A run that did not
 finish is set aside in ``.unfinished/`` before it is repeated; nothing is lost.
@@ -12,11 +13,11 @@ from pathlib import Path
 from noah_lightning.errors import ConfigError, one_line
 from noah_lightning.run_files import RESULTS
 
-FACTS, ASIDE = "sweep.json", ".unfinished"
+FACTS, TRIALS, ASIDE = "sweep.json", "trials.jsonl", ".unfinished"
 
 
-def begin(folder: str | None, command: Sequence[str]) -> Path:
-    """The new folder of a sweep.
+def begin(folder: str | None, command: Sequence[str], search: bool = False) -> Path:
+    """The new folder of a sweep; that of a search has a list of its trials.
 
     Raises:
         ConfigError: it holds a sweep already, or cannot be written.
@@ -26,6 +27,8 @@ def begin(folder: str | None, command: Sequence[str]) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         with (path / FACTS).open("x") as file:
             json.dump({"command": list(command)}, file, indent=2)
+        if search:
+            (path / TRIALS).touch()
     except FileExistsError:
         raise ConfigError(f"{path} holds a sweep already; sweep.resume=true goes on with it") from None
     except OSError as error:
@@ -33,18 +36,19 @@ def begin(folder: str | None, command: Sequence[str]) -> Path:
     return path
 
 
-def find(folder: str | None, command: Sequence[str]) -> Path:
-    """The folder of the latest sweep of this very command.
+def find(folder: str | None, command: Sequence[str], search: bool = False) -> Path:
+    """The folder of the latest sweep, or search, of this very command.
 
     Raises:
         ConfigError: there is none.
     """
     candidates = [Path(folder)] if folder else sorted(Path("runs").glob("*/*_sweep"), reverse=True)
     for path in candidates:
-        if _command(path) == list(command):
+        if _command(path) == list(command) and (path / TRIALS).exists() == search:
             return path
     where = folder or "runs/"
-    raise ConfigError(f"there is no sweep of this command in {where}; leave sweep.resume out to begin one")
+    what = "search" if search else "sweep"
+    raise ConfigError(f"there is no {what} of this command in {where}; leave sweep.resume out to begin one")
 
 
 def has_finished(run_dir: Path) -> bool:

@@ -6,11 +6,12 @@ from itertools import product
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from noah_lightning.checks import whole_number
-from noah_lightning.config import check_overrides, compose_config, config_dir
+from noah_lightning.config import compose_config, config_dir
 from noah_lightning.errors import ConfigError, HeadSettingError, did_you_mean, one_line
 
 
@@ -21,12 +22,14 @@ class Options:
     Attributes:
         resume: go on with the latest sweep of the same command.
         dir: folder of the sweep; None: ``runs/<date>/<time>_sweep``.
+        trials: jobs of a search; None: no search, every combination is a job.
         jobs: jobs at a time; None: as many as the GPUs allow, one without GPUs.
         launcher: ``local``, or ``slurm`` with the ``hydra.launcher.…`` words of the command.
     """
 
     resume: bool = False
     dir: str | None = None
+    trials: int | None = None
     jobs: int | None = None
     launcher: str = "local"
     launcher_words: tuple[str, ...] = ()
@@ -68,8 +71,8 @@ def split_options(words: Sequence[str]) -> tuple[Options, list[str]]:
             presets += _preset(value)
         elif key in ("hydra.sweep.dir", "sweep.dir"):
             options["dir"] = value
-        elif key == "sweep.jobs":
-            options["jobs"] = whole_number(key, int(value) if value.isdecimal() else value, low=1)
+        elif key in ("sweep.jobs", "sweep.trials"):
+            options[key.removeprefix("sweep.")] = whole_number(key, int(value) if value.isdecimal() else value, low=1)
         elif key == "hydra/launcher":
             if value not in ("local", "slurm"):
                 raise ConfigError(f"hydra/launcher={value} must be local or slurm")
@@ -81,12 +84,14 @@ def split_options(words: Sequence[str]) -> tuple[Options, list[str]]:
                 raise ConfigError(f"sweep.resume={value} must be true or false")
             options["resume"] = value.lower() == "true"
         elif key.startswith("sweep."):
-            known = ["sweep.resume", "sweep.dir", "sweep.jobs"]
+            known = ["sweep.resume", "sweep.dir", "sweep.jobs", "sweep.trials"]
             raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}")
         else:
             others.append(word)
     if launcher_words and options.get("launcher") != "slurm":
         raise ConfigError(f"{launcher_words[0]} is for SLURM: add hydra/launcher=slurm")
+    if "trials" in options and options.get("launcher") == "slurm":
+        raise ConfigError("sweep.trials waits for results before it goes on; leave hydra/launcher=slurm out")
     options["launcher_words"] = tuple(launcher_words)
     given = {word.partition("=")[0] for word in others}
     return Options(**options), [*(word for word in presets if word.partition("=")[0] not in given), *others]
@@ -98,23 +103,53 @@ def expand(overrides: Sequence[str]) -> list[Job]:
     Raises:
         UserError: an override that does not fit, in whatever job.
     """
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigError(one_line(error)) from error
     choices: list[list[str]] = []
     swept: list[bool] = []
-    for override in parsed:
+    for override in parse(overrides):
         key = override.get_key_element()
+        if isinstance(override.value(), IntervalSweep):
+            raise ConfigError(f"{key}=interval(…) has no end of values; add sweep.trials=N to search it")
         swept.append(override.is_sweep_override())
-        values = override.sweep_string_iterator() if swept[-1] else [override.get_value_element_as_str()]
+        values = swept_values(override) if swept[-1] else [override.get_value_element_as_str()]
         choices.append([f"{key}={value}" for value in values])
     jobs = []
     for number, combination in enumerate(product(*choices)):
-        check_overrides(combination)
         changes = [word for word, varies in zip(combination, swept, strict=True) if varies]
-        jobs.append(Job(number, changes, list(combination), compose_config(combination)))
+        jobs.append(job_of(number, changes, combination))
     return jobs
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """The words of a command as Hydra reads them.
+
+    Raises:
+        ConfigError: one that it cannot read.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(one_line(error)) from error
+
+
+def swept_values(override: Override) -> list[str]:
+    """The values that are separated by commas, or those of Hydra's choice and range.
+
+    Raises:
+        ConfigError: another kind of sweep, such as glob.
+    """
+    try:
+        return list(override.sweep_string_iterator())
+    except HydraException as error:
+        raise ConfigError(f"{override.input_line}: {one_line(error)}; list the values with commas") from error
+
+
+def job_of(number: int, changes: list[str], overrides: Sequence[str]) -> Job:
+    """The job with these settings.
+
+    Raises:
+        UserError: settings that do not fit.
+    """
+    return Job(number, changes, list(overrides), compose_config(overrides))
 
 
 def impossible(jobs: Sequence[Job]) -> dict[int, str]:

@@ -1,21 +1,23 @@
-"""The course of a sweep: plan, skip what cannot be or has finished, run the rest, tell what came of it."""
+"""The course of a sweep: take its jobs one by one, run them side by side, tell what came of it."""
 
 import os
 import sys
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 from noah_lightning.errors import ConfigError, RunFailed
 from noah_lightning.processes import processes_per_node, started_from_outside
 from noah_lightning.sweep import folder as folders
 from noah_lightning.sweep import job as jobs_
-from noah_lightning.sweep.plan import Job, expand, impossible, split_options
+from noah_lightning.sweep.grid import Grid
+from noah_lightning.sweep.plan import Job, split_options
+from noah_lightning.sweep.search import Search
 from noah_lightning.sweep.slurm import launcher_settings, run_on_slurm
+from noah_lightning.sweep.source import Source, say
 
 
 @dataclass
@@ -36,52 +38,53 @@ def sweep(words: Sequence[str]) -> None:
     if started_from_outside():
         raise ConfigError("a sweep starts its own processes: leave torchrun or srun out")
     options, command = split_options(words)
-    jobs = expand(command)
-    skipped = impossible(jobs)
-    if len(skipped) == len(jobs):
-        raise ConfigError(f"no job of the sweep can be: {skipped[0]}")
+    source: Source = Search(command, options.trials) if options.trials else Grid(command)
     cluster = launcher_settings(options.launcher_words) if options.launcher == "slurm" else None
-    folder = folders.find(options.dir, command) if options.resume else folders.begin(options.dir, command)
-    _say(f"sweep    {len(jobs)} jobs, {folder}")
-    for number, reason in skipped.items():
-        _say(f"skipped  {number}  {jobs[number]}: {reason}")
-    done = [job for job in jobs if folders.has_finished(folder / str(job.number))]
-    if done:
-        _say(f"finished already: {', '.join(str(job.number) for job in done)}")
-    todo = [job for job in jobs if job not in done and job.number not in skipped]
-    if not todo:
-        failures = {}
-    elif cluster is not None:
-        failures = run_on_slurm(todo, folder, cluster, _say)
+    if options.resume:
+        folder = folders.find(options.dir, command, search=bool(options.trials))
     else:
-        failures = _run_all(todo, folder, options.jobs)
-    _conclude(folder, len(todo) - len(failures), len(done), skipped, failures, jobs)
+        folder = folders.begin(options.dir, command, search=bool(options.trials))
+    say(f"sweep    {source.total} jobs, {folder}")
+    source.open(folder)
+    if cluster is not None:
+        _run_on_cluster(source, folder, cluster)
+    else:
+        _run_all(source, folder, options.jobs)
+    _conclude(source, folder)
 
 
-def _run_all(todo: Sequence[Job], folder: Path, at_once: int | None) -> dict[int, str]:
-    """Run the jobs, each on GPUs of its own; returns the error's line of each that failed."""
-    waiting, running, failures = deque(todo), list[_Running](), dict[int, str]()
+def _run_all(source: Source, folder: Path, at_once: int | None) -> None:
+    """Run the jobs, each on GPUs of its own."""
+    running: list[_Running] = []
     free = _gpus()
-    slots = at_once or max(1, len(free) // max(_gpus_needed(job) for job in todo))
+    slots = at_once or max(1, len(free) // source.gpus)
     quiet = slots > 1
     try:
-        while waiting or running:
-            while waiting and len(running) < slots:
-                running.append(_start(waiting.popleft(), folder, free, quiet))
+        while True:
+            while len(running) < slots and (job := source.next()):
+                running.append(_start(job, folder, free, quiet))
+            if not running:
+                break
             ready = wait([one.receiver for one in running])
             for one in [one for one in running if one.receiver in ready]:
                 running.remove(one)
                 free.extend(one.gpus)
                 if error := _end(one):
-                    failures[one.job.number] = error
-                    _say(f"failed   {one.job.number}  {one.job}: {error}", sys.stderr)
+                    say(f"failed   {one.job.number}  {one.job}: {error}", sys.stderr)
                 elif quiet:
-                    _say(f"finished {one.job.number}  {one.job}")
+                    say(f"finished {one.job.number}  {one.job}")
+                source.tell(one.job, error)
     finally:
         for one in running:  # interrupted
             one.process.terminate()
             one.process.join()
-    return failures
+
+
+def _run_on_cluster(source: Source, folder: Path, settings: dict[str, Any]) -> None:
+    todo = list(iter(source.next, None))
+    failures = run_on_slurm(todo, folder, settings, say) if todo else {}
+    for job in todo:
+        source.tell(job, failures.get(job.number, ""))
 
 
 def _start(job: Job, folder: Path, free: list[str], quiet: bool) -> _Running:
@@ -89,7 +92,7 @@ def _start(job: Job, folder: Path, free: list[str], quiet: bool) -> _Running:
     folders.set_aside(run_dir)
     need = min(_gpus_needed(job), len(free))
     gpus = [free.pop(0) for _ in range(need)]
-    _say(f"\nstarted  {job.number}  {job}" + (f"  on GPU {', '.join(gpus)}" if gpus else ""))
+    say(f"\nstarted  {job.number}  {job}" + (f"  on GPU {', '.join(gpus)}" if gpus else ""))
     return _Running(job, *jobs_.start(job.config, run_dir.resolve(), gpus, quiet), gpus)
 
 
@@ -104,18 +107,20 @@ def _end(one: _Running) -> str:
     return error
 
 
-def _conclude(
-    folder: Path, finished: int, before: int, skipped: dict[int, str], failures: dict[int, str], jobs: Sequence[Job]
-) -> None:
-    parts = [f"{finished + before} of {len(jobs)} jobs finished"]
-    parts += [f"{before} of them before"] if before else []
-    parts += [f"{len(skipped)} impossible"] if skipped else []
-    parts += [f"{len(failures)} failed"] if failures else []
-    _say(f"\nsweep    {', '.join(parts)}; noah compare {folder}")
-    if failures:
-        for number, error in sorted(failures.items()):
-            _say(f"failed   {number}  {jobs[number]}: {error}", sys.stderr)
-        raise RunFailed(f"{len(failures)} of {len(jobs)} jobs failed; sweep.resume=true repeats only those")
+def _conclude(source: Source, folder: Path) -> None:
+    if len(source.skipped) == source.total:
+        raise ConfigError(f"no job of the sweep can be: {source.skipped[0]}")
+    parts = [f"{source.finished + len(source.before)} of {source.total} jobs finished"]
+    parts += [f"{len(source.before)} of them before"] if source.before else []
+    parts += [f"{len(source.skipped)} impossible"] if source.skipped else []
+    parts += [f"{len(source.failed)} failed"] if source.failed else []
+    say(f"\nsweep    {', '.join(parts)}; noah compare {folder}")
+    if best := source.best():
+        say(f"best     {best}")
+    if source.failed:
+        for number, reason in sorted(source.failed.items()):
+            say(f"failed   {number}  {reason}", sys.stderr)
+        raise RunFailed(f"{len(source.failed)} of {source.total} jobs failed; sweep.resume=true repeats only those")
 
 
 def _gpus() -> list[str]:
@@ -129,7 +134,3 @@ def _gpus() -> list[str]:
 
 def _gpus_needed(job: Job) -> int:
     return processes_per_node(job.config.trainer)
-
-
-def _say(line: str, file: TextIO | None = None) -> None:
-    print(line, file=file or sys.stdout, flush=True)

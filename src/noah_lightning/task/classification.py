@@ -78,8 +78,12 @@ class ClassificationTask(pl.LightningModule):
         return make_optimizer(self.model, self.optimizer_settings)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Set the learning rate for this moment. A function of the clock alone, it needs nothing to resume."""
-        time = self.current_epoch + batch_idx / self.trainer.num_training_batches
+        """Set the learning rate for this moment. A function of the clock alone, it needs nothing to resume.
+
+        All passes that make up an optimiser step have the rate of the first one.
+        """
+        first = batch_idx - batch_idx % self.trainer.accumulate_grad_batches
+        time = self.current_epoch + first / self.trainer.num_training_batches
         epochs = self.trainer.max_epochs
         assert epochs is not None
         rate = learning_rate(time, self.optimizer_settings.lr, epochs, self.schedule)

@@ -1,0 +1,352 @@
+"""A search: Optuna says what to try, a sweep runs it; broken off, it goes on as if it had not been."""
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+from omegaconf import DictConfig
+
+from conftest import TINY, Answer
+from noah_lightning.errors import ConfigError, UserError
+from noah_lightning.runs import Results, read_config, read_results, write_results
+from noah_lightning.sweep import job as jobs
+from noah_lightning.sweep.plan import expand, split_options
+from noah_lightning.sweep.search import Search
+from noah_lightning.sweep.space import Choice, Interval, space_of
+from noah_lightning.sweep.trials import Trials
+from test_sweep import finished, lines, marked_processes, wait_until
+
+Noah = Callable[..., Answer]
+QUICK = [*TINY, "head=noah", "data.train_images=32", "data.val_images=20", "recipe.batch_size=16"]
+ONE_EPOCH = [*QUICK, "trainer.max_epochs=1"]
+RATE = "recipe.optimizer.lr=tag(log,interval(0.001,1))"
+BOTH = [*QUICK, "head.head_num=1,2,4", RATE]
+Fake = Callable[[DictConfig], float | str]
+
+
+def top1_of(config: DictConfig) -> float:
+    """Highest at 4 blocks and a rate of 0.05."""
+    return 90 - 5 * abs(config.head.head_num - 4) - 20 * abs(math.log10(config.recipe.optimizer.lr / 0.05))
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fake], list[DictConfig]]:
+    """Jobs end at once with the top-1 that a function gives, or with its error's line; returns those started."""
+
+    def use(fake: Fake) -> list[DictConfig]:
+        started: list[DictConfig] = []
+
+        def start(config: DictConfig, run_dir: Path, *_: Any) -> tuple[Any, Connection]:
+            started.append(config)
+            told = fake(config)
+            if not isinstance(told, str):
+                run_dir.mkdir()
+                write_results(run_dir, Results(1, 1, 1, round(1000 * told), 0, 100_000, 1.0, 1.0))
+            receiver, sender = multiprocessing.Pipe(duplex=False)
+            sender.send(told if isinstance(told, str) else "")
+            return SimpleNamespace(join=lambda: None), receiver
+
+        monkeypatch.setattr(jobs, "start", start)
+        return started
+
+    return use
+
+
+def asked(folder: str) -> list[dict[str, Any]]:
+    return [json.loads(line)["values"] for line in Path(folder, "trials.jsonl").read_text().splitlines()]
+
+
+# --- what may be chosen
+
+
+def test_choices_have_no_order_and_intervals_are_numbers() -> None:
+    words = [
+        "head.head_num=1,2,4",
+        "seed=range(0,3)",
+        "model=choice(resnet18,resnet50)",
+        "recipe.ema=interval(0,0.5)",
+    ]
+    space = space_of([*words, "recipe.batch_size=tag(log,interval(16,64))", "recipe.epochs=7"])
+    assert space.searched == {
+        "head.head_num": Choice(("1", "2", "4")),
+        "seed": Choice(("0", "1", "2")),
+        "model": Choice(("resnet18", "resnet50")),
+        "recipe.ema": Interval(0.0, 0.5, log=False),
+        "recipe.batch_size": Interval(16, 64, log=True),
+    }
+    size = space.searched["recipe.batch_size"]
+    assert isinstance(size, Interval)
+    assert isinstance(size.low, int)
+    assert size.distribution() == optuna.distributions.IntDistribution(16, 64, log=True)
+    assert space.searched["recipe.ema"].distribution() == optuna.distributions.FloatDistribution(0.0, 0.5)
+
+
+def test_a_job_has_the_values_with_all_their_digits() -> None:
+    job = space_of(BOTH).job(3, {"head.head_num": "2", "recipe.optimizer.lr": 0.0123456789012345})
+    assert (job.config.head.head_num, job.config.recipe.optimizer.lr) == (2, 0.0123456789012345)
+    assert str(job) == "head.head_num=2 recipe.optimizer.lr=0.01235"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seed=0"], "sweep.trials needs something to choose, such as head.head_num=1,2,4 or KEY=interval(0,1)"),
+        (["recipe.ema=interval(0.5,0.1)"], "recipe.ema=interval(0.5,0.1) must rise"),
+        (["recipe.ema=interval(0.5,0.5)"], "recipe.ema=interval(0.5,0.5) must rise"),
+        (
+            ["recipe.ema=tag(log,interval(0,1))"],
+            "recipe.ema=interval(0,1) must rise from above 0, as it is tagged log",
+        ),
+        (["recipe.ema=tag(lg,interval(0,1))"], "recipe.ema: there is no tag 'lg' of an interval, only log"),
+        (["model=glob(res*)"], "model=glob(res*): ConfigLoader is not set; list the values with commas"),
+    ],
+)
+def test_a_space_that_is_none_is_one_line(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        space_of(words)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["head.hed_num=1,2"], "there is no setting 'head.hed_num'; did you mean"),
+        (["seed=0,1", "model.name=test_resnet,rsnet"], "rsnet"),
+        (
+            ["recipe.batch_size=interval(16,31)", "trainer.accumulate_grad_batches=4"],
+            "recipe.batch_size=31 cannot be",
+        ),
+    ],
+)
+def test_every_value_is_looked_at_before_anything_is_trained(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Search([*QUICK, *words], 3)
+
+
+def test_an_interval_is_for_a_search() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^seed=interval\(…\) has no end of values; add sweep.trials=N to search it$"
+    ):
+        expand(["seed=interval(0,5)"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sweep.trials=0"], "sweep.trials=0 must be a whole number of at least 1"),
+        (["sweep.trials=1.5"], "sweep.trials='1.5' must be a whole number of at least 1"),
+        (["sweep.trial=3"], "there is no setting 'sweep.trial'; did you mean sweep.trials"),
+        (["sweep.trials=3", "hydra/launcher=slurm"], "leave hydra/launcher=slurm out"),
+    ],
+)
+def test_a_mistake_in_the_options_is_named(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        split_options(words)
+
+
+def test_a_search_needs_optuna(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    answer = noah("train", "-m", *BOTH, "sweep.trials=3")
+    assert (answer.status, answer.err) == (
+        2,
+        "noah: sweep.trials needs Optuna: pip install 'noah-lightning[search]'\n",
+    )
+    assert not Path("runs").exists()
+
+
+# --- what is asked
+
+
+def test_trials_are_what_tpe_asks_for(noah: Noah, pretend: Callable[[Fake], list[DictConfig]]) -> None:
+    pretend(top1_of)
+    answer = noah("train", "-m", *BOTH, "sweep.trials=16", "sweep.dir=s")
+    assert answer.status == 0, answer.err
+    study = optuna.create_study(direction="maximize")
+    space = {
+        "head.head_num": optuna.distributions.CategoricalDistribution(("1", "2", "4")),
+        "recipe.optimizer.lr": optuna.distributions.FloatDistribution(0.001, 1, log=True),
+    }
+    for number, values in enumerate(asked("s")):
+        study.sampler = optuna.samplers.TPESampler(seed=number, constant_liar=True)
+        trial = study.ask(space)
+        assert trial.params == values
+        study.tell(trial, read_results(Path("s", str(number))).top1)
+    best, rate = study.best_trial, study.best_params["recipe.optimizer.lr"]
+    assert lines(answer, "best") == [
+        f"{best.number}  head.head_num=4 recipe.optimizer.lr={rate:.4g}: {best.value:.2f} %"
+    ]
+    assert "16 of 16 jobs finished; noah compare s" in answer.out
+
+
+def test_an_impossible_head_is_told_counts_and_is_avoided(
+    noah: Noah, pretend: Callable[[Fake], list[DictConfig]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[int, optuna.trial.TrialState] = {}
+    tell = optuna.Study.tell
+
+    def watched(study: optuna.Study, number: int, *arguments: Any, **options: Any) -> Any:
+        trial = tell(study, number, *arguments, **options)
+        told[number] = trial.state
+        return trial
+
+    monkeypatch.setattr(optuna.Study, "tell", watched)
+    started = pretend(top1_of)
+    answer = noah("train", "-m", *QUICK, "head.head_num=2,4,5,7", RATE, "sweep.trials=24", "sweep.dir=s")
+    assert answer.status == 0, answer.err
+    odd = [number for number, values in enumerate(asked("s")) if values["head.head_num"] in "57"]
+    assert [int(line.split()[0]) for line in lines(answer, "skipped")] == odd
+    assert odd == [number for number, state in told.items() if state == optuna.trial.TrialState.PRUNED]
+    assert {config.head.head_num for config in started} == {2, 4}
+    assert f"{24 - len(odd)} of 24 jobs finished, {len(odd)} impossible" in answer.out
+    late = sum(number >= 10 for number in odd)  # the first ten are random
+    assert late <= 4, "of fourteen, although every other choice is impossible"
+
+
+def test_nothing_but_impossible_heads_is_a_mistake(noah: Noah) -> None:
+    answer = noah("train", "-m", *QUICK, "head.head_num=5,7", "sweep.trials=2")
+    assert answer.status == 2
+    assert answer.err.startswith("noah: no job of the sweep can be: head.head_num=")
+    assert answer.err.count("\n") == 1
+
+
+def test_settings_that_were_trained_are_not_trained_again(
+    noah: Noah, pretend: Callable[[Fake], list[DictConfig]]
+) -> None:
+    started = pretend(lambda config: 10.0 * config.head.head_num)
+    answer = noah("train", "-m", *QUICK, "head.head_num=1,2,4", "sweep.trials=12", "sweep.dir=s")
+    assert answer.status == 0, answer.err
+    assert sorted(config.head.head_num for config in started) == [1, 2, 4]
+    assert len(lines(answer, "known")) == 9
+    first = [values["head.head_num"] for values in asked("s")].index("4")
+    assert lines(answer, "best") == [f"{first}  head.head_num=4: 40.00 %"]
+
+
+def test_values_that_do_not_fit_together_fail_and_the_search_goes_on(
+    noah: Noah, pretend: Callable[[Fake], list[DictConfig]]
+) -> None:
+    """Each fits beside the first of the others, so nothing shows it before."""
+    started = pretend(lambda config: 50.0)
+    words = ["recipe.batch_size=12,16", "trainer.devices=1,3", "trainer.accelerator=cpu"]
+    answer = noah("train", "-m", *QUICK, *words, RATE, "sweep.trials=6", "sweep.dir=s")
+    odd = [number for number, values in enumerate(asked("s")) if list(values.values())[:2] == ["16", "3"]]
+    assert odd
+    assert answer.status == 1
+    told = [line for line in answer.err.splitlines() if line.startswith("failed")]
+    assert [int(line.split()[1]) for line in told] == 2 * odd
+    assert told[0].endswith("recipe.batch_size=16 cannot be split over 3 processes; 15 or 18 can")
+    assert len(started) == 6 - len(odd)
+
+
+# --- broken off
+
+
+def test_a_failed_job_is_told_and_the_search_goes_on(noah: Noah, pretend: Callable[[Fake], list[DictConfig]]) -> None:
+    started = pretend(lambda config: "on purpose" if config.head.head_num == 2 else top1_of(config))
+    command = ["train", "-m", *BOTH, "sweep.trials=8", "sweep.dir=s"]
+    answer = noah(*command)
+    assert answer.status == 1
+    failed = [str(number) for number, values in enumerate(asked("s")) if values["head.head_num"] == "2"]
+    assert 0 < len(failed) < 8
+    assert finished(Path("s")) == {str(number) for number in range(8)} - set(failed)
+    assert len(started) == 8
+    told = [line for line in answer.err.splitlines() if line.startswith("failed")]
+    assert [line.split()[1] for line in told] == 2 * failed
+    assert answer.err.splitlines()[-1].startswith(f"noah: {len(failed)} of 8 jobs failed; sweep.resume=true")
+
+    before = asked("s")
+    started = pretend(top1_of)
+    answer = noah(*command, "sweep.resume=true")
+    assert answer.status == 0, answer.err
+    assert [line.split()[0] for line in lines(answer, "started")] == failed
+    assert [config.recipe.optimizer.lr for config in started] == [
+        before[int(number)]["recipe.optimizer.lr"] for number in failed
+    ], "with their own values"
+    assert asked("s") == before
+    assert f"8 of 8 jobs finished, {8 - len(failed)} of them before" in answer.out
+
+
+def test_a_search_in_two_parts_asks_what_one_asks(noah: Noah, pretend: Callable[[Fake], list[DictConfig]]) -> None:
+    """Beyond the ten trials at the beginning, which are random."""
+    pretend(top1_of)
+    command = ["train", "-m", *QUICK, "head.head_num=1,4,5", RATE]
+    assert noah(*command, "sweep.trials=15", "sweep.dir=whole").status == 0
+    assert noah(*command, "sweep.trials=4", "sweep.dir=parts").status == 0
+    answer = noah(*command, "sweep.trials=15", "sweep.dir=parts", "sweep.resume=true")
+    assert answer.status == 0, answer.err
+    assert asked("parts") == asked("whole")
+
+
+def test_a_grid_is_not_resumed_as_a_search(noah: Noah, pretend: Callable[[Fake], list[DictConfig]]) -> None:
+    pretend(lambda config: 50.0)
+    command = ["train", "-m", *QUICK, "head.head_num=1,2"]
+    assert noah(*command).status == 0
+    answer = noah(*command, "sweep.trials=2", "sweep.resume=true")
+    assert answer.err == "noah: there is no search of this command in runs/; leave sweep.resume out to begin one\n"
+    assert noah(*command, "sweep.trials=2", "sweep.dir=s").status == 0
+    answer = noah(*command, "sweep.dir=s", "sweep.resume=true")
+    assert answer.err == "noah: there is no sweep of this command in s; leave sweep.resume out to begin one\n"
+
+
+@pytest.mark.parametrize(
+    "line", ["{", '{"number": 1, "values": {}}', '{"number": 0}', '{"number": 0, "values": 3}', "[]"]
+)
+def test_a_list_that_is_not_ours_is_one_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / "trials.jsonl").write_text(line + "\n")
+    with pytest.raises(ConfigError, match=r"trials\.jsonl is no list of trials: "):
+        Trials(tmp_path)
+
+
+def test_trials_of_other_settings_are_refused(tmp_path: Path) -> None:
+    Trials(tmp_path).add({"head.head_num": "3"})
+    search = Search([*QUICK, "head.head_num=1,2"], 3)
+    with pytest.raises(ConfigError, match="holds trials of another command"):
+        search.open(tmp_path)
+
+
+def test_jobs_at_a_time_are_asked_for_together(noah: Noah, pretend: Callable[[Fake], list[DictConfig]]) -> None:
+    pretend(top1_of)
+    answer = noah("train", "-m", *BOTH, "sweep.trials=5", "sweep.jobs=3", "sweep.dir=s")
+    assert answer.status == 0, answer.err
+    assert [line.split()[0] for line in answer.out.splitlines() if line][1:4] == ["started"] * 3
+    assert finished(Path("s")) == set("01234")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_a_killed_search_repeats_what_it_was_at_and_goes_on(noah: Noah, tmp_path: Path) -> None:
+    """With real training."""
+    marker = f"NOAH_TEST_{os.getpid()}_{tmp_path.name}"
+    command = ["train", "-m", *ONE_EPOCH, "data.train_images=320", "head.head_num=1,2,4", RATE, "sweep.dir=s"]
+    command += ["sweep.trials=3"]
+    program = [sys.executable, "-m", "noah_lightning", *command]
+    killed = subprocess.Popen(program, env={**os.environ, marker: "1"}, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: Path("s/1/config.yaml").exists())
+    finally:
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    wait_until(lambda: not marked_processes(marker))
+    before = asked("s")
+    assert (finished(Path("s")), len(before)) == ({"0"}, 2)
+
+    answer = noah(*command, "sweep.resume=true")
+    assert answer.status == 0, answer.err
+    assert [line.split()[0] for line in lines(answer, "started")] == ["1", "2"]
+    assert asked("s")[:2] == before
+    assert finished(Path("s")) == {"0", "1", "2"}
+    for number, values in enumerate(asked("s")):
+        config = read_config(Path("s", str(number)))
+        assert (str(config.head.head_num), config.recipe.optimizer.lr) == tuple(values.values())
+    top1 = [read_results(Path("s", str(number))).top1 for number in range(3)]
+    assert lines(answer, "best")[0].startswith(f"{top1.index(max(top1))}  head.head_num=")
+    assert Path("s/.unfinished/1-1/config.yaml").exists()
