@@ -16,6 +16,8 @@ from noah_lightning.cli import main
 # Test processes run side by side; more threads than cores would slow all of them, and the processes they start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run as Python, on the CPU
 
 # A run of seconds: the digits, few of them, and timm's smallest ResNet.
 TINY = [

@@ -222,17 +222,6 @@ def test_wrong_input_is_named(shape: tuple[int, ...]) -> None:
         NOAHHead(8, 3)(torch.randn(shape))
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_autocast_runs_in_bfloat16(device: str) -> None:
-    torch.manual_seed(0)
-    head = NOAHHead(64, 10).to(device)
-    x = torch.randn(2, 64, 9, device=device)
-    with torch.autocast(device, torch.bfloat16):
-        low = head(x)
-    assert low.dtype == torch.bfloat16 or device == "cuda"
-    torch.testing.assert_close(low.float(), head(x), rtol=0.05, atol=0.05)
-
-
 def test_make_head_is_strict() -> None:
     with pytest.raises(ValueError, match="no head is called 'noha'; did you mean noah"):
         make_head("noha", 8, 3)

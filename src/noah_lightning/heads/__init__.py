@@ -12,6 +12,7 @@ from noah_lightning.heads.noah import NOAHHead
 from noah_lightning.heads.registry import head_names, make_head, register_head
 
 for _module in pkgutil.iter_modules(__path__):  # every file here is a head, so finding it is registering it
-    importlib.import_module(f"{__name__}.{_module.name}")
+    if not _module.ispkg:
+        importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = ["NOAHHead", "head_names", "make_head", "register_head"]

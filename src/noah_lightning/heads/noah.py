@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from noah_lightning.errors import HeadSettingError
+from noah_lightning.heads.attention import KERNELS, non_global_attention
 from noah_lightning.heads.registry import register_head
 
 
@@ -45,6 +46,9 @@ class NOAHHead(nn.Module):
         init: starting weights of both convolutions (biases start at zero). ``official`` is Kaiming-normal by
             fan-out, std sqrt(2 / (N K)); ``lecun`` is normal by fan-in, which the official Mixer and gMLP
             use; ``small`` is normal with std 0.02, which keeps the attention soft when K is small.
+        kernel: who computes the logits, all to the same result: ``definition`` as the equation stands, ``sliced`` a
+            few images at a time without large tensors, ``fused`` by Triton on a GPU; ``auto`` is fused on a GPU
+            in half precision and sliced anywhere else. Only the definition has a second derivative.
 
     Raises:
         HeadSettingError: (a ``ValueError``) settings that cannot work, with settings that do for this width.
@@ -60,9 +64,12 @@ class NOAHHead(nn.Module):
         head_split: bool = True,
         kv_split: bool = True,
         init: Literal["official", "lecun", "small"] = "official",
+        kernel: Literal["auto", "fused", "sliced", "definition"] = "auto",
     ) -> None:
         super().__init__()
         _check_settings(in_channels, num_classes, head_num, key_ratio, dropout, head_split, kv_split, init)
+        if kernel not in KERNELS:
+            raise HeadSettingError(f"NOAH: kernel={kernel!r} must be one of {', '.join(KERNELS)}")
         self.num_classes = num_classes
         self.head_num = head_num
         self.kv_split = kv_split
@@ -72,6 +79,7 @@ class NOAHHead(nn.Module):
         self.value = nn.Conv2d(self.value_channels, head_num * num_classes, kernel_size=1, groups=groups)
         self.dropout = nn.Dropout(dropout)
         self.init = init
+        self.kernel = kernel
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -87,24 +95,22 @@ class NOAHHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Feature map (B, C, L) or (B, C, H, W) → logits (B, K)."""
-        attention, value = self._attend(features)
-        return (attention * value).sum(dim=(1, 3))  # (B, N, K, L) -> (B, K)
+        features = self._flat(features)  # (B, C, L)
+        if self.kernel == "definition":
+            attention, value = self._attend(features)
+            return (attention * value).sum(dim=(1, 3))  # (B, N, K, L) -> (B, K)
+        dropout = self.dropout.p if self.training else 0.0
+        return non_global_attention(features, self.query, self.value, self.num_classes, dropout, self.kernel)
 
     def explain(self, features: Tensor) -> Explanation:
         """The logits together with the attention and with what each position contributes to each class."""
-        attention, value = self._attend(features)
+        attention, value = self._attend(self._flat(features))
         contribution = (attention * value).sum(dim=1)  # (B, N, K, L) -> (B, K, L)
         return Explanation(contribution.sum(dim=2), attention, contribution)
 
     def _attend(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, L) or (B, C, H, W) → attention (B, N, K, L), summing to one over L, and values (B, N, K, L)."""
-        channels_needed = self.key_channels + self.value_channels if self.kv_split else self.key_channels
-        if features.ndim not in (3, 4) or features.shape[1] != channels_needed:
-            raise ValueError(
-                f"NOAHHead needs (B, {channels_needed}, L) or (B, {channels_needed}, H, W), "
-                f"got {tuple(features.shape)}"
-            )
-        features = features.flatten(2).unsqueeze(3)  # (B, C, L, 1)
+        """The definition: (B, C, L) → attention (B, N, K, L), summing to one over L, and values (B, N, K, L)."""
+        features = features.unsqueeze(3)  # (B, C, L, 1)
         keys = features[:, : self.key_channels]  # (B, int(C r), L, 1), or all of C
         values = features[:, -self.value_channels :]  # (B, C - int(C r), L, 1), or all of C
         heads_classes = (self.head_num, self.num_classes)  # output channel n K + k is class k of head n
@@ -112,8 +118,18 @@ class NOAHHead(nn.Module):
         value = self.value(values).squeeze(3).unflatten(1, heads_classes)  # (B, N, K, L)
         return attention, self.dropout(value)
 
+    def _flat(self, features: Tensor) -> Tensor:
+        """(B, C, L) or (B, C, H, W) → (B, C, L)."""
+        channels_needed = self.key_channels + self.value_channels if self.kv_split else self.key_channels
+        if features.ndim not in (3, 4) or features.shape[1] != channels_needed:
+            raise ValueError(
+                f"NOAHHead needs (B, {channels_needed}, L) or (B, {channels_needed}, H, W), "
+                f"got {tuple(features.shape)}"
+            )
+        return features.flatten(2)
+
     def extra_repr(self) -> str:
-        return f"head_num={self.head_num}, num_classes={self.num_classes}, init={self.init}"
+        return f"head_num={self.head_num}, num_classes={self.num_classes}, init={self.init}, kernel={self.kernel}"
 
 
 def possible_head_nums(in_channels: int, key_ratio: float, kv_split: bool = True) -> list[int]:
