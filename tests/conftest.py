@@ -16,6 +16,7 @@ from noah_lightning.cli import main
 # Test processes run side by side; more threads than cores would slow all of them, and the processes they start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / ".pytest_cache" / "home")  # lists of test images
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run as Python, on the CPU
 

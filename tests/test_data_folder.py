@@ -13,7 +13,8 @@ from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision import transforms as v1
 
 from noah_lightning.data import create_data
-from noah_lightning.data.imagefolder import ImageFolderDataModule, count_classes, open_rgb
+from noah_lightning.data.decode import read_rgb
+from noah_lightning.data.imagefolder import ImageFolderDataModule, count_classes
 from noah_lightning.data.transforms import eval_transform
 from noah_lightning.errors import ConfigError, DataError
 
@@ -57,6 +58,13 @@ def message_of(root: Path, stage: str = "fit", **changes: object) -> str:
     return message
 
 
+def assert_near(result: torch.Tensor, expected: torch.Tensor) -> None:
+    """As torch and PIL scale: they round their weights differently, which makes a level here and there."""
+    difference = (result.int() - expected.int()).abs()
+    assert difference.max() <= 16  # bicubic, at a sharp edge
+    assert difference.float().mean() < 0.3
+
+
 SHAPES = [(50, 40), (300, 200), (200, 333), (20, 90), (224, 224)]
 
 
@@ -68,28 +76,25 @@ class TestTransforms:
     ) -> None:
         classic = v1.Compose([v1.Resize(resized), v1.CenterCrop(image_size), v1.PILToTensor()])
         image = photograph(width, height)
-        result = eval_transform(image_size, crop_ratio, "bilinear")(image)
+        result = eval_transform(image_size, crop_ratio, "bilinear")(v1.functional.pil_to_tensor(image))
         assert result.dtype == torch.uint8
         assert type(result) is torch.Tensor
         assert result.shape == (3, image_size, image_size)
-        assert torch.equal(result, classic(image))
-        # and the values a model sees, ToTensor and Normalize included
-        floats = v1.Compose([*classic.transforms[:2], v1.ToTensor()])(image)
-        assert torch.equal(result.float() / 255, floats)
+        assert_near(result, classic(image))
 
     @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
     @pytest.mark.parametrize(("crop_ratio", "resized"), [(0.875, 256), (0.9, 248)])
     @pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
     def test_eval_equals_timms(self, name: str, crop_ratio: float, resized: int, interpolation: str) -> None:
         image = Image.fromarray(load_sample_image(name))
-        result = eval_transform(224, crop_ratio, interpolation)(image)
+        result = eval_transform(224, crop_ratio, interpolation)(v1.functional.pil_to_tensor(image))
         timms = transforms_imagenet_eval(224, crop_pct=crop_ratio, interpolation=interpolation, normalize=False)
-        assert torch.equal(result, timms(image))
+        assert_near(result, timms(image))
         # and by hand: the shorter side of 427 x 640 pixels scaled, the middle cut out
         kind = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
         pixels = np.asarray(image.resize((int(resized * 640 / 427), resized), kind))
         top, left = (round((side - 224) / 2) for side in pixels.shape[:2])
-        assert np.array_equal(result.permute(1, 2, 0), pixels[top : top + 224, left : left + 224])
+        assert_near(result.permute(1, 2, 0), torch.from_numpy(pixels[top : top + 224, left : left + 224].copy()))
 
 
 class TestDataModule:
@@ -110,8 +115,21 @@ class TestDataModule:
         images, labels = (torch.cat(parts) for parts in zip(*data.val_dataloader(), strict=True))
         assert labels.tolist() == [0, 0, 1, 1]
         files = [tmp_path / "val" / name / f"{i}.jpg" for name in CLASSES for i in range(2)]
-        expected = torch.stack([eval_transform(32, 0.5, interpolation)(open_rgb(file)) for file in files])
+        expected = torch.stack([eval_transform(32, 0.5, interpolation)(read_rgb(file)) for file in files])
         assert torch.equal(images, expected)
+
+    def test_val_images_are_those_of_pil(self, tmp_path: Path) -> None:
+        """From the file on: PIL decodes, scales and crops, as torchvision's reference does."""
+        make_tree(tmp_path)
+        for label, name in enumerate(("china.jpg", "flower.jpg")):
+            Image.fromarray(load_sample_image(name)).save(tmp_path / "val" / CLASSES[label] / "0.jpg", quality=95)
+        data = folder_data(tmp_path, image_size=224, crop_ratio=0.875)
+        data.setup("validate")
+        assert data.val_dataset is not None
+        classic = v1.Compose([v1.Resize(256), v1.CenterCrop(224), v1.PILToTensor()])
+        for label in (0, 1):
+            with Image.open(tmp_path / "val" / CLASSES[label] / "0.jpg") as image:
+                assert_near(data.val_dataset[2 * label][0], classic(image))
 
     def test_train_images_are_augmented(self, tmp_path: Path) -> None:
         data = folder_data(make_tree(tmp_path))
@@ -267,10 +285,3 @@ class TestBrokenFiles:
         assert len(traceback_text.splitlines()) > 4
         assert str(DataError(f"Caught DataError.\nOriginal {traceback_text}")) == "a.jpg: broken"
         assert str(DataError("a.jpg: broken")) == "a.jpg: broken"
-
-    @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P", "1"])
-    def test_other_colour_modes_become_rgb(self, tmp_path: Path, mode: str) -> None:
-        photograph().convert(mode).save(tmp_path / "image.tif")
-        image = open_rgb(tmp_path / "image.tif")
-        assert image.mode == "RGB"
-        assert image.size == (50, 40)

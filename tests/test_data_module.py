@@ -38,6 +38,18 @@ class Numbered:
         return image, index
 
 
+class Threads:
+    """One image, whose label is the number of threads that torch uses where it is loaded."""
+
+    classes = ("a", "b")
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.zeros(3, 4, 4, dtype=torch.uint8), torch.get_num_threads()
+
+
 class NumberedDataModule(ImageDataModule):
     lengths: tuple[int, int] = (20, 11)
     reveal = False
@@ -149,6 +161,17 @@ class TestBatches:
         assert all(not torch.equal(first[..., k], other[..., k]) for k in range(3))
         assert not torch.equal(first[0], first[1]), "two workers, two streams"
 
+    def test_a_worker_has_one_thread(self) -> None:
+        """Workers are as many as cores: torch scales images with one thread in each of them."""
+        data = ready(num_workers=1)
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)  # a worker is a fork of this process
+        try:
+            data.val_dataset = Threads()
+            assert [labels.tolist() for _, labels in data.val_dataloader()] == [[1]]
+        finally:
+            torch.set_num_threads(before)
+
 
 class TestNormalize:
     def test_formula(self) -> None:
@@ -238,8 +261,25 @@ def test_settings_out_of_range(key: str, value: object, allowed: str) -> None:
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(("cpus", "workers"), [(1, 0), (2, 1), (5, 4), (64, 8)])
-def test_default_workers(monkeypatch: pytest.MonkeyPatch, cpus: int, workers: int) -> None:
+@pytest.mark.parametrize(
+    ("cpus", "processes", "workers"),
+    [
+        (1, None, 0),
+        (2, None, 1),
+        (5, None, 4),
+        (64, None, 8),
+        (16, 1, 8),
+        (16, 4, 3),
+        (2, 2, 0),
+        (2, 4, 0),
+        (64, 4, 8),
+    ],
+)
+def test_default_workers(monkeypatch: pytest.MonkeyPatch, cpus: int, processes: int | None, workers: int) -> None:
+    """Processes of one run share the CPUs of their machine."""
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     monkeypatch.setattr(module_file.os, "sched_getaffinity", lambda _: set(range(cpus)), raising=False)
     assert default_workers() == workers
     assert NumberedDataModule(**{**SETTINGS, "num_workers": None}).num_workers == workers

@@ -5,45 +5,47 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from torchvision.datasets import ImageFolder
+from torch import Tensor
 
 from noah_lightning.checks import fraction, one_of
 from noah_lightning.data.augment import augment_settings
+from noah_lightning.data.decode import read_rgb
+from noah_lightning.data.index_cache import find_images
 from noah_lightning.data.module import ImageDataModule, LabelledImages, Split
-from noah_lightning.data.transforms import INTERPOLATIONS, eval_transform, train_transform
+from noah_lightning.data.transforms import INTERPOLATIONS, Transform, eval_transform, train_transform
 from noah_lightning.data.tree import (
     class_folders,
     count_classes,
     given_root,
     require_same_classes,
 )
-from noah_lightning.errors import DataError, name_first, one_line
+from noah_lightning.errors import DataError, name_first
 
-__all__ = ["ImageFolderDataModule", "count_classes", "open_rgb"]
+__all__ = ["ImageFolderDataModule", "count_classes"]
 
 
-def open_rgb(path: str | Path) -> Image.Image:
-    """The image in a file, as RGB.
+class FolderImages:
+    """The images of root/split/<class>/, with the classes that :func:`count_classes` counts: no hidden folders.
 
-    Raises:
-        DataError: the file is missing, no image, or cut short.
+    Args:
+        root: folder that holds the split.
+        split: its name.
+        transform: uint8 (3, H, W) to uint8 (3, S, S).
     """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as error:  # PIL's decoders raise a dozen unrelated types on broken files
-        raise DataError(f"{path} cannot be read as an image, replace or remove it ({one_line(error)})") from error
 
+    def __init__(self, root: Path, split: str, transform: Transform) -> None:
+        self.folder = root / split
+        self.classes = class_folders(root, split)
+        self.index = find_images(self.folder, self.classes)
+        self.transform = transform
 
-class ClassFolders(ImageFolder):
-    """torchvision's ImageFolder, with the classes that :func:`count_classes` counts: no hidden folders."""
+    def __len__(self) -> int:
+        return len(self.index)
 
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        """Names of the classes, and the label of each name."""
-        folder = Path(directory)
-        names = class_folders(folder.parent, folder.name)
-        return names, {name: label for label, name in enumerate(names)}
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """(uint8 (3, S, S), label); DataError where the file is no image."""
+        image = read_rgb(self.folder / self.index.path(index))
+        return self.transform(image), int(self.index.labels[index])
 
 
 class ImageFolderDataModule(ImageDataModule):
@@ -107,9 +109,8 @@ class ImageFolderDataModule(ImageDataModule):
             transform = train_transform(self.image_size, self.augment, self.mean)
         else:
             transform = eval_transform(self.image_size, self.crop_ratio, self.interpolation)
-        # allow_empty: we name all empty classes ourselves, in one line
-        dataset = ClassFolders(self.root / split, transform, loader=open_rgb, allow_empty=True)
-        images_of = np.bincount(dataset.targets, minlength=len(dataset.classes))
+        dataset = FolderImages(self.root, split, transform)
+        images_of = np.bincount(dataset.index.labels, minlength=len(dataset.classes))
         empty = [name for name, images in zip(dataset.classes, images_of, strict=True) if images == 0]
         if empty:
             raise DataError(

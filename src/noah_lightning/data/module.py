@@ -63,7 +63,7 @@ class ImageDataModule(LightningDataModule):
         std: likewise, above 0.
         image_size: side of the square images, in pixels.
         batch_size: images in a batch, per process.
-        num_workers: loading processes; None: one per free CPU of this process, at most 8; 0: load in line.
+        num_workers: loading processes; None: see :func:`default_workers`; 0: load in line.
         seed: fixes the order of the training images and the workers' augmentation.
         augment: its ``erasing`` and ``repeats`` are seen to here, the rest is for :meth:`build`.
 
@@ -213,9 +213,13 @@ class ImageDataModule(LightningDataModule):
 
 
 def default_workers() -> int:
-    """One loading process per CPU this process may use, less one for the training loop; 0 to 8."""
+    """One loading process per CPU of this process, less one for the training loop; 0 to 8.
+
+    The processes of a run that torch's launcher has started on this machine share its CPUs.
+    """
     try:
         cpus = len(os.sched_getaffinity(0))  # honours containers and job schedulers
     except AttributeError:  # macOS, Windows
         cpus = os.cpu_count() or 1
-    return min(8, cpus - 1)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(8, max(0, cpus // processes - 1))

@@ -1,0 +1,44 @@
+"""A file → the picture in it, as bytes."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from torch import Tensor
+
+from noah_lightning.errors import DataError, one_line
+
+
+def read_rgb(path: str | Path) -> Tensor:
+    """The picture in a file, whatever its format and colour model.
+
+    The usual JPEG goes straight to libjpeg-turbo, which gives the bytes that PIL gives, without PIL's copies.
+
+    Returns:
+        uint8 (3, H, W), a view of rows of pixels (H, W, 3): the layout that torch scales fastest.
+
+    Raises:
+        DataError: the file is missing, no image, or cut short.
+    """
+    try:
+        data = Path(path).read_bytes()
+        pixels = _usual_jpeg(data)
+        if pixels is None:
+            with Image.open(BytesIO(data)) as image:
+                pixels = np.array(image.convert("RGB"))
+    except Exception as error:  # PIL's decoders raise a dozen unrelated types on broken files
+        raise DataError(f"{path} cannot be read as an image, replace or remove it ({one_line(error)})") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _usual_jpeg(data: bytes) -> np.ndarray | None:
+    """(H, W, 3), or None where PIL has to see to it: no JPEG, another colour model, or not quite in order."""
+    try:
+        if simplejpeg.decode_jpeg_header(data)[2] == "YCbCr":
+            return simplejpeg.decode_jpeg(data)
+    except ValueError:  # PIL knows whether it can be read all the same, and says why not
+        pass
+    return None
