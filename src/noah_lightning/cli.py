@@ -9,9 +9,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from noah_lightning import __version__
 from noah_lightning.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from noah_lightning.bench.report import Report
 
 FAILED, MISTAKE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141  # exit statuses
 
@@ -118,11 +122,31 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.add_argument("--dry-run", action="store_true", help="print what would be built, as JSON")
     dashboard.set_defaults(command=_dashboard)
 
+    _add_bench(commands)
+
     about = "train both heads on hand-written digits, compare and draw them"
     demo = commands.add_parser("demo", help=about, description=f"{about}; all of it lies in runs/DATE/TIME_demo/")
     demo.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as model=resnet18 for both runs")
     demo.set_defaults(command=_demo)
     return parser
+
+
+def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    about = "measure the head, the data pipeline or the training step beside the alternative"
+    bench = commands.add_parser("bench", help=about, description=f"{about}, in one process, in turns")
+    parts = bench.add_subparsers(title="parts", metavar="PART", required=True)
+    head = parts.add_parser("head", help="NOAH beside its definition and beside GAP")
+    what = head.add_mutually_exclusive_group()
+    what.add_argument("--profile", action="store_true", help="memory instead of time")
+    what.add_argument("--models", nargs="+", metavar="ROW", help="whole training steps of rows of the paper instead")
+    data = parts.add_parser("data", help="images per second beside torchvision's reference pipeline")
+    data.add_argument("--root", type=Path, metavar="DIR", help="with train/<class>/; default: made for the occasion")
+    data.add_argument("--workers", type=int, default=0, metavar="N", help="loading processes; default: none")
+    step = parts.add_parser("step", help="our training step beside a bare PyTorch loop")
+    for part, command in ((head, _bench_head), (data, _bench_data), (step, _bench_step)):
+        part.add_argument("--rounds", type=_positive, default=7, metavar="N", help="default: 7")
+        part.add_argument("--json", action="store_true", help="for machines")
+        part.set_defaults(command=command)
 
 
 def _positive(text: str) -> int:
@@ -205,6 +229,37 @@ def _dashboard(arguments: argparse.Namespace) -> None:
     from noah_lightning.dashboard import dashboard
 
     print(dashboard(arguments.folders, arguments.entity, arguments.project, arguments.dry_run))
+
+
+def _bench_head(arguments: argparse.Namespace) -> None:
+    from noah_lightning.bench import head
+
+    if arguments.profile:
+        report = head.bench_memory()
+    elif arguments.models:
+        report = head.bench_models(arguments.models, arguments.rounds)
+    else:
+        report = head.bench_head(arguments.rounds)
+    _report(report, arguments)
+
+
+def _bench_data(arguments: argparse.Namespace) -> None:
+    from noah_lightning.bench.data import bench_data
+
+    _report(bench_data(arguments.root, arguments.workers, arguments.rounds), arguments)
+
+
+def _bench_step(arguments: argparse.Namespace) -> None:
+    from noah_lightning.bench.step import bench_step
+
+    _report(bench_step(arguments.rounds), arguments)
+
+
+def _report(report: "Report", arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        print(report.json())
+    else:
+        report.show()
 
 
 def _demo(arguments: argparse.Namespace) -> None:
