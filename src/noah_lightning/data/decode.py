@@ -24,18 +24,23 @@ def read_rgb(path: str | Path) -> Tensor:
         DataError: the file is missing, no image, or cut short.
     """
     try:
-        data = Path(path).read_bytes()
-        pixels = _usual_jpeg(data)
-        if pixels is None:
-            with Image.open(BytesIO(data)) as image:
-                pixels = np.array(image.convert("RGB"))
+        pixels = decode_rgb(Path(path).read_bytes())
     except Exception as error:  # PIL's decoders raise a dozen unrelated types on broken files
         raise DataError(f"{path} cannot be read as an image, replace or remove it ({one_line(error)})") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _usual_jpeg(data: bytes) -> np.ndarray | None:
-    """(H, W, 3), or None where PIL has to see to it: no JPEG, another colour model, or not quite in order."""
+def decode_rgb(data: bytes) -> np.ndarray:
+    """The same from the bytes of a file: uint8 (H, W, 3). Its errors are of any type."""
+    pixels = usual_jpeg(data)
+    if pixels is None:
+        with Image.open(BytesIO(data)) as image:
+            pixels = np.array(image.convert("RGB"))
+    return pixels
+
+
+def usual_jpeg(data: bytes) -> np.ndarray | None:
+    """uint8 (H, W, 3), or None where PIL has to see to it: no JPEG, another colour model, or not quite in order."""
     try:
         if simplejpeg.decode_jpeg_header(data)[2] == "YCbCr":
             return simplejpeg.decode_jpeg(data)
