@@ -39,6 +39,29 @@ def test_help_imports_nothing_heavy() -> None:
     assert not {"torch", "timm", "lightning", "hydra", "wandb"} & set(modules)
 
 
+HEAVY = {"torch", "timm", "lightning", "torchvision", "torchmetrics", "numpy", "wandb", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--cfg", "job", "--resolve", "experiment=demo"], 0),
+        (["--cfg", "job", "--resolve", "data=imagefolder", "data.root=."], 0),  # its classes are counted
+        (["experiment=demo", "trainer=ddp", "trainer.devices=3"], 2),  # a batch that cannot be split
+        (["experiment=demo", "seed=abc"], 2),
+        (["headd.head_num=4"], 2),
+    ],
+)
+def test_composing_a_configuration_imports_nothing_heavy(tmp_path: Path, words: list[str], status: int) -> None:
+    (tmp_path / "train" / "ant").mkdir(parents=True)
+    code = "import sys; from noah_lightning.cli import main; print(main(sys.argv[1:])); print(*sys.modules)"
+    command = [sys.executable, "-c", code, "train", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    *_, answer, modules = done.stdout.splitlines()
+    assert answer == str(status), done.stderr
+    assert not HEAVY & set(modules.split())
+
+
 def test_train_py_is_noah_train() -> None:
     done = subprocess.run(
         [sys.executable, "train.py", "--cfg", "job", "model=resnet50"], cwd=REPOSITORY, capture_output=True, text=True

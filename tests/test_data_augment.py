@@ -371,8 +371,14 @@ def black_data(length: int = 64, batch_size: int = 8, seed: int = 0, **augment: 
 
 def in_stage(data: ImageDataModule, training: bool = True) -> ImageDataModule:
     """As if a trainer were at it."""
+    progress = SimpleNamespace(is_last_batch=False, state_dict=lambda: {"current": {"processed": 0}})
     stage = SimpleNamespace(
-        training=training, global_rank=0, world_size=1, current_epoch=0, precision_plugin=Precision()
+        training=training,
+        global_rank=0,
+        world_size=1,
+        current_epoch=0,
+        precision_plugin=Precision(),
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
     )
     data.trainer = stage  # type: ignore[assignment]
     return data

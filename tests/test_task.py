@@ -210,34 +210,71 @@ def test_the_loss_of_each_step_is_logged() -> None:
     assert metrics.of["train/loss_step"] == pytest.approx(expected, rel=1e-6)
 
 
-class LogOfAStep(ClassificationTask):
-    """Keeps the values that are handed to Lightning while a batch is trained on."""
-
-    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        self.__dict__.setdefault("logged", {})[name] = value
-
-
 @pytest.mark.parametrize("mixing", [MixingSettings(), MixingSettings(mixup=0.8), MixingSettings(cutmix=1.0)])
 def test_a_training_step_never_waits_for_the_device(mixing: MixingSettings) -> None:
     """A meta tensor has no value: .item(), .cpu(), float() and bool() of one raise."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES))
-    task = LogOfAStep(model, OptimizerSettings("sgd", 0.1), ScheduleSettings(), 0.1, mixing, CLASSES, 0.9).to("meta")
+    settings = OptimizerSettings("sgd", 0.1), ScheduleSettings(), 0.1, mixing, CLASSES, 0.9
+    task = ClassificationTask(model, *settings).to("meta")
     images, labels = torch.empty(4, 3, 2, 2, device="meta"), torch.empty(4, dtype=torch.long, device="meta")
     loss = task.training_step((images, labels), 0)
     loss.backward()
     task.ema.update(task.model)
     assert loss.is_meta
     assert task.train_accuracy.correct.is_meta
-    assert task.logged["train/loss_step"].is_meta
+    assert task.loss.is_meta, "what is logged every few steps is fetched only then"
     with pytest.raises(RuntimeError, match="meta"):  # the test's own premise
         task.train_accuracy.compute()
 
 
-def test_the_rate_is_logged_as_a_tensor_for_a_number_would_be_copied_to_the_device() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES)).double()
-    task = LogOfAStep(model, OptimizerSettings("sgd", 0.1), ScheduleSettings(), 0.0)
-    make_trainer(limit_train_batches=1).fit(task, loader(*toy_data()))
-    assert task.logged["train/lr"].device == torch.device("cpu")
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, [2, 5]), (2, [2]), (4, [])])
+def test_every_few_steps_and_no_other_are_written(accumulate: int, steps: list[int]) -> None:
+    """To fetch a value is to wait for the device."""
+    written: list[int | None] = []
+
+    class Steps(MetricRecord):
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            if "train/lr" in metrics:
+                assert "train/loss_step" in metrics
+                written.append(step)
+
+    task = ClassificationTask(toy_model(), OptimizerSettings("sgd", 0.1), ScheduleSettings())
+    trainer = make_trainer(log_every_n_steps=3, accumulate_grad_batches=accumulate, logger=Steps())
+    trainer.fit(task, loader(*toy_data()))
+    assert written == steps
+
+
+@pytest.mark.parametrize(("accumulate", "held"), [(1, []), (2, [0, 2, 4])])
+def test_gradients_take_no_memory_between_steps(accumulate: int, held: list[int]) -> None:
+    """Only passes that a step has yet to follow leave theirs."""
+    batches: list[int] = []
+
+    class Gradients(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, *arguments: Any) -> None:
+            if any(parameter.grad is not None for parameter in task.parameters()):
+                batches.append(arguments[2])
+
+    trainer = make_trainer(accumulate_grad_batches=accumulate, callbacks=[Gradients()])
+    trainer.fit(make_task(toy_model()), loader(*toy_data()))
+    assert batches == held
+
+
+def test_channels_last_is_the_format_of_weights_average_and_images() -> None:
+    formats: list[tuple[bool, bool]] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        is_last = [t.is_contiguous(memory_format=torch.channels_last) for t in (inputs[0], module.weight)]
+        formats.append((is_last[0], is_last[1]))
+
+    torch.manual_seed(1)
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)
+    model = nn.Sequential(*layers).double()
+    model[0].register_forward_pre_hook(note)
+    settings = OptimizerSettings("sgd", 0.1), ScheduleSettings(), 0.0, MixingSettings(mixup=0.8), CLASSES, 0.9
+    task = ClassificationTask(model, *settings, channels_last=True)
+    pixels, labels = torch.randn(4, 3, 6, 6, dtype=torch.float64), torch.arange(4)
+    make_trainer(num_sanity_val_steps=0).fit(task, loader(pixels, labels), loader(pixels, labels))
+    assert formats == [(True, True)] * 3  # in training, in validation, and in that of the average
 
 
 # --- validation

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -149,6 +151,8 @@ def test_default_run_directory_is_named_after_model_and_head(noah: Noah, tmp_pat
         (["experiment=demo", "trainer.log_every_n_steps=0"], ["log_every_n_steps=0", "at least 1"]),
         (["experiment=demo", "trainer.limit_val_batches=0"], ["limit_val_batches=0", "null"]),
         (["experiment=demo", "trainer.limit_train_batches=0"], ["limit_train_batches=0"]),
+        (["experiment=demo", "trainer.compile=maybe"], ["trainer.compile='maybe'", "true or false"]),
+        (["experiment=demo", "trainer.channels_last=1"], ["trainer.channels_last=1", "true or false"]),
         (["experiment=demo", "trainer.precision=8"], ["trainer", "recision"]),
         (["experiment=demo", "recipe.optimizer.name=sdg"], ["sdg", "sgd"]),
         (["experiment=demo", "recipe.optimizer.lr_batch=0"], ["recipe.optimizer.lr_batch=0", "at least 1"]),
@@ -248,6 +252,141 @@ def test_the_gradient_is_clipped_to_the_recipes_norm(
     step = before - nn.utils.parameters_to_vector(model.parameters()).detach()
     expected = gradient if moved is None else gradient * moved / gradient.norm()
     torch.testing.assert_close(step, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
+def test_float16_gradients_are_clipped_once_they_are_unscaled(tmp_path: Path) -> None:
+    """A fused optimiser would unscale by itself, behind the clipping. One step of SGD moves by the gradient."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
+    before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    recipe = ["recipe.gradient_clip=0.01", "recipe.optimizer.name=sgd", "recipe.optimizer.lr=1.0"]
+    schedule = ["recipe.schedule.name=constant", "recipe.schedule.warmup_epochs=0", "recipe.optimizer.weight_decay=0"]
+    words = ["trainer.max_epochs=1", "trainer.precision=16-mixed", "trainer.accelerator=cpu"]
+    config = compose_config([*TINY, *recipe, *schedule, *words])
+    trainer = make_trainer(config, tmp_path, logger=False, enable_checkpointing=False)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    trainer.strategy._precision_plugin = MixedPrecision("16-mixed", "cpu", scaler)  # on CPUs Lightning takes bf16
+    data = DataLoader(TensorDataset(torch.randn(8, 3, 2, 2), torch.randint(10, (8,))), 8)
+    trainer.fit(make_task(config, model, batch=8), data)
+    step = before - nn.utils.parameters_to_vector(model.parameters()).detach()
+    assert float(step.norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("options", "fused"), [([], True), (["+recipe.optimizer.options.fused=false"], False), (["foreach"], None)]
+)
+def test_the_optimizer_is_fused_unless_its_options_say_otherwise(
+    optimizer: str, options: list[str], fused: bool | None
+) -> None:
+    words = ["+recipe.optimizer.options.foreach=true" if word == "foreach" else word for word in options]
+    config = compose_config([*TINY, f"recipe.optimizer.name={optimizer}", *words])
+    (group, *_) = make_task(config, nn.Linear(2, 2), batch=32).configure_optimizers().param_groups
+    assert (group["fused"], group["foreach"]) == (fused, True if fused is None else None)
+
+
+# --- compiled
+
+
+def compile_with(monkeypatch: pytest.MonkeyPatch, backend: Callable[..., object]) -> None:
+    """A backend that costs no minute instead of torch's own."""
+    compile_in_place = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compile_in_place(module, backend=backend))
+
+
+def test_a_compiled_run_is_the_run(finished_run: FinishedRun, noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def as_it_is(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph
+
+    compile_with(monkeypatch, as_it_is)
+    answer = noah("train", *TINY, "head=noah", "trainer.compile=true", "hydra.run.dir=run")
+    assert answer.status == 0, answer.err
+    trained = len(graphs)
+    assert trained > 0
+
+    last, expected = (
+        torch.load(path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for path in (Path("run"), finished_run.path)
+    )
+    assert last.keys() == expected.keys()
+    for name, weights in expected.items():
+        torch.testing.assert_close(last[name], weights, msg=name)
+
+    evaluated = noah("evaluate", "run")
+    assert evaluated.status == 0, evaluated.err
+    assert len(graphs) > trained, "what was compiled in training is compiled in evaluation"
+    now = len(graphs)
+    without = noah("evaluate", "run", "trainer.compile=false")
+    assert len(graphs) == now
+    for answer_ in (evaluated, without):
+        assert answer_.out.split("val ")[1].strip() == answer.out.splitlines()[-1].split("val ")[1].strip()
+
+
+def test_what_cannot_be_compiled_is_one_line(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(graph: object, inputs: object) -> object:
+        raise RuntimeError("no compiler\nfound")
+
+    compile_with(monkeypatch, broken)
+    answer = noah("train", *TINY, "head=gap", "trainer.compile=true", "hydra.run.dir=run")
+    assert answer.status == 2
+    assert answer.err.count("\n") == 1
+    assert answer.err.startswith("noah: trainer.compile=true: ")
+    assert answer.err.endswith("no compiler found; trainer.compile=false trains without\n")
+    assert "no compiler found" in Path("run/train.log").read_text()
+
+
+@pytest.mark.slow
+def test_torchs_own_compiler_trains_and_evaluates(noah: Noah) -> None:
+    words = ["head=noah", "trainer.compile=true", "trainer.channels_last=true", "recipe.ema=0.9"]
+    trained = noah("train", *TINY, *words, "trainer.accelerator=cpu", "hydra.run.dir=run")
+    assert trained.status == 0, trained.err
+    best = next(line for line in trained.out.splitlines() if line.startswith("best   "))
+    for ema in ([], ["--ema"]):
+        evaluated = noah("evaluate", "run", *ema)
+        assert evaluated.status == 0, evaluated.err
+        if not ema:
+            assert evaluated.out.split("val ")[1].strip() == best.split("val ")[1].strip()
+
+
+@pytest.mark.slow
+def test_without_a_compiler_there_is_one_line(noah: Noah, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", ("/nowhere/g++",))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # nothing compiled earlier is found
+    answer = noah("train", *TINY, "head=gap", "trainer.compile=true", "trainer.accelerator=cpu")
+    assert answer.status == 2
+    assert answer.err.count("\n") == 1
+    assert "compiler" in answer.err.lower()
+    assert "TORCHDYNAMO" not in answer.err
+
+
+# --- presets
+
+
+def test_the_gpu_preset_is_mixed_precision_channels_last_and_compiled() -> None:
+    trainer = compose_config(["experiment=demo", "trainer=gpu"]).trainer
+    assert (trainer.accelerator, trainer.precision) == ("gpu", "bf16-mixed")
+    assert (trainer.channels_last, trainer.compile, trainer.benchmark) == (True, True, True)
+
+
+def test_the_gpu_preset_on_several_devices_is_ddp(tmp_path: Path) -> None:
+    config = compose_config(["experiment=demo", "trainer=gpu", "trainer.devices=2", "trainer.accelerator=cpu"])
+    trainer = make_trainer(config, tmp_path, logger=False)
+    assert isinstance(trainer.strategy, DDPStrategy)
+    assert trainer.world_size == 2
+    assert config.data.batch_size == 32  # of 64
+
+
+def test_the_gpu_preset_without_a_gpu_is_refused_in_one_line(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    answer = noah("train", *TINY, "trainer=gpu")
+    assert (answer.status, answer.err.count("\n")) == (2, 1)
+    assert "gpu" in answer.err.lower()
 
 
 def test_images_in_folders_train(noah: Noah, jpeg_tree: Path) -> None:

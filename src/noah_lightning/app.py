@@ -17,12 +17,15 @@ from noah_lightning.config import (
     compose_config,
     config_dir,
     explain,
+    override,
     register_resolvers,
     resolved,
 )
 from noah_lightning.errors import ConfigError, RunFailed, UserError
 from noah_lightning.processes import MISTAKE, processes_per_node, rank, run_in_processes, started_from_outside
-from noah_lightning.run_files import LOG
+from noah_lightning.run_files import LOG, RESULTS
+from noah_lightning.run_settings import check_settings
+from noah_lightning.stopping import Stopped
 
 
 def train(overrides: Sequence[str]) -> None:
@@ -48,7 +51,7 @@ def train(overrides: Sequence[str]) -> None:
     def job(config: DictConfig) -> None:
         try:
             _train_one(config)
-        except (UserError, RunFailed) as error:  # kept from Hydra, which would add lines of its own
+        except (UserError, RunFailed, Stopped) as error:  # kept from Hydra, which would add lines of its own
             failures.append(error)
 
     try:
@@ -78,6 +81,22 @@ def _train_one(config: DictConfig) -> None:
         _remove_if_empty(run_dir)
 
 
+def resume(run_dir: Path, overrides: Sequence[str]) -> None:
+    """Go on with a run that was broken off, in its directory and with its settings.
+
+    Raises:
+        UserError: no run there, one that has finished, or settings that may not change.
+        RunFailed: a process crashed.
+        Stopped: a signal asked for it, and the state is saved.
+    """
+    from noah_lightning.runs import read_config
+
+    config = override(read_config(run_dir), overrides)
+    if (run_dir / RESULTS).is_file():
+        raise ConfigError(f"{run_dir} has finished; noah evaluate {run_dir} repeats its validation")
+    train_in_processes(config, run_dir.resolve(), resume=True)
+
+
 def train_in_processes(config: DictConfig, run_dir: Path, resume: bool = False) -> None:
     """Train here, or in a process for each device; with ``resume`` go on with the run that may be there.
 
@@ -99,6 +118,7 @@ def train_in_processes(config: DictConfig, run_dir: Path, resume: bool = False) 
 
 
 def _train(config: DictConfig, run_dir: Path, resume: bool = False) -> None:
+    check_settings(config)  # what is wrong there is told at once; torch and Lightning take seconds to import
     from noah_lightning import console
     from noah_lightning.train import train
 

@@ -1,5 +1,6 @@
 """Checks of single settings; each raises a ConfigError that names the key, the value and what is allowed."""
 
+import math
 from collections.abc import Collection, Sequence
 
 from noah_lightning.errors import ConfigError
@@ -25,6 +26,13 @@ def fraction(key: str, value: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1:
         return float(value)
     raise ConfigError(f"{key}={value!r} must be a number above 0 and at most 1")
+
+
+def positive(key: str, value: object) -> float:
+    """``value`` as a float if it is a finite number above 0."""
+    if _is_number(value) and 0 < value < math.inf:  # type: ignore[operator]
+        return float(value)  # type: ignore[arg-type]
+    raise ConfigError(f"{key}={value!r} must be a number above 0")
 
 
 def channel_values(key: str, values: object, zero_allowed: bool) -> tuple[float, float, float]:

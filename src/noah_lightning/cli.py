@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from noah_lightning import __version__
 from noah_lightning.errors import RunFailed, UserError
+from noah_lightning.stopping import Stopped
 
 if TYPE_CHECKING:
     from noah_lightning.bench.report import Report
+    from noah_lightning.check_data import Report as CheckReport
 
 FAILED, MISTAKE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141  # exit statuses
 
@@ -30,13 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             train(argv[1:])
         else:
             arguments = _parse(argv)
-            arguments.command(arguments)
+            status: int | None = arguments.command(arguments)
+            return status or 0
     except UserError as error:
         print(f"noah: {error}", file=sys.stderr)
         return MISTAKE
     except RunFailed as failure:
         print(f"noah: {failure}", file=sys.stderr)
         return FAILED
+    except Stopped as stopped:
+        return 128 + stopped.signal
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader, such as head, has seen enough
@@ -99,6 +104,24 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--ema", action="store_true", help="the average of the weights (of a run with recipe.ema)")
     evaluate.set_defaults(command=_evaluate)
 
+    about = "go on with a run that was broken off"
+    resume = commands.add_parser(
+        "resume", help=about, description=f"{about}, exactly as if it had not been; from its last checkpoint"
+    )
+    resume.add_argument("folder", type=Path, metavar="RUN", help="the run's directory")
+    resume.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as data.root=/data/imagenet")
+    resume.set_defaults(command=_resume)
+
+    about = "look for all that is wrong with a folder of images, before a training meets it"
+    check = commands.add_parser(
+        "check-data",
+        help=about,
+        description=f"{about}: decodes every file, on all cores. Exit status 1 if there are problems.",
+    )
+    check.add_argument("root", type=Path, metavar="ROOT", help="with train/<class>/ and val/<class>/")
+    check.add_argument("--json", action="store_true", help="for machines, with every file named")
+    check.set_defaults(command=_check_data)
+
     about = "compare finished runs: accuracy over seeds, paired tests, cost, figures"
     compare = commands.add_parser("compare", help=about, description=f"{about}; from local files alone")
     compare.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="runs, sweeps, or folders of them")
@@ -123,6 +146,13 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.set_defaults(command=_dashboard)
 
     _add_bench(commands)
+
+    about = "write a folder tree of images into a few large files, which data=packed reads"
+    pack = commands.add_parser("pack", help=about, description=f"{about}; the images stay as they are")
+    pack.add_argument("root", type=Path, metavar="ROOT", help="holds train/CLASS/ and val/CLASS/")
+    pack.add_argument("out", type=Path, metavar="OUT", help="a new folder, for data.root")
+    pack.add_argument("--shard-size", type=_positive, default=256, metavar="MB", help="of each file; default: 256")
+    pack.set_defaults(command=_pack)
 
     about = "train both heads on hand-written digits, compare and draw them"
     demo = commands.add_parser("demo", help=about, description=f"{about}; all of it lies in runs/DATE/TIME_demo/")
@@ -203,6 +233,20 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(f"{arguments.folder} ({weights})  val {accuracy}")
 
 
+def _resume(arguments: argparse.Namespace) -> None:
+    from noah_lightning.app import resume
+
+    resume(arguments.folder, arguments.overrides)
+
+
+def _check_data(arguments: argparse.Namespace) -> int:
+    from noah_lightning.check_data import check_data
+
+    report = check_data(arguments.root)
+    _report(report, arguments)
+    return 0 if report.clean else FAILED
+
+
 def _compare(arguments: argparse.Namespace) -> None:
     from noah_lightning import compare as runs
 
@@ -255,11 +299,19 @@ def _bench_step(arguments: argparse.Namespace) -> None:
     _report(bench_step(arguments.rounds), arguments)
 
 
-def _report(report: "Report", arguments: argparse.Namespace) -> None:
+def _report(report: "Report | CheckReport", arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(report.json())
     else:
         report.show()
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    from noah_lightning import console
+    from noah_lightning.packing import pack
+
+    console.start_logging()
+    print(pack(arguments.root, arguments.out, arguments.shard_size * 10**6))
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -41,10 +41,16 @@ def register_resolvers() -> None:
 
         return count_classes(root)
 
+    def count_packed_classes(root: str | None) -> int:
+        from noah_lightning.data.pack_format import count_packed_classes
+
+        return count_packed_classes(root)
+
     def equal_dropout(equal: bool, head_dropout: float) -> float:
         return head_dropout if flag("recipe.equal_dropout", equal) else 0.0
 
     OmegaConf.register_new_resolver("count_classes", count_classes, replace=True)
+    OmegaConf.register_new_resolver("count_packed_classes", count_packed_classes, replace=True)
     OmegaConf.register_new_resolver("equal_dropout", equal_dropout, replace=True)
     OmegaConf.register_new_resolver("batch_per_process", batch_per_process, replace=True)
 

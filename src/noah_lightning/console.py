@@ -4,6 +4,8 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ _CHATTER = (
     ".*`srun` command is available.*",  # a machine of a cluster may train without the cluster
     ".*sync_dist=True.*",  # the task logs what it has summed over the processes itself
     ".*in eval mode at the start of training.*",  # the average of the weights, which is never trained
+    ".*ended before the epoch ended and your dataloader is not resumable.*",  # its batches are those that are left
     "Experiment logs directory .* exists and is not empty.*",  # it holds config.yaml, and no older metrics
     ".*isinstance\\(treespec, LeafSpec\\).* is deprecated.*",  # Lightning's own use of torch
 )
@@ -57,17 +60,17 @@ def start_logging() -> None:
         warnings.filterwarnings("ignore", message=chatter)
 
 
-def log_to(path: Path) -> logging.Handler:
-    """Write all further log lines to ``path`` too; the returned handler is to be closed by :func:`stop_log`."""
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Write all log lines to ``path`` too."""
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
-    return handler
-
-
-def stop_log(handler: logging.Handler) -> None:
-    log.removeHandler(handler)
-    handler.close()
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
 
 
 def on_terminal() -> bool:
@@ -86,13 +89,20 @@ class PlainProgress(Callback):
     def __init__(self, every: int) -> None:
         self.every = every
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin()  # a run that goes on in the middle of an epoch does not start that epoch
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started, self.images = time.perf_counter(), 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.started, self.images, self.batches = time.perf_counter(), 0, 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.images += len(batch[1]) * trainer.world_size
+        self.batches += 1
         done, batches = batch_idx + 1, int(trainer.num_training_batches)
         if done % self.every == 0 and done < batches:
             seconds = time.perf_counter() - self.started
@@ -103,7 +113,7 @@ class PlainProgress(Callback):
                 done,
                 batches,
                 self.images / seconds,
-                duration(seconds / done * (batches - done)),
+                duration(seconds / self.batches * (batches - done)),
             )
 
 
@@ -128,7 +138,7 @@ class EpochReport(Callback):
     Attributes:
         best: the best epoch of the model.
         best_ema: the best epoch of the average of its weights, where there is one.
-        train_seconds: time spent in training batches, loading included, validation not.
+        train_seconds: time spent in training batches, loading included, validation not; of whole epochs.
         train_images: images trained on.
     """
 
@@ -137,6 +147,9 @@ class EpochReport(Callback):
         self.best_ema = Best()
         self.train_seconds = 0.0
         self.train_images = 0
+        self.run_seconds = 0.0  # with validation, before the run went on
+        self.epoch_seconds = 0.0  # likewise of the epoch in whose middle it went on, without
+        self._epoch_started: float | None = None
 
     @property
     def images_per_second(self) -> float:
@@ -145,13 +158,29 @@ class EpochReport(Callback):
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: plain values."""
         best = {name: [one.epoch, one.accuracy and tuple(one.accuracy)] for name, one in self._bests()}
-        return {**best, "train_seconds": self.train_seconds, "train_images": self.train_images}
+        return {
+            **best,
+            "train_seconds": self.train_seconds,
+            "train_images": self.train_images,
+            "run_seconds": self._run_seconds(),
+            "epoch_seconds": self._epoch_seconds(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, one in self._bests():
             one.epoch, counts = state_dict[name]
             one.accuracy = Accuracy(*counts) if counts else None
         self.train_seconds, self.train_images = state_dict["train_seconds"], state_dict["train_images"]
+        self.run_seconds, self.epoch_seconds = state_dict["run_seconds"], state_dict["epoch_seconds"]
+
+    def _run_seconds(self) -> float:
+        return self.run_seconds + time.perf_counter() - self._fit_started
+
+    def _epoch_seconds(self) -> float:
+        """In training batches of this epoch, up to the latest; 0 between epochs."""
+        if self._epoch_started is None:
+            return 0.0
+        return self.epoch_seconds + self._batch_ended - self._epoch_started
 
     def _bests(self) -> list[tuple[str, Best]]:
         return [("best", self.best), ("best_ema", self.best_ema)]
@@ -159,8 +188,11 @@ class EpochReport(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._fit_started = time.perf_counter()
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._epoch_started = time.perf_counter()  # for an epoch in whose middle the run goes on
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._epoch_started = time.perf_counter()
+        self._epoch_started, self.epoch_seconds = time.perf_counter(), 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         self._batch_ended = time.perf_counter()  # validation comes after the last one
@@ -168,13 +200,15 @@ class EpochReport(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, ClassificationTask)
         train = pl_module.train_accuracy.compute()
-        self.train_seconds += self._batch_ended - self._epoch_started
+        seconds = self._epoch_seconds()
+        self.train_seconds += seconds
         self.train_images += train.images
+        self._epoch_started = None
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
         validated = ""
         if epoch % (trainer.check_val_every_n_epoch or 1) == 0:
             validated = self._see(pl_module, epoch)
-        left = (time.perf_counter() - self._fit_started) / epoch * (epochs - epoch)
+        left = self._run_seconds() / epoch * (epochs - epoch)
         log.info(
             "epoch %d/%d  train loss %.4f top-1 %.2f %%  %s%.0f images/s  %s left",
             epoch,
@@ -182,7 +216,7 @@ class EpochReport(Callback):
             train.loss,
             train.top1,
             validated,
-            train.images / (self._batch_ended - self._epoch_started),
+            train.images / seconds,
             duration(left),
         )
 
@@ -205,5 +239,8 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def write_to_log_only(handler: logging.Handler, line: str) -> None:
-    handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, "error: %s", (line,), None))
+def write_to_log_only(line: str) -> None:
+    """An error, into the run's log."""
+    for handler in log.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, "error: %s", (line,), None))

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from noah_lightning import runs
+from noah_lightning.assembly import make_trainer
+from noah_lightning.compiled import compiled
 from noah_lightning.config import override, settings
 from noah_lightning.converted import converted_config, is_converted, load_converted
 from noah_lightning.data import create_data
 from noah_lightning.errors import ConfigError
 from noah_lightning.task import ClassificationTask, OptimizerSettings, ScheduleSettings
 from noah_lightning.task.accuracy import Accuracy
-from noah_lightning.train import make_trainer
 
 
 def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = (), ema: bool = False) -> Accuracy:
@@ -36,9 +37,14 @@ def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = 
         model = runs.load_model(folder, config, checkpoint, ema)
     config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"  # here, in this process
     data = create_data(config.data.name, **settings(config, "data", "name"))
-    task = ClassificationTask(model, OptimizerSettings("sgd", lr=0.0), ScheduleSettings())  # nothing is trained
+    channels_last = config.trainer.get("channels_last", False)  # runs of older versions lack it, as they do compile
+    task = ClassificationTask(  # nothing is trained
+        model, OptimizerSettings("sgd", lr=0.0), ScheduleSettings(), channels_last=channels_last
+    )
     with tempfile.TemporaryDirectory() as nowhere:  # an evaluation leaves nothing in the run directory
         trainer = make_trainer(config, Path(nowhere), logger=False, enable_checkpointing=False)
-        trainer.validate(task, datamodule=data, verbose=False)
+        # Compiled where the run was, for what is rounded otherwise may be counted otherwise.
+        with compiled(model, config.trainer.get("compile", False)):
+            trainer.validate(task, datamodule=data, verbose=False)
     assert task.validated is not None
     return task.validated

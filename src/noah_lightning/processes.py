@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from noah_lightning.checks import whole_number
 from noah_lightning.errors import ConfigError, RunFailed, UserError
+from noah_lightning.stopping import SIGNALS, Stopped
 
 _TALKATIVE = (
     "torch.distributed.elastic",
@@ -90,7 +92,7 @@ def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> A
     Raises:
         UserError: that of the first process that met one; the others are stopped.
         RunFailed: a process failed otherwise, after its traceback was printed.
-        KeyboardInterrupt: interrupted from the terminal.
+        Stopped: a signal asked for it.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -108,11 +110,21 @@ def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> A
         max_restarts=0,
         start_method="spawn",
     )
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        """As torch's launcher does with the signals it knows: tell the processes, and wait for them to end."""
+        raise SignalException(signal.Signals(number).name, signal.Signals(number))
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGUSR1, pass_on) if in_main_thread else None
     with tempfile.TemporaryDirectory(prefix="noah-") as folder, _new_processes_deaf_to_interrupts():
         first_failure = Path(folder, "first")
         try:
             return elastic_launch(launch, _begin)(first_failure, work, arguments)[0]
         except ChildFailedError as failure:
+            exits = {one.exitcode - 128 for one in failure.failures.values()}
+            if len(exits) == 1 and (number := exits.pop()) in SIGNALS:  # one of them was asked to stop
+                raise Stopped(number) from None
             if first_failure.is_file() and (mistake := first_failure.read_text()):
                 raise UserError(mistake) from None
             number, first = failure.get_first_failure()
@@ -120,9 +132,10 @@ def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> A
                 f"process {number} ended with exit status {first.exitcode}; its traceback stands above"
             ) from None
         except SignalException as stop:
-            if stop.sigval == signal.SIGINT:
-                raise KeyboardInterrupt from stop
-            raise SystemExit(128 + stop.sigval) from stop
+            raise Stopped(stop.sigval) from stop
+        finally:
+            if in_main_thread:
+                signal.signal(signal.SIGUSR1, before)
 
 
 @contextmanager
@@ -175,6 +188,8 @@ def _work(first_failure: Path, work: Callable[..., Any], arguments: tuple[Any, .
         with suppress(FileExistsError), first_failure.open("x") as file:
             file.write(str(error))
         raise SystemExit(MISTAKE) from None
+    except Stopped as stopped:
+        raise SystemExit(128 + stopped.signal) from None
     except Exception:
         if _interrupted.is_set():  # and the others as well: what fails then is no failure
             raise SystemExit(1) from None

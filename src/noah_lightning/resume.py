@@ -1,23 +1,58 @@
 """Going on with a run that was broken off, from its last checkpoint."""
 
 import csv
-import io
+import logging
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from noah_lightning import runs
-from noah_lightning.errors import ConfigError, WeightsError, one_line
+from noah_lightning.checkpoint_file import read_checkpoint
+from noah_lightning.checkpoints import checkpoints, metrics_of
+from noah_lightning.errors import ConfigError, WeightsError
 from noah_lightning.run_files import CHECKPOINTS, METRICS
 
+log = logging.getLogger("noah_lightning")
+# Settings that may differ from those the run was begun with: where things are, and who loads them.
+FREE = ("data.root", "data.num_workers", "logger.mode")
 
-def last_checkpoint(run_dir: Path) -> Path | None:
-    """Where a run can go on; None where it has to begin anew."""
-    path = run_dir / CHECKPOINTS / "last.ckpt"
-    return path if path.is_file() else None
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint to go on from.
+
+    Attributes:
+        path: of the file.
+        steps: optimiser steps that were done.
+        processes: that the run had.
+    """
+
+    path: Path
+    steps: int
+    processes: int
+
+
+def last_saved(run_dir: Path) -> Saved | None:
+    """The latest checkpoint that is in order; damaged ones are told and passed over. None: there is none at all.
+
+    Raises:
+        WeightsError: there are some, all damaged.
+    """
+    files = checkpoints(run_dir / CHECKPOINTS)
+    for path in files:
+        try:
+            content = read_checkpoint(path)
+            return Saved(path, content["global_step"], len(content["train_counts"]))
+        except (WeightsError, KeyError, TypeError) as error:
+            told = error if isinstance(error, WeightsError) else f"{path} is no checkpoint of a run"
+            log.warning("%s; going on from the one before", told)
+    if files:
+        raise WeightsError(f"no checkpoint in {run_dir / CHECKPOINTS} can be read; remove them to begin anew")
+    return None
 
 
 def check_same(run_dir: Path, config: DictConfig) -> None:
@@ -26,32 +61,47 @@ def check_same(run_dir: Path, config: DictConfig) -> None:
     Raises:
         ConfigError: the settings differ, or there is no run.
     """
-    if runs.read_config(run_dir) != config:
-        raise ConfigError(f"{run_dir} was begun with other settings; give them again, or another hydra.run.dir=…")
+    begun, now = (_fixed(settings) for settings in (runs.read_config(run_dir), config))
+    for key in sorted(begun.keys() | now.keys()):
+        if begun.get(key) != now.get(key):
+            raise ConfigError(
+                f"{run_dir} was begun with {key}={begun.get(key)}, not {now.get(key)}; a run goes on with its own "
+                f"settings, only {', '.join(FREE)} may change"
+            )
 
 
-def keep_metrics(run_dir: Path, loggers: Sequence[Logger], checkpoint: Path) -> None:
-    """Keep what was logged up to the checkpoint; Lightning's logger would begin an empty file.
+def check_processes(run_dir: Path, saved: Saved, processes: int) -> None:
+    """Refuse to go on with another number of processes: each draws apart, and has a part of the epoch's sums.
 
     Raises:
-        WeightsError: a checkpoint that cannot be read.
+        ConfigError: the number differs.
     """
-    path = run_dir / METRICS
-    before = path.read_text() if path.is_file() else ""
+    if saved.processes != processes:
+        raise ConfigError(
+            f"{run_dir} was trained by {saved.processes} processes, not {processes}; go on with as many"
+        )
+
+
+def keep_metrics(run_dir: Path, loggers: Sequence[Logger], saved: Saved) -> None:
+    """Go on with what was logged up to the checkpoint; Lightning's logger would begin an empty file."""
     writer = next(logger for logger in loggers if isinstance(logger, CSVLogger)).experiment  # removes the file
-    rows = csv.DictReader(io.StringIO(before))
-    kept = [row for row in rows if int(row["step"]) < _steps_done(checkpoint)]
-    if kept:
-        writer.metrics_keys = list(kept[0])
-        with path.open("w", newline="") as file:
-            rewritten = csv.DictWriter(file, writer.metrics_keys)
-            rewritten.writeheader()
-            rewritten.writerows(kept)
+    kept = metrics_of(saved.path)
+    if kept.is_file():
+        shutil.copyfile(kept, run_dir / METRICS)
+        with kept.open(newline="") as file:
+            writer.metrics_keys = next(csv.reader(file), [])
 
 
-def _steps_done(checkpoint: Path) -> int:
-    try:
-        steps: int = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
-    except Exception as error:  # torch, pickle and zipfile each raise their own
-        raise WeightsError(f"{checkpoint} cannot be read as a checkpoint: {one_line(error)}") from error
-    return steps
+def _fixed(config: DictConfig) -> dict[str, object]:
+    """All settings by their dotted keys, but those that are free."""
+    found: dict[str, object] = {}
+
+    def walk(value: object, key: str) -> None:
+        if isinstance(value, dict) and value:
+            for name, part in value.items():
+                walk(part, f"{key}.{name}" if key else str(name))
+        elif key not in FREE:
+            found[key] = value
+
+    walk(OmegaConf.to_container(config), "")
+    return found

@@ -17,6 +17,7 @@ REGISTRY: dict[str, tuple[str, str]] = {
     "digits": ("digits", "DigitsDataModule"),
     "imagefolder": ("imagefolder", "ImageFolderDataModule"),
     "imagenet": ("imagenet", "ImageNetDataModule"),
+    "packed": ("packed", "PackedDataModule"),
 }
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
-from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch import LightningDataModule
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
@@ -14,6 +13,8 @@ from torch.utils.data import DataLoader
 
 from noah_lightning.checks import channel_values, whole_number
 from noah_lightning.data.augment import AugmentSettings
+from noah_lightning.data.batches import DrawnImages, EpochBatches, EpochOrder
+from noah_lightning.data.randomness import Purpose, batch_seed, draw_from
 from noah_lightning.data.shuffle import EpochRepeat, EpochShuffle, epoch_generator
 from noah_lightning.errors import DataError
 
@@ -128,27 +129,28 @@ class ImageDataModule(LightningDataModule):
             )
         return dataset
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled anew each epoch; the order depends on the seed, the epoch and ``augment.repeats`` only."""
+    def train_order(self, epoch: int) -> EpochOrder:
+        """In which order this process visits the training images, from ``epoch`` on."""
         assert self.train_dataset is not None, "setup('fit') comes first"
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        images, repeats = len(self.train_dataset), self.augment.repeats
-        sampler = (
-            EpochShuffle(images, self.seed, epoch, *self._rank_of())
-            if repeats == 1
-            else EpochRepeat(images, self.seed, repeats, epoch, *self._rank_of())
-        )
+        images, repeats, share = len(self.train_dataset), self.augment.repeats, self._rank_of()
+        if repeats == 1:
+            return EpochShuffle(images, self.seed, epoch, *share)
+        return EpochRepeat(images, self.seed, repeats, epoch, *share)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled anew each epoch; order and augmentation depend on the seed, the epoch and the batch only."""
+        order = self.train_order(self.trainer.current_epoch if self.trainer else 0)
+        # A short last batch makes batch norm noisy; but a set below one batch must not vanish.
+        drop_last = len(order) >= self.batch_size
         return DataLoader(
-            self.train_dataset,  # type: ignore[arg-type]  # map-style without inheriting from Dataset
-            batch_size=self.batch_size,
-            sampler=sampler,
-            # A short last batch makes batch norm noisy; but a set below one batch must not vanish.
-            drop_last=len(sampler) >= self.batch_size,
+            DrawnImages(self.train_dataset),  # type: ignore[arg-type]  # map-style without inheriting from Dataset
+            batch_sampler=EpochBatches(  # type: ignore[arg-type]  # its batches are no lists: they bring their seed
+                order, self.batch_size, drop_last, self.seed, self._rank_of()[0], first=self._batches_done()
+            ),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            generator=epoch_generator(self.seed, epoch),  # the workers' base seed
-            worker_init_fn=pl_worker_init_function,  # ... and from it torch, numpy and random, apart per rank
+            generator=epoch_generator(self.seed, 0),  # else each pass would draw from the global generator
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -163,13 +165,26 @@ class ImageDataModule(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            # Else each pass would draw from the global generator, and validation would change training.
             generator=epoch_generator(self.seed, 0),
         )
 
     def _rank_of(self) -> tuple[int, int]:
         """Number of this process, and of all."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _batches_done(self) -> int:
+        """Of the epoch in whose middle a run goes on."""
+        if not self.trainer:
+            return 0
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        return 0 if progress.is_last_batch else progress.state_dict()["current"]["processed"]
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Lightning calls this before all else of a step, which draws from a seed of its own."""
+        if self.trainer and self.trainer.training:
+            epoch, number = self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_idx + 1
+            draw_from(batch_seed(Purpose.STEP, self.seed, self._rank_of()[0], epoch, number))
+        return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Lightning calls this once the batch is on the device: normalises, and in training erases."""

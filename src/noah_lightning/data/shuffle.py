@@ -30,19 +30,19 @@ class EpochShuffle(Sampler[int]):
     def __init__(self, length: int, seed: int, epoch: int = 0, rank: int = 0, world_size: int = 1) -> None:
         self.length = length
         self.seed = seed
-        self.epoch = epoch
+        self.coming = epoch
         self.rank, self.world_size = rank, world_size
 
     def set_epoch(self, epoch: int) -> None:
         """The next pass is that of ``epoch``."""
-        self.epoch = epoch
+        self.coming = epoch
 
     def __len__(self) -> int:
         return math.ceil(self.length / self.world_size)
 
     def __iter__(self) -> Iterator[int]:
-        generator = epoch_generator(self.seed, self.epoch)
-        self.epoch += 1
+        generator = epoch_generator(self.seed, self.coming)
+        self.coming += 1
         order = torch.randperm(self.length, generator=generator)
         own = torch.arange(self.rank, len(self) * self.world_size, self.world_size)
         yield from order[own % self.length].tolist()

@@ -1,9 +1,10 @@
-"""Images per second of each epoch, for every logger."""
+"""Images per second of each epoch, for the dashboards."""
 
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
 
 from noah_lightning.console import EpochReport
 
@@ -21,5 +22,8 @@ class EpochSpeed(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         images, seconds = self.report.train_images, self.report.train_seconds
-        pl_module.log("train/images_per_second", (images - self.images) / (seconds - self.seconds))
+        speed = {"train/images_per_second": (images - self.images) / (seconds - self.seconds)}
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLogger):  # metrics.csv holds what comes out the same each time
+                logger.log_metrics(speed, trainer.global_step - 1)
         self.images, self.seconds = images, seconds

@@ -14,6 +14,7 @@ from threading import Thread
 from omegaconf import DictConfig
 
 from noah_lightning.errors import RunFailed, UserError, one_line
+from noah_lightning.stopping import Stopped
 
 
 def start(config: DictConfig, run_dir: Path, gpus: Sequence[str], quiet: bool) -> tuple[BaseProcess, Connection]:
@@ -46,6 +47,8 @@ def _work(config: DictConfig, run_dir: Path, gpus: list[str], quiet: bool, sende
         sender.send("")
     except KeyboardInterrupt:
         sender.send("interrupted")
+    except Stopped as stopped:
+        sender.send(f"stopped by {stopped}; noah resume {run_dir}")
     except (UserError, RunFailed) as error:
         sender.send(str(error))
     except Exception as error:

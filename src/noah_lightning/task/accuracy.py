@@ -1,5 +1,6 @@
 """Exact counts of what a classifier got right."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -55,6 +56,15 @@ class AccuracyCounter(Metric):
         self.correct += hits[:, 0].sum()
         self.correct_top5 += hits.sum()
         self.loss_sum += loss_sum.detach().float()
+
+    def counts(self) -> Tensor:
+        """This process's sums so far, exact: float64 (4,)."""
+        return torch.stack([getattr(self, name).double() for name in self._defaults])
+
+    def set_counts(self, counts: Sequence[float]) -> None:
+        """Go on from what :meth:`counts` said."""
+        for name, value in zip(self._defaults, counts, strict=True):
+            getattr(self, name).fill_(value)
 
     def compute(self) -> Accuracy:
         """The counts so far; this is where the device is waited for."""

@@ -5,6 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from noah_lightning.errors import ConfigError
@@ -36,6 +37,8 @@ class ClassificationTask(pl.LightningModule):
         num_classes: K; only mixing has to know it.
         ema: decay per optimiser step of an average of the weights, which is validated beside the model and never
             trained on; None for no average.
+        channels_last: model and images keep the channels of a pixel side by side in memory, as GPUs' convolutions
+            like it.
 
     Raises:
         ConfigError: a value out of its range.
@@ -50,11 +53,13 @@ class ClassificationTask(pl.LightningModule):
         mixing: MixingSettings | None = None,
         num_classes: int | None = None,
         ema: float | None = None,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing < 1:
             raise ConfigError(f"recipe.label_smoothing={label_smoothing!r} must be at least 0 and below 1")
-        self.model = model
+        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
+        self.model = model.to(memory_format=self.memory_format)
         self.optimizer_settings = optimizer
         self.schedule = schedule
         self.label_smoothing = label_smoothing
@@ -62,6 +67,7 @@ class ClassificationTask(pl.LightningModule):
         if mixing is not None and mixing.on:
             assert num_classes is not None, "soft targets are as wide as there are classes"
             self.mixing = BatchMixing(mixing, num_classes, label_smoothing)
+        self.rate, self.loss = 0.0, torch.tensor(0.0)  # of the latest batch
         self.train_accuracy = AccuracyCounter()
         self.val_accuracy = AccuracyCounter()
         self.val_predictions = Predictions()
@@ -90,10 +96,10 @@ class ClassificationTask(pl.LightningModule):
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        self.log("train/lr", torch.tensor(rate))  # Lightning would copy a number to the device and wait for it
+        self.rate = rate
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, labels = batch
+        images, labels = batch[0].to(memory_format=self.memory_format), batch[1]
         if self.mixing is None:
             logits = self(images)
             loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
@@ -101,26 +107,49 @@ class ClassificationTask(pl.LightningModule):
             images, targets = self.mixing(images, labels)  # the targets are smoothed already
             logits = self(images)
             loss = F.cross_entropy(logits, targets)
-        self.train_accuracy.update(logits, labels, loss * len(labels))
-        self.log("train/loss_step", loss)
+        self.loss = loss.detach()
+        self.train_accuracy.update(logits, labels, self.loss * len(labels))
         return loss
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer | LightningOptimizer, *args: Any
+    ) -> None:
         """Lightning calls this once per step of the optimiser, however many batches that takes."""
-        super().optimizer_step(*args, **kwargs)
+        super().optimizer_step(epoch, batch_idx, optimizer, *args)
+        optimizer.zero_grad()  # Lightning would keep the gradients until the next forward pass is over
         if self.ema is not None:
             self.ema.update(self.model)
+        step = self.trainer.global_step  # this one; it counts those before
+        if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._write({"train/lr": self.rate, "train/loss_step": self.loss.item()}, step)
 
     def on_train_epoch_end(self) -> None:
         train = self.train_accuracy.compute()
-        self.log_dict({"train/loss": train.loss, "train/top1": train.top1})
+        self._write({"train/loss": train.loss, "train/top1": train.top1}, self.trainer.global_step - 1)
         self.train_accuracy.reset()
 
+    def _write(self, metrics: dict[str, float], step: int) -> None:
+        """Log at once. Lightning's own log costs as much as all else it does in a step, and writes only after the
+        moment at which a checkpoint of the step is saved.
+        """
+        for logger in self.trainer.loggers:
+            logger.log_metrics({**metrics, "epoch": self.current_epoch}, step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Each process's part of the epoch's sums, so that a run can go on in the middle of an epoch."""
+        counts = self.all_gather(self.train_accuracy.counts())  # (W, 4), or (4,) of one process
+        assert isinstance(counts, Tensor)
+        checkpoint["train_counts"] = counts.reshape(-1, 4).tolist()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.train_accuracy.set_counts(checkpoint["train_counts"][self.global_rank])
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        logits = _validate(self.model, batch, self.val_accuracy)
-        self.val_predictions.update(logits, batch[1])
+        images, labels = batch[0].to(memory_format=self.memory_format), batch[1]
+        logits = _validate(self.model, images, labels, self.val_accuracy)
+        self.val_predictions.update(logits, labels)
         if self.ema is not None:
-            _validate(self.ema.module, batch, self.ema_accuracy)
+            _validate(self.ema.module, images, labels, self.ema_accuracy)
 
     def on_validation_epoch_end(self) -> None:
         val = self.val_accuracy.compute()
@@ -138,8 +167,7 @@ class ClassificationTask(pl.LightningModule):
             self.predicted = labels.reshape(-1), guesses.reshape(-1)  # torchmetrics makes one image a scalar
 
 
-def _validate(model: nn.Module, batch: Batch, counter: AccuracyCounter) -> Tensor:
-    images, labels = batch
+def _validate(model: nn.Module, images: Tensor, labels: Tensor, counter: AccuracyCounter) -> Tensor:
     logits: Tensor = model(images)
     counter.update(logits, labels, F.cross_entropy(logits, labels, ignore_index=PADDING, reduction="sum"))
     return logits

@@ -25,7 +25,8 @@ class OptimizerSettings:
         weight_decay: factor of the decay.
         decay: ``all`` parameters, or only ``matrices``: parameters with more than one dimension that the model does
             not list in ``no_weight_decay()``, which is timm's rule.
-        options: further arguments of torch's optimiser, such as ``momentum`` or ``betas``.
+        options: further arguments of torch's optimiser, such as ``momentum`` or ``betas``. Unless they choose
+            otherwise, all weights are updated by one fused kernel.
         lr_batch: images per optimiser step that ``lr`` is meant for; None: any number. See :func:`scaled_to`.
 
     Raises:
@@ -54,7 +55,7 @@ class OptimizerSettings:
         if not isinstance(self.options, Mapping):
             raise ConfigError(f"recipe.optimizer.options={self.options!r} must be arguments of the optimiser by name")
         try:  # known now, before a run has begun
-            _OPTIMIZERS[self.name]([torch.zeros(1)], lr=self.lr, weight_decay=self.weight_decay, **self.options)
+            _make(self, [torch.zeros(1)], weight_decay=self.weight_decay)
         except (TypeError, ValueError, LookupError, RuntimeError) as error:
             raise ConfigError(f"recipe.optimizer.options={dict(self.options)}: {one_line(error)}") from error
 
@@ -83,5 +84,11 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay: str) -> list[
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """Torch's optimiser over :func:`parameter_groups`."""
-    groups = parameter_groups(model, settings.weight_decay, settings.decay)
-    return _OPTIMIZERS[settings.name](groups, lr=settings.lr, **settings.options)
+    return _make(settings, parameter_groups(model, settings.weight_decay, settings.decay))
+
+
+def _make(settings: OptimizerSettings, parameters: list[Any], **arguments: Any) -> torch.optim.Optimizer:
+    options = dict(settings.options)
+    if not {"fused", "foreach", "differentiable"} & options.keys():  # torch takes one of them
+        options["fused"] = True
+    return _OPTIMIZERS[settings.name](parameters, lr=settings.lr, **options, **arguments)

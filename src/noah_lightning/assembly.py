@@ -1,0 +1,121 @@
+"""What a training is put together from: the task, the trainer and its callbacks, as a configuration says."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+from torch import nn
+
+from noah_lightning import console, run_files
+from noah_lightning.checkpoint_file import WholeFiles
+from noah_lightning.checkpoints import Checkpoints
+from noah_lightning.config import settings, typed
+from noah_lightning.data.module import ImageDataModule
+from noah_lightning.errors import ConfigError, one_line
+from noah_lightning.loggers import logger_callbacks
+from noah_lightning.processes import processes_per_node
+from noah_lightning.record import BestRecord
+from noah_lightning.stopping import StopRequest
+from noah_lightning.task import (
+    ClassificationTask,
+    MixingSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    scaled_to,
+)
+
+
+def make_task(config: DictConfig, model: nn.Module, batch: int) -> ClassificationTask:
+    """The training task of a recipe, around a model, with the rate for ``batch`` images per optimiser step.
+
+    Raises:
+        ConfigError: recipe settings out of their range.
+    """
+    optimizer = typed(OptimizerSettings, config, "recipe.optimizer")
+    if str(config.trainer.precision) in ("16", "16-mixed") and config.trainer.gradient_clip_val:
+        # Lightning has no gradients to clip where a fused optimiser is to unscale them.
+        optimizer = replace(optimizer, options={"fused": False} | dict(optimizer.options))
+    return ClassificationTask(
+        model,
+        scaled_to(optimizer, batch),
+        typed(ScheduleSettings, config, "recipe.schedule"),
+        label_smoothing=config.recipe.label_smoothing,
+        mixing=typed(MixingSettings, config, "recipe.mixing"),
+        num_classes=config.data.num_classes,
+        ema=config.recipe.ema,
+        channels_last=config.trainer.channels_last,
+    )
+
+
+def make_callbacks(
+    config: DictConfig,
+    run_dir: Path,
+    loggers: Sequence[Logger],
+    report: console.EpochReport,
+    data: ImageDataModule,
+    stop: StopRequest,
+) -> list[Callback]:
+    """What goes along with a training: progress, ``report``, the record of the best epoch, checkpoints, loggers.
+
+    ``stop`` is asked after each step.
+
+    Raises:
+        ConfigError: settings of the logger out of range.
+    """
+    record = BestRecord(run_dir / run_files.PREDICTIONS, data)
+    return [
+        console.progress(config.trainer.log_every_n_steps),
+        report,
+        record,
+        *_checkpoints(run_dir, config, stop),
+        *logger_callbacks(config, loggers, report, data),
+    ]
+
+
+def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trainer:
+    """Lightning's trainer with the settings of ``config.trainer``.
+
+    Raises:
+        ConfigError: settings Lightning does not accept.
+    """
+    try:
+        trainer = pl.Trainer(
+            **settings(config, "trainer", "devices", "channels_last", "compile"),
+            devices=_devices(config),
+            use_distributed_sampler=False,  # the data module shares out the images
+            default_root_dir=run_dir,
+            enable_model_summary=False,
+            enable_progress_bar=console.on_terminal(),
+            plugins=[WholeFiles()],
+            **arguments,
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise ConfigError(f"trainer: {one_line(error)}") from error
+    # Lightning's own would talk to the other processes from within a signal's handler; ours sets a flag.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+def _devices(config: DictConfig) -> Any:
+    """``trainer.devices`` as Lightning takes it; ``auto`` becomes the number of processes that there are."""
+    devices = settings(config, "trainer")["devices"]
+    return processes_per_node(config.trainer) if devices in ("auto", -1) else devices
+
+
+def _checkpoints(run_dir: Path, config: DictConfig, stop: StopRequest) -> list[Callback]:
+    """The weights of the best epoch, and the whole state as the run goes."""
+    folder, settings = run_dir / run_files.CHECKPOINTS, config.checkpoint
+    checkpoints: list[Callback] = [
+        ModelCheckpoint(folder, "best", monitor="val/top1", mode="max", enable_version_counter=False)
+    ]
+    if config.recipe.ema is not None:
+        checkpoints.append(
+            ModelCheckpoint(folder, "best_ema", monitor="val/ema_top1", mode="max", enable_version_counter=False)
+        )
+    return [*checkpoints, Checkpoints(run_dir, settings.every_n_steps, settings.every_minutes, settings.keep, stop)]

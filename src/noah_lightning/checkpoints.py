@@ -1,0 +1,114 @@
+"""The state of a run, saved as it goes: after so many steps or minutes, after each epoch, and when asked to stop."""
+
+import logging
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+
+from noah_lightning.checkpoint_file import WholeFiles, write_whole
+from noah_lightning.processes import rank
+from noah_lightning.run_files import CHECKPOINTS, METRICS
+from noah_lightning.stopping import Stopped, StopRequest
+
+log = logging.getLogger("noah_lightning")
+LAST = "last.ckpt"
+
+
+class Checkpoints(Checkpoint):
+    """Keeps ``step-<steps>.ckpt``, the last few of them, and ``last.ckpt``, which points to the latest.
+
+    It saves only where no gradients are half added up. At the end of an epoch that is after its validation.
+
+    Args:
+        run_dir: of the run.
+        every_n_steps: optimiser steps between two checkpoints.
+        every_minutes: longest time between two.
+        keep: how many.
+        stop: asked after each step; once it is set, the run is saved and :class:`Stopped` raised, in all processes
+            after the same step.
+    """
+
+    def __init__(self, run_dir: Path, every_n_steps: int, every_minutes: float, keep: int, stop: StopRequest) -> None:
+        self.folder, self.metrics = run_dir / CHECKPOINTS, run_dir / METRICS
+        self.every_n_steps, self.every_seconds, self.keep = every_n_steps, 60 * every_minutes, keep
+        self.stop = stop
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done = batch_idx + 1
+        if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
+            return  # after the last batch come the validation and the end of the epoch
+        stop, late = self._agree(trainer)
+        if stop or late or trainer.global_step % self.every_n_steps == 0:
+            self._save(trainer)
+        if stop:
+            raise Stopped(stop)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save(trainer)
+        stop, _ = self._agree(trainer)
+        if stop and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
+            raise Stopped(stop)
+
+    def _agree(self, trainer: pl.Trainer) -> tuple[int, bool]:
+        """The signal that one of the processes has had, and whether the clock of one of them says it is time."""
+        late = time.monotonic() - self._saved > self.every_seconds
+        if trainer.world_size == 1:
+            return self.stop.signal, late
+        answers = torch.tensor([self.stop.signal, int(late)], device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(answers, op=torch.distributed.ReduceOp.MAX)
+        signal, anyone_late = answers.tolist()
+        return signal, bool(anyone_late)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # what was logged before this step will not be logged again
+        path = self.folder / f"step-{trainer.global_step:08}.ckpt"
+        if rank() == 0:
+            _keep_metrics(self.metrics, path)
+        trainer.save_checkpoint(path)
+        self._saved = time.monotonic()
+        if rank() == 0 and not _io(trainer).failed:
+            _point(self.folder / LAST, path)
+            for old in checkpoints(self.folder)[self.keep :]:
+                old.unlink(missing_ok=True)
+                metrics_of(old).unlink(missing_ok=True)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the latest first."""
+    return sorted(folder.glob("step-*.ckpt"), reverse=True)
+
+
+def metrics_of(checkpoint: Path) -> Path:
+    """What had been logged when the checkpoint was saved. ``metrics.csv`` itself may be cut off anywhere."""
+    return checkpoint.with_suffix(".csv")
+
+
+def _keep_metrics(metrics: Path, checkpoint: Path) -> None:
+    if metrics.is_file():
+        with suppress(OSError):  # a full disk, which the checkpoint will meet and tell
+            write_whole(metrics_of(checkpoint), lambda file: file.write(metrics.read_bytes()))
+
+
+def _point(link: Path, path: Path) -> None:
+    """Let ``link`` lead to ``path``, at once."""
+    new = link.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(path.name)
+    new.replace(link)
+
+
+def _io(trainer: pl.Trainer) -> WholeFiles:
+    io = trainer.strategy.checkpoint_io
+    assert isinstance(io, WholeFiles)
+    return io

@@ -1,0 +1,147 @@
+"""A pack: the images of a folder tree in a few large files, and how it is told from an unfinished one.
+
+    OUT/train-000000.tar, …, OUT/val-000000.tar, …    shards, tar archives as WebDataset has them
+    OUT/train.npz, OUT/val.npz                        where each image lies
+    OUT/pack.json                                     classes and counts; written last
+
+Each image is two members of a shard: 000000123.jpg, the bytes of its file, and 000000123.cls, its label in digits.
+Nothing here is ever unpacked and no name in a shard is ever used: an image is so many bytes of a shard.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noah_lightning.data.tree import given_root
+from noah_lightning.errors import DataError, one_line
+
+FACTS = "pack.json"
+UNFINISHED = "unfinished"  # stands in OUT for as long as it is being packed
+SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
+FORMAT, VERSION = "noah_lightning pack", 1
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where the N images of one split lie, in the order in which they were packed.
+
+    Attributes:
+        ends: int64 (S,), number of images up to the end of each shard; the last one is N.
+        shard_bytes: int64 (S,), size of each shard.
+        offsets: int64 (N,), where each image begins in its shard.
+        sizes: int64 (N,), bytes of each image.
+        checksums: uint32 (N,), CRC-32 of these bytes.
+        labels: int32 (N,).
+    """
+
+    ends: NDArray[np.int64]
+    shard_bytes: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    checksums: NDArray[np.uint32]
+    labels: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def write(self, file: BinaryIO) -> None:
+        np.savez(file, allow_pickle=False, **vars(self))
+
+
+def shard_name(split: str, number: int) -> str:
+    return f"{split}-{number:06}.tar"
+
+
+def read_classes(root: Path) -> list[str]:
+    """Names of the classes in label order.
+
+    Raises:
+        DataError: no finished pack of a version that we know.
+    """
+    return [str(name) for name in read_facts(root)["classes"]]
+
+
+def count_packed_classes(root: str | None) -> int:
+    """Number of classes of the pack.
+
+    Raises:
+        DataError: no ``root``, or as :func:`read_classes`.
+    """
+    return len(read_classes(given_root(root)))
+
+
+def read_facts(root: Path) -> Mapping[str, Any]:
+    """What pack.json says.
+
+    Raises:
+        DataError: as :func:`read_classes`.
+    """
+    try:
+        facts = json.loads((root / FACTS).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(_no_pack(root)) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{root / FACTS} cannot be read ({one_line(error)}): pack the images again") from error
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT or not isinstance(facts.get("classes"), list):
+        raise DataError(f"{root / FACTS} was not written by noah pack: give another data.root=…")
+    if facts.get("version") != VERSION:
+        raise DataError(f"{root} is a pack of version {facts.get('version')}, this program reads version {VERSION}")
+    return facts
+
+
+def _no_pack(root: Path) -> str:
+    if not root.exists():
+        return f"data.root={root} does not exist: noah pack TREE {root} makes it from a folder tree"
+    if not root.is_dir():
+        return f"data.root={root} is not a folder: it must be what noah pack has written"
+    if (root / UNFINISHED).exists():
+        return f"data.root={root} is a pack that was never finished: give its noah pack command again"
+    if (root / "train").is_dir():
+        return f"data.root={root} is a folder tree: add data=imagefolder, or pack it with noah pack {root} OUT"
+    return f"data.root={root} has no {FACTS}: it must be what noah pack has written"
+
+
+def read_index(root: Path, split: str) -> Index:
+    """Where the images of a split lie. That every shard has its full size is seen to; their content is not read.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    facts = read_facts(root)
+    file = root / f"{split}.npz"
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            index = Index(*(arrays[name] for name in Index.__dataclass_fields__))
+        told = facts["splits"][split]["images"]
+        inside = _is_consistent(index, len(facts["classes"]), told)
+    except Exception as error:  # numpy and zipfile raise a handful of unrelated types on broken files
+        raise DataError(f"{file} cannot be read ({one_line(error)}): copy or make the pack again") from error
+    if not inside:
+        raise DataError(f"{file} is damaged: copy or make the pack again")
+    for number, size in enumerate(index.shard_bytes.tolist()):
+        shard = root / shard_name(split, number)
+        try:
+            found = os.stat(shard).st_size
+        except OSError as error:
+            raise DataError(f"{shard} cannot be read ({error.strerror}): copy or make the pack again") from error
+        if found != size:
+            raise DataError(f"{shard} has {found:,} bytes, not {size:,}: copy or make the pack again")
+    return index
+
+
+def _is_consistent(index: Index, classes: int, images: int) -> bool:
+    """Whether every image lies within its shard and has a label that there is."""
+    shards = np.diff(index.ends, prepend=0)
+    if len(index.ends) != len(index.shard_bytes) or (shards < 1).any() or shards.sum() != images:
+        return False
+    if {len(index.offsets), len(index.sizes), len(index.checksums), len(index.labels)} != {images}:
+        return False
+    room = np.repeat(index.shard_bytes, shards)
+    inside = (index.offsets >= 0) & (index.sizes >= 0) & (index.sizes <= room) & (index.offsets <= room - index.sizes)
+    return bool(inside.all() and (index.labels >= 0).all() and (index.labels < classes).all())

@@ -1,0 +1,154 @@
+"""Photographs from the shards that ``noah pack`` has written."""
+
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noah_lightning.checks import whole_number
+from noah_lightning.data.decode import decode_rgb
+from noah_lightning.data.imagefolder import ImageFolderDataModule
+from noah_lightning.data.module import ImageDataModule, Split
+from noah_lightning.data.pack_format import read_classes, read_index, shard_name
+from noah_lightning.data.shard_shuffle import ShardShuffle
+from noah_lightning.data.transforms import Transform, eval_transform, train_transform
+from noah_lightning.errors import DataError, one_line
+
+OPEN_SHARDS = 32  # kept open by a process; each is a file handle
+
+
+class PackedImages:
+    """The images of one split of a pack, in the order of the pack; any of them can be asked for at any time.
+
+    With the first image of a shard the system is asked to fetch all of it in the background (``posix_fadvise``):
+    storage that likes large sequential reads gets one, and the images that follow come from memory which all
+    processes of the machine share. A file system that ignores the advice reads image by image.
+
+    Args:
+        root: what ``noah pack`` has written.
+        split: its name.
+        transform: uint8 (3, H, W) to uint8 (3, S, S).
+
+    Raises:
+        DataError: no finished pack, or one of its files is missing or damaged.
+    """
+
+    def __init__(self, root: Path, split: str, transform: Transform) -> None:
+        self.root, self.split = root, split
+        self.classes = read_classes(root)
+        self.index = read_index(root, split)
+        self.transform = transform
+        self._open: OrderedDict[int, int] = OrderedDict()  # shard: its file handle, the one used last at the end
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """(uint8 (3, S, S), label); DataError where the bytes are not those that were packed."""
+        shard = int(self.index.ends.searchsorted(index, side="right"))
+        file = self.root / shard_name(self.split, shard)
+        try:
+            data = os.pread(self._handle(shard, file), int(self.index.sizes[index]), int(self.index.offsets[index]))
+        except OSError as error:
+            raise DataError(f"{file} cannot be read ({error.strerror}): copy or make the pack again") from error
+        if zlib.crc32(data) != self.index.checksums[index]:
+            raise DataError(f"{file} is damaged (image {index} of {self.split}): copy or make the pack again")
+        try:
+            pixels = decode_rgb(data)
+        except Exception as error:  # noah pack has decoded it, perhaps with another version of a decoder
+            raise DataError(f"{file}: image {index} of {self.split} cannot be decoded ({one_line(error)})") from error
+        return self.transform(torch.from_numpy(pixels).permute(2, 0, 1)), int(self.index.labels[index])
+
+    def _handle(self, shard: int, file: Path) -> int:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        if len(self._open) >= OPEN_SHARDS:
+            os.close(self._open.popitem(last=False)[1])
+        self._open[shard] = handle = os.open(file, os.O_RDONLY)
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_WILLNEED)
+        return handle
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For loading processes that are not forked: file handles stay behind."""
+        return {**vars(self), "_open": OrderedDict()}
+
+    def __del__(self) -> None:
+        for handle in vars(self).get("_open", {}).values():
+            os.close(handle)
+
+
+class PackedDataModule(ImageFolderDataModule):
+    """Photographs in shards, for storage that is slow with a million small files.
+
+    Training goes from shard to shard, see :class:`~noah_lightning.data.shard_shuffle.ShardShuffle`. Validation has
+    the order of the folder tree, of which process r of W takes every W-th image, so every machine reads all of val/.
+
+    Args, beyond those of :class:`ImageFolderDataModule`:
+        root: what ``noah pack`` has written; ``~`` is expanded.
+        mix_shards: shards over which training images are mixed; a machine keeps about that many in memory for each
+            of its processes.
+
+    Raises:
+        ConfigError: a value out of range.
+        DataError: ``root`` is not set.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | None,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: int,
+        crop_ratio: float,
+        interpolation: str,
+        augment: Mapping[str, Any],
+        batch_size: int,
+        num_workers: int | None,
+        seed: int,
+        mix_shards: int = 4,
+    ) -> None:
+        super().__init__(
+            root=root,
+            num_classes=num_classes,
+            mean=mean,
+            std=std,
+            image_size=image_size,
+            crop_ratio=crop_ratio,
+            interpolation=interpolation,
+            augment=augment,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        self.mix_shards = whole_number("data.mix_shards", mix_shards, low=0)
+
+    def setup(self, stage: str) -> None:
+        """Reads where the images lie.
+
+        Raises:
+            DataError: no finished pack, one that is damaged, or a class count other than ``num_classes``.
+        """
+        ImageDataModule.setup(self, stage)  # there is no folder tree to check
+
+    def build(self, split: Split) -> PackedImages:
+        """Opens one split."""
+        if split == "train":
+            transform = train_transform(self.image_size, self.augment, self.mean)
+        else:
+            transform = eval_transform(self.image_size, self.crop_ratio, self.interpolation)
+        return PackedImages(self.root, split, transform)
+
+    def train_order(self, epoch: int) -> ShardShuffle:
+        """From shard to shard."""
+        assert isinstance(self.train_dataset, PackedImages), "setup('fit') comes first"
+        ends, repeats = self.train_dataset.index.ends, self.augment.repeats
+        return ShardShuffle(ends, self.seed, self.mix_shards, repeats, epoch, *self._rank_of())

@@ -1,0 +1,101 @@
+"""One shard: a tar archive of image files and their labels, as WebDataset has it."""
+
+import os
+import tarfile
+import threading
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noah_lightning.data.decode import decode_rgb
+from noah_lightning.errors import DataError, one_line
+from noah_lightning.packing.progress import Advance
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What was written: bytes in all; begin, size and CRC-32 of each image, as in :class:`Index`."""
+
+    bytes: int
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    checksums: NDArray[np.uint32]
+
+
+class Stopped(Exception):
+    """Another shard has failed, or the user has had enough."""
+
+
+def tar_size(size: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Bytes that images of ``size`` bytes take in a shard: two headers, the label's block, and whole blocks."""
+    blocks: NDArray[np.int64] = 3 + -(-size // tarfile.BLOCKSIZE)
+    return blocks * tarfile.BLOCKSIZE
+
+
+def write_shard(
+    path: Path, images: Iterable[tuple[Path, int]], first: int, advance: Advance, stop: threading.Event
+) -> Shard:
+    """Writes a new shard to the disk.
+
+    Args:
+        path: of the shard.
+        images: file and label of each.
+        first: number of the first one in its split.
+        advance: is told of each image.
+        stop: ends the work early.
+
+    Raises:
+        DataError: a file that is no image.
+        OSError: the shard cannot be written.
+        Stopped: on ``stop``.
+    """
+    offsets, sizes, checksums = [], [], []
+    with open(path, "xb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for number, (source, label) in enumerate(images, first):
+                if stop.is_set():
+                    raise Stopped
+                data = _read(source)
+                offsets.append(archive.offset + tarfile.BLOCKSIZE)  # behind the header
+                sizes.append(len(data))
+                checksums.append(zlib.crc32(data))
+                _add(archive, f"{number:09}{source.suffix.lower()}", data)
+                _add(archive, f"{number:09}.cls", str(label).encode())
+                advance()
+        file.flush()
+        os.fsync(file.fileno())  # before pack.json says that all is there
+        length = file.tell()
+    return Shard(length, np.array(offsets), np.array(sizes), np.array(checksums, np.uint32))
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # no owner, no time: the same images make the same shard
+    member.size = len(data)
+    archive.addfile(member, BytesIO(data))
+
+
+def _read(source: Path) -> bytes:
+    try:
+        data = source.read_bytes()
+        decode_rgb(data)
+    except Exception as error:  # PIL's decoders raise a dozen unrelated types on broken files
+        raise _unreadable(source, error) from error
+    return data
+
+
+def read_size(source: Path) -> int:
+    """Bytes of a file; DataError where it cannot be asked for."""
+    try:
+        return os.stat(source).st_size
+    except OSError as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: Path, error: Exception) -> DataError:
+    """As ``data=imagefolder`` says it."""
+    return DataError(f"{source} cannot be read as an image, replace or remove it ({one_line(error)})")

@@ -1,0 +1,165 @@
+"""Pull the plug on a run again and again, resume it each time, and compare the end with that of a run left alone.
+
+    python tests/faults.py --kills 20 --devices 1         # SIGKILL at moments drawn at random (make test-faults)
+
+The run has all that could remember something: loading processes, random augmentation, mixup, dropout, stochastic
+depth, an average of the weights, momentum, and checkpoints in the middle of its epochs. Equal means bit for bit: the
+whole last checkpoint, the best one, metrics.csv with the loss of every step, and the predictions.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+SETTINGS = [
+    "model=timm",
+    "model.name=test_resnet",
+    "head=noah",
+    "data=imagefolder",
+    "data.image_size=32",
+    "data.num_workers=2",
+    "recipe=deit",
+    "recipe.batch_size=8",
+    "recipe.epochs=3",
+    "recipe.drop_path=0.1",
+    "recipe.ema=0.9",
+    "recipe.augment.repeats=1",
+    "trainer.log_every_n_steps=1",
+    "trainer.num_sanity_val_steps=0",
+    "checkpoint.every_n_steps=3",
+]
+# Of wall-clock time, so never the same twice.
+CLOCK = {"train_seconds", "run_seconds", "images_per_second", "epoch_seconds"}
+# Where the run lies, and the latest score that Lightning has seen, which it does not restore and does not need.
+ELSEWHERE = {"dirpath", "best_model_path", "kth_best_model_path", "best_k_models", "last_model_path", "current_score"}
+IMAGES = 400
+
+
+def photographs(root: Path) -> Path:
+    """root/{train,val}/{a,b}/*.jpg: noise of two kinds."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", IMAGES), ("val", 20)):
+        for i in range(count):
+            pixels = rng.integers(0, 256, (40, 48, 3), np.uint8)
+            folder = root / split / "ab"[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels // (1 + i % 2)).save(folder / f"{i}.jpg", quality=90)
+    return root
+
+
+def command(data: Path, run: Path, devices: int) -> list[str]:
+    """Of the first attempt."""
+    words = [*SETTINGS, f"data.root={data}", f"hydra.run.dir={run}"]
+    if devices > 1:
+        words += ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={devices}"]
+    return ["train", *words]
+
+
+def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """A process group of its own, so that all of a run is killed."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    program = [sys.executable, "-m", "noah_lightning", *words]
+    with log.open("ab") as out:
+        return subprocess.Popen(program, stdout=out, stderr=out, env=environment, start_new_session=True)
+
+
+def run_with_kills(data: Path, run: Path, devices: int, moments: list[float], sent: signal.Signals) -> list[int]:
+    """Train, and at each moment (seconds after a start) send a signal and resume; returns the exit statuses."""
+    log = run.parent / f"{run.name}.log"
+    statuses = []
+    for moment in [*moments, None]:
+        words = ["resume", str(run)] if (run / "config.yaml").exists() else command(data, run, devices)
+        process = start(words, log)
+        try:
+            statuses.append(process.wait(timeout=moment))
+            if (run / "results.json").exists():
+                break
+        except subprocess.TimeoutExpired:
+            if sent == signal.SIGKILL:
+                os.killpg(process.pid, sent)
+            else:
+                process.send_signal(sent)
+            statuses.append(process.wait(timeout=120))
+    if not (run / "results.json").exists():
+        raise AssertionError(f"the run did not finish:\n{log.read_text()[-3000:]}")
+    return statuses
+
+
+def differences(left: Path, right: Path) -> list[str]:
+    """What is not the same in two finished runs."""
+    found = []
+    for name in ("best.ckpt", "best_ema.ckpt", "last.ckpt"):
+        a, b = (dict(flat(torch.load(run / "checkpoints" / name, weights_only=True))) for run in (left, right))
+        for key in sorted(a.keys() | b.keys()):
+            if key not in a or key not in b:
+                found.append(f"{name}: only one has {key}")
+            elif not same(a[key], b[key]):
+                found.append(f"{name}: {key}: {a[key]} != {b[key]}"[:300])
+    if (left / "metrics.csv").read_bytes() != (right / "metrics.csv").read_bytes():
+        found.append("metrics.csv")
+    a, b = (np.load(run / "predictions.npz") for run in (left, right))
+    found += [f"predictions.npz: {key}" for key in a if not np.array_equal(a[key], b[key])]
+    a, b = (json.loads((run / "results.json").read_text()) for run in (left, right))
+    found += [f"results.json: {key}" for key in a if key not in CLOCK and a[key] != b[key]]
+    return found
+
+
+def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """All leaves of nested containers but the clock's, and the paths of the runs."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if key not in CLOCK | ELSEWHERE:
+                yield from flat(part, f"{name}/{key}")
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from flat(part, f"{name}/{number}")
+    else:
+        yield name, value
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    return bool(a == b)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--signal", default="SIGKILL", choices=["SIGKILL", "SIGTERM", "SIGUSR1", "SIGINT"])
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="noah_faults_") as name:
+        folder = Path(name)
+        data = photographs(folder / "data")
+        begun = time.monotonic()
+        run_with_kills(data, folder / "alone", arguments.devices, [], signal.SIGKILL)
+        whole = time.monotonic() - begun
+        draw = random.Random(arguments.seed)
+        moments = [draw.uniform(0.2, 0.7) * whole for _ in range(arguments.kills)]  # starting takes half of it
+        statuses = run_with_kills(
+            data, folder / "killed", arguments.devices, moments, signal.Signals[arguments.signal]
+        )
+        found = differences(folder / "alone", folder / "killed")
+        print(f"{len(statuses) - 1} times {arguments.signal}, {arguments.devices} processes; statuses {statuses}")
+        print("\n".join(found) if found else "bitwise the same as the run that was left alone")
+        return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

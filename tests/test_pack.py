@@ -1,0 +1,292 @@
+"""noah pack: what the shards hold, what a broken-off attempt leaves, and its mistakes."""
+
+import contextlib
+import json
+import os
+import signal
+import tarfile
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from PIL import Image
+from webdataset import WebDataset
+
+from conftest import Answer
+from noah_lightning import cli
+from noah_lightning import packing as pack_file
+from noah_lightning.data.pack_format import read_classes, read_index
+from noah_lightning.errors import DataError
+from noah_lightning.packing import pack
+from noah_lightning.packing import progress as pack_progress
+from noah_lightning.packing import shard as pack_shard
+
+Noah = Callable[..., Answer]
+SHARD = 6000  # bytes: a few images of the tree
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """root/{train,val}/{ant,bee,cat}/*: noise, each image another one, some no JPEG."""
+    root = tmp_path / "photos"
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 9), ("val", 4)):
+        for name in ("ant", "bee", "cat"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                image = Image.fromarray(rng.integers(0, 256, (24 + i, 30, 3), dtype=np.uint8))
+                image.save(folder / f"{i}.v1.{'PNG' if i == 3 else 'jpg'}")
+    return root
+
+
+def members(out: Path, split: str) -> list[tuple[str, bytes]]:
+    """All that the shards of a split hold, as any program that reads tar archives sees it."""
+    found = []
+    for shard in sorted(out.glob(f"{split}-*.tar")):
+        with tarfile.open(shard) as archive:
+            found += [(member.name, archive.extractfile(member).read()) for member in archive]  # type: ignore[union-attr]
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_shards_hold_the_files_and_their_labels(photos: Path, tmp_path: Path, split: str) -> None:
+    """As WebDataset's convention has it: members of one sample share a key and stand together."""
+    pack(photos, tmp_path / "out", SHARD)
+    found = members(tmp_path / "out", split)
+    assert len(list((tmp_path / "out").glob(f"{split}-*.tar"))) > 2
+    images, labels = found[::2], found[1::2]
+    assert [name for name, _ in labels] == [f"{number:09}.cls" for number in range(len(images))]
+    assert [name[:9] for name, _ in images] == [f"{number:09}" for number in range(len(images))]
+    packed = [(int(label), data) for (_, data), (_, label) in zip(images, labels, strict=True)]
+    tree = [
+        (label, file.read_bytes())
+        for label, name in enumerate(("ant", "bee", "cat"))
+        for file in sorted((photos / split / name).iterdir())
+    ]
+    assert sorted(packed) == sorted(tree)
+    assert (packed == tree) == (split == "val"), "only the training images are shuffled"
+    assert {name[9:] for name, _ in images} == {".jpg", ".png"}
+
+
+def test_the_index_says_where_they_lie(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pack(photos, out, SHARD)
+    index = read_index(out, "train")
+    found = members(out, "train")
+    start = 0
+    for shard, end in enumerate(index.ends.tolist()):
+        data = (out / f"train-{shard:06}.tar").read_bytes()
+        for image in range(start, end):
+            offset, size = int(index.offsets[image]), int(index.sizes[image])
+            assert data[offset : offset + size] == found[2 * image][1]
+            assert int(index.labels[image]) == int(found[2 * image + 1][1])
+        start = end
+    assert start == len(index) == 27
+
+
+def test_classes_are_mixed_over_the_shards(photos: Path, tmp_path: Path) -> None:
+    pack(photos, tmp_path / "out", 3 * SHARD)
+    index = read_index(tmp_path / "out", "train")
+    for some in np.split(index.labels, index.ends[:-1]):
+        assert len(some) < 5 or len(set(some.tolist())) > 1
+
+
+def test_shards_are_as_large_as_asked(photos: Path, tmp_path: Path) -> None:
+    pack(photos, tmp_path / "out", SHARD)
+    *full, last = read_index(tmp_path / "out", "train").shard_bytes.tolist()
+    largest = max(file.stat().st_size for file in photos.rglob("*.*g"))
+    assert all(SHARD / 2 < size < SHARD + largest + 3 * 512 + tarfile.RECORDSIZE for size in full)
+    assert last > 0
+
+
+def test_the_same_tree_makes_the_same_pack(photos: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        pack(photos, tmp_path / name, SHARD)
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert all(one[name] == two[name] for name in one if name.endswith((".tar", ".json")))
+
+
+def test_the_command_tells_what_it_did(photos: Path, noah: Noah) -> None:
+    answer = noah("pack", str(photos), "out", "--shard-size", "1")
+    assert (answer.status, answer.err) == (0, "")
+    assert answer.out == "out  train 27 images in 1 shards  val 12 images in 1 shards  3 classes  0.000133 GB\n"
+    facts = json.loads(Path("out/pack.json").read_text())
+    assert facts["classes"] == ["ant", "bee", "cat"]
+    assert sorted(os.listdir("out")) == ["pack.json", "train-000000.tar", "train.npz", "val-000000.tar", "val.npz"]
+
+
+def test_lines_tell_how_far_it_is(photos: Path, noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack_progress, "EVERY", 0.0)
+    lines = noah("pack", str(photos), "out").out.splitlines()
+    assert len(lines) == 39 + 1
+    assert "packed 27 of 39 images  " in lines[26]
+
+
+def test_a_terminal_has_a_bar(photos: Path, noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack_progress, "on_terminal", lambda: True)
+    assert "39/39" in noah("pack", str(photos), "out").out
+
+
+def test_a_finished_pack_is_never_touched(photos: Path, noah: Noah) -> None:
+    noah("pack", str(photos), "out")
+    before = contents(Path("out"))
+    answer = noah("pack", str(photos), "out")
+    expected = "noah: out holds a finished pack already, which stays as it is: give another folder\n"
+    assert (answer.status, answer.out, answer.err) == (2, "", expected)
+    assert contents(Path("out")) == before
+
+
+def test_a_folder_of_something_else_is_never_touched(photos: Path, noah: Noah) -> None:
+    Path("out").mkdir()
+    Path("out/train-000000.tar").write_text("mine")  # by no pack: it has no mark
+    answer = noah("pack", str(photos), "out")
+    assert (answer.status, answer.err) == (2, "noah: out is not empty (train-000000.tar): give a new folder\n")
+    Path("out/unfinished").touch()
+    Path("out/thesis.txt").touch()
+    answer = noah("pack", str(photos), "out")
+    assert (answer.status, answer.err) == (2, "noah: out is not empty (thesis.txt): give a new folder\n")
+    assert Path("out/train-000000.tar").read_text() == "mine"
+
+
+def test_an_empty_folder_will_do(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    pack(photos, tmp_path / "out", SHARD)
+    assert read_classes(tmp_path / "out") == ["ant", "bee", "cat"]
+
+
+def test_two_at_a_time_do_not_mix(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with (
+        FileLock(out / "unfinished"),
+        pytest.raises(DataError, match=r"^another process is packing into .*/out: wait"),
+    ):
+        pack(photos, out, SHARD)
+
+
+# --- broken off
+
+
+def pack_slowly(photos: Path, out: Path) -> int:
+    """``noah pack`` in a process of its own, forked from this one to spare the imports; returns its number."""
+    child = os.fork()
+    if child == 0:
+        read = pack_shard._read
+        pack_shard._read = lambda source: (time.sleep(0.05), read(source))[1]
+        status = 1
+        with contextlib.suppress(BaseException), out.with_suffix(".err").open("w") as told:
+            write = pack_file.pack
+            pack_file.pack = lambda root, out, size: write(root, out, SHARD)
+            with contextlib.redirect_stderr(told):
+                status = cli.main(["pack", str(photos), str(out)])
+        os._exit(status)
+    return child
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda how: how.name)
+def test_a_pack_that_was_broken_off_is_not_taken_for_finished(photos: Path, noah: Noah, how: signal.Signals) -> None:
+    out = Path("out")
+    child = pack_slowly(photos, out)
+    while not (out / "train-000001.tar").exists():
+        time.sleep(0.01)
+    os.kill(child, how)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+    trained = noah("train", "data=packed", "data.root=out")
+    assert trained.status == 2
+    if how == signal.SIGKILL:
+        assert trained.err == (
+            "noah: data.root=out is a pack that was never finished: give its noah pack command again\n"
+        )
+        (out / "val-000099.tar").touch()  # of a larger tree, for all we know
+    else:
+        assert Path("out.err").read_text() == ""
+        assert not out.exists()
+    again = noah("pack", str(photos), "out")
+    assert again.status == 0
+    assert ("out: packing was broken off there; starting over\n" in again.out) == (how == signal.SIGKILL)
+    noah("pack", str(photos), "new")
+    one, two = contents(out), contents(Path("new"))
+    assert one.keys() == two.keys()
+    assert all(one[name] == two[name] for name in one if name.endswith((".tar", ".json")))
+
+
+def test_killed_just_before_the_end(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is written but pack.json has not its name yet."""
+    out = tmp_path / "out"
+    child = os.fork()
+    if child == 0:
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        pack(photos, out, SHARD)
+    os.waitpid(child, 0)
+    assert (out / "pack.json.part").exists()
+    with pytest.raises(DataError, match="never finished"):
+        read_index(out, "train")
+    pack(photos, out, SHARD)
+    assert len(read_index(out, "train")) == 27
+    assert not {"pack.json.part", "unfinished"} & set(os.listdir(out))
+
+
+def test_a_full_disk_is_one_line(photos: Path, noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pack_shard, "_add", full)
+    answer = noah("pack", str(photos), "out")
+    assert (answer.status, answer.err) == (2, "noah: out cannot be written: No space left on device\n")
+    assert not Path("out").exists()
+
+
+# --- mistakes in the tree
+
+
+def test_mistakes_are_those_of_a_folder_tree(photos: Path, noah: Noah) -> None:
+    answer = noah("pack", "nowhere", "out")
+    assert (answer.status, answer.err.count("\n")) == (2, 1)
+    assert answer.err.startswith("noah: data.root=nowhere does not exist")
+    for split in ("train", "val"):
+        (photos / split / "dog").mkdir()
+    answer = noah("pack", str(photos), "out")
+    assert answer.status == 2
+    assert answer.err == f"noah: {photos}/train has classes without images, fill or remove them: dog\n"
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("how", ["text", "truncated", "empty", "gone"])
+def test_an_unreadable_image_is_named(photos: Path, noah: Noah, how: str) -> None:
+    file = photos / "val" / "bee" / "1.v1.jpg"
+    contents = {"text": b"<html>", "truncated": file.read_bytes()[:300], "empty": b""}
+    if how == "gone":
+        file.unlink()
+        file.symlink_to("nowhere.jpg")
+    else:
+        file.write_bytes(contents[how])
+    answer = noah("pack", str(photos), "out")
+    assert (answer.status, answer.err.count("\n")) == (2, 1)
+    assert answer.err.startswith(f"noah: {file} cannot be read as an image, replace or remove it (")
+    assert not Path("out").exists()
+    file.unlink()
+    assert noah("pack", str(photos), "out").status == 0
+
+
+# --- other programs
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_webdataset_reads_the_shards(photos: Path, tmp_path: Path, split: str) -> None:
+    pack(photos, tmp_path / "out", SHARD)
+    shards = sorted(map(str, (tmp_path / "out").glob(f"{split}-*.tar")))
+    samples = WebDataset(shards, shardshuffle=False).to_tuple("jpg;png", "cls")
+    index = read_index(tmp_path / "out", split)
+    found = [(zlib.crc32(image), int(label)) for image, label in samples]
+    assert found == list(zip(index.checksums.tolist(), index.labels.tolist(), strict=True))
