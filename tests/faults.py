@@ -11,12 +11,13 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ SETTINGS = [
     "recipe=deit",
     "recipe.batch_size=8",
     "recipe.epochs=3",
+    "recipe.schedule.warmup_epochs=1",
     "recipe.drop_path=0.1",
     "recipe.ema=0.9",
     "recipe.augment.repeats=1",
@@ -77,32 +79,62 @@ def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(program, stdout=out, stderr=out, env=environment, start_new_session=True)
 
 
-def run_with_kills(data: Path, run: Path, devices: int, moments: list[float], sent: signal.Signals) -> list[int]:
-    """Train, and at each moment (seconds after a start) send a signal and resume; returns the exit statuses."""
+def run_with_kills(
+    data: Path,
+    run: Path,
+    devices: int,
+    moments: Sequence[float | int],
+    sent: signal.Signals,
+    words: Sequence[str] = (),
+) -> list[int]:
+    """Train, and at each moment send a signal and resume; returns the exit statuses.
+
+    A moment is a time in seconds after a start, or a whole number: of steps that have been logged.
+    """
     log = run.parent / f"{run.name}.log"
     statuses = []
     for moment in [*moments, None]:
-        words = ["resume", str(run)] if (run / "config.yaml").exists() else command(data, run, devices)
-        process = start(words, log)
-        try:
-            statuses.append(process.wait(timeout=moment))
-            if (run / "results.json").exists():
-                break
-        except subprocess.TimeoutExpired:
+        resume = (run / "config.yaml").exists()
+        process = start(["resume", str(run)] if resume else [*command(data, run, devices), *words], log)
+        wait_for(process, run, moment)
+        if process.poll() is None:
             if sent == signal.SIGKILL:
                 os.killpg(process.pid, sent)
             else:
                 process.send_signal(sent)
-            statuses.append(process.wait(timeout=120))
-    if not (run / "results.json").exists():
-        raise AssertionError(f"the run did not finish:\n{log.read_text()[-3000:]}")
-    return statuses
+        statuses.append(process.wait(timeout=120))
+        if (run / "results.json").exists():
+            return statuses
+    raise AssertionError(f"the run did not finish:\n{log.read_text()[-3000:]}")
+
+
+def wait_for(process: subprocess.Popen[bytes], run: Path, moment: float | int | None) -> None:
+    """Until the moment, or the end of the process."""
+    begun = time.monotonic()
+    while process.poll() is None:
+        if isinstance(moment, float) and time.monotonic() - begun > moment:
+            return
+        if isinstance(moment, int) and steps_saved(run) >= moment:
+            return
+        time.sleep(0.01)
+
+
+def steps_saved(run: Path) -> int:
+    """By the latest checkpoint, or by the lines of the log of this start."""
+    saved = [int(path.stem.removeprefix("step-")) for path in run.glob("checkpoints/step-*.ckpt")]
+    log = run / "train.log"
+    told = re.findall(r"epoch (\d+)/\d+  batch (\d+)/(\d+)", log.read_text()) if log.exists() else []
+    logged = [(int(epoch) - 1) * int(batches) + int(batch) for epoch, batch, batches in told[-1:]]
+    return max([*saved, *logged], default=0)
 
 
 def differences(left: Path, right: Path) -> list[str]:
-    """What is not the same in two finished runs."""
+    """What is not the same in two finished runs, of all that does not tell the time."""
     found = []
-    for name in ("best.ckpt", "best_ema.ckpt", "last.ckpt"):
+    names = [{path.name for path in run.glob("checkpoints/*")} for run in (left, right)]
+    if names[0] != names[1]:
+        return [f"files: {names[0] ^ names[1]}"]
+    for name in sorted(names[0]):
         a, b = (dict(flat(torch.load(run / "checkpoints" / name, weights_only=True))) for run in (left, right))
         for key in sorted(a.keys() | b.keys()):
             if key not in a or key not in b:

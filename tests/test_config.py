@@ -222,7 +222,8 @@ def test_the_folder_in_use_is_that_of_the_clone() -> None:
 
 
 def test_the_result_has_the_groups_and_no_hydra() -> None:
-    assert compose_config([]).keys() == {"seed", "model", "head", "data", "recipe", "trainer", "logger"}
+    groups = {"seed", "model", "head", "data", "recipe", "trainer", "checkpoint", "logger"}
+    assert compose_config([]).keys() == groups
 
 
 def test_the_result_refuses_new_keys() -> None:

@@ -690,9 +690,9 @@ def interrupt(folder: Path, when: Callable[[str, str], bool]) -> Launched:
 def test_ctrl_c_is_one_line_and_leaves_no_process(tmp_path: Path) -> None:
     answer = interrupt(tmp_path, lambda out, mark: "epoch 2/1000" in out)
     assert (answer.status, answer.err, answer.behind) == (130, "", [])
-    told = [line for line in answer.out.splitlines() if "interrupted" in line]
+    told = [line for line in answer.out.splitlines() if "stopped" in line]
     assert told == answer.out.splitlines()[-1:]
-    assert re.fullmatch(r"interrupted in epoch \d+; what there is so far lies in .*", told[0])
+    assert re.fullmatch(r"stopped  by SIGINT after [\d,]+ steps; noah resume .*", told[0])
     assert told[0] in (run_dir_in(tmp_path) / "train.log").read_text()
 
 

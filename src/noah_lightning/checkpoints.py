@@ -89,6 +89,15 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.ckpt"), reverse=True)
 
 
+def keep_only_last(folder: Path) -> None:
+    """When a run has finished: ``last.ckpt`` becomes a file, and nothing remains to go on from."""
+    latest, *older = checkpoints(folder)
+    latest.replace(folder / LAST)
+    for path in (latest, *older):
+        path.unlink(missing_ok=True)
+        metrics_of(path).unlink(missing_ok=True)
+
+
 def metrics_of(checkpoint: Path) -> Path:
     """What had been logged when the checkpoint was saved. ``metrics.csv`` itself may be cut off anywhere."""
     return checkpoint.with_suffix(".csv")

@@ -6,13 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from noah_lightning.errors import ConfigError, one_line
+from noah_lightning.run_files import LOG
 
 try:
     import fcntl
 except ImportError:  # Windows: nothing keeps the second one out there
     fcntl = None  # type: ignore[assignment]
-
-LOCK = ".lock"
 
 
 @contextmanager
@@ -24,7 +23,7 @@ def locked(run_dir: Path) -> Iterator[None]:
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        handle = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(run_dir / LOG, os.O_RDWR | os.O_CREAT, 0o644)  # any file would do
     except OSError as error:
         raise ConfigError(f"{run_dir} cannot be written ({one_line(error)}); give another hydra.run.dir=…") from error
     try:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from noah_lightning import console, run_files, runs
 from noah_lightning.assembly import make_callbacks, make_task, make_trainer
+from noah_lightning.checkpoints import keep_only_last
 from noah_lightning.compiled import compiled
 from noah_lightning.config import settings
 from noah_lightning.cost import count_parameters
@@ -39,7 +40,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> runs.Resul
 
     Raises:
         UserError: whatever the user can mend.
-        RunFailed: memory or a loading process gave out.
+        RunFailed: memory, the disk or a loading process gave out, or a loss was not finite.
         Stopped: a signal asked for it, and the state is saved.
     """
     check_settings(config)
@@ -76,7 +77,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> runs.Resul
                 if rank() == 0:
                     log.info("resumed  after %s steps, from %s", f"{saved.steps:,}", saved.path)
                     keep_metrics(run_dir, loggers, saved)
-            with compiled(task.model, config.trainer.compile), faults_told(config, data):
+            with compiled(task.model, config.trainer.compile), faults_told(config, data, run_dir):
                 trainer.fit(task, datamodule=data, ckpt_path=saved.path if saved else None, weights_only=True)
             results = _conclude(run_dir, task, report)
             return results
@@ -147,6 +148,7 @@ def _conclude(run_dir: Path, task: ClassificationTask, report: console.EpochRepo
     )
     if rank() == 0:
         runs.write_results(run_dir, results)
+        keep_only_last(run_dir / run_files.CHECKPOINTS)
     log.info("best     %s", report.best)
     if ema:
         log.info("best ema %s", report.best_ema)

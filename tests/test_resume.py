@@ -1,0 +1,156 @@
+"""A run that is broken off goes on as if it had not been."""
+
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import faults
+from conftest import TINY, Answer
+
+Noah = Callable[..., Answer]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return faults.photographs(tmp_path_factory.mktemp("photographs"))
+
+
+@pytest.fixture(scope="module")
+def left_alone(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("alone") / "run"
+    faults.run_with_kills(photographs, run, 1, [], signal.SIGKILL)
+    return run
+
+
+def test_killed_three_times_and_the_same_to_the_bit(photographs: Path, left_alone: Path, tmp_path: Path) -> None:
+    """The short form of `make test-faults`: the moments are when so many steps have been saved."""
+    draw = random.Random(1)
+    steps = sorted(draw.randrange(3, 140) for _ in range(3))
+    statuses = faults.run_with_kills(photographs, tmp_path / "run", 1, steps, signal.SIGKILL)
+    assert statuses == [-9, -9, -9, 0]
+    assert faults.differences(left_alone, tmp_path / "run") == []
+
+
+def test_sigterm_loses_nothing(photographs: Path, left_alone: Path, tmp_path: Path) -> None:
+    """The state is that after the batch at which the signal came, although checkpoints are far between."""
+    run = tmp_path / "run"
+    statuses = faults.run_with_kills(photographs, run, 1, [20], signal.SIGTERM, ["checkpoint.every_n_steps=1000"])
+    assert statuses == [128 + signal.SIGTERM, 0]
+    log = (run / "train.log").read_text()
+    stopped = log.split("stopped  by SIGTERM after ")[1].split(" steps")[0]
+    assert int(stopped) >= 20
+    assert f"resumed  after {stopped} steps" in log
+    assert faults.differences(left_alone, run) == []
+
+
+def interrupted_after(noah: Noah, monkeypatch: pytest.MonkeyPatch, steps: int, *words: str) -> Answer:
+    """A run in this process that gets SIGINT's flag after so many steps."""
+    from noah_lightning import checkpoints
+
+    agree = checkpoints.Checkpoints._agree
+
+    def stop_now(self: object, trainer: object) -> tuple[int, bool]:
+        stop, late = agree(self, trainer)
+        return (int(signal.SIGINT) if trainer.global_step >= steps else stop), late
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.Checkpoints, "_agree", stop_now)
+        return noah("train", *TINY, *words, "hydra.run.dir=run")
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_interrupted_in_an_epoch_or_at_its_end(noah: Noah, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    answer = interrupted_after(noah, monkeypatch, steps)
+    assert (answer.status, answer.err) == (130, "")
+    assert f"stopped  by SIGINT after {steps} steps; noah resume " in answer.out
+    resumed = noah("resume", "run")
+    assert (resumed.status, resumed.err) == (0, "")
+    assert f"resumed  after {steps} steps, from" in resumed.out
+    whole = noah("train", *TINY, "hydra.run.dir=whole")
+    assert whole.status == 0
+    assert faults.differences(Path("whole"), Path("run")) == []
+    assert resumed.out.splitlines()[-1] == whole.out.splitlines()[-1]
+
+
+def test_accumulated_gradients_are_never_cut_in_two(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["trainer.accumulate_grad_batches=2", "recipe.batch_size=16", "checkpoint.every_n_steps=1"]
+    interrupted_after(noah, monkeypatch, 4, *words)
+    assert noah("resume", "run").status == 0
+    assert noah("train", *TINY, *words, "hydra.run.dir=whole").status == 0
+    assert faults.differences(Path("whole"), Path("run")) == []
+
+
+def test_a_finished_run_has_nothing_to_go_on_with(noah: Noah) -> None:
+    assert noah("train", *TINY, "trainer.max_epochs=1", "hydra.run.dir=run").status == 0
+    assert sorted(path.name for path in Path("run/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    answer = noah("resume", "run")
+    assert (answer.status, answer.out) == (2, "")
+    assert answer.err == "noah: run has finished; noah evaluate run repeats its validation\n"
+
+
+def test_settings_stay_as_they_were(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted_after(noah, monkeypatch, 2)
+    before = Path("run/metrics.csv").read_bytes()
+    for word, told in (
+        ("recipe.optimizer.lr=1", "was begun with recipe.optimizer.lr=0.003, not 1"),
+        ("recipe.batch_size=16", "was begun with recipe.batch_size=32, not 16"),
+        ("recipe.batchsize=16", "did you mean recipe.batch_size"),
+    ):
+        answer = noah("resume", "run", word)
+        assert answer.status == 2
+        assert told in answer.err
+        assert answer.err.count("\n") == 1
+    assert Path("run/metrics.csv").read_bytes() == before
+    assert noah("resume", "run", "data.num_workers=1").status == 0
+
+
+def test_another_number_of_processes_is_refused(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted_after(noah, monkeypatch, 2)
+    path = Path("run/checkpoints/last.ckpt").resolve()
+    content = torch.load(path, weights_only=True)
+    content["train_counts"] *= 2  # as two processes leave it
+    torch.save(content, path)
+    answer = noah("resume", "run")
+    assert answer.status == 2
+    assert "was trained by 2 processes, not 1; go on with as many" in answer.err
+
+
+@pytest.mark.parametrize(("folder", "told"), [("nowhere", "is no run directory"), (".", "is no run directory")])
+def test_no_run_to_go_on_with(noah: Noah, folder: str, told: str) -> None:
+    answer = noah("resume", folder)
+    assert (answer.status, answer.out) == (2, "")
+    assert told in answer.err
+
+
+def test_damaged_checkpoints_are_passed_over(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted_after(noah, monkeypatch, 2, "checkpoint.every_n_steps=1")
+    latest = Path("run/checkpoints/step-00000002.ckpt")
+    latest.write_bytes(latest.read_bytes()[:-100])
+    answer = noah("resume", "run")
+    assert (answer.status, answer.err) == (0, "")
+    assert "step-00000002.ckpt cannot be read as a checkpoint" in answer.out
+    assert "resumed  after 1 steps" in answer.out
+    assert noah("train", *TINY, "checkpoint.every_n_steps=1", "hydra.run.dir=whole").status == 0
+    assert faults.differences(Path("whole"), Path("run")) == []
+
+
+def test_nothing_is_begun_anew_over_damaged_checkpoints(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted_after(noah, monkeypatch, 2, "checkpoint.every_n_steps=1")
+    for path in Path("run/checkpoints").glob("step-*.ckpt"):
+        path.write_text("nothing")
+    answer = noah("resume", "run")
+    assert answer.status == 2
+    assert "no checkpoint in run/checkpoints can be read" in answer.err.replace(str(Path.cwd()) + "/", "")
+
+
+def test_a_run_without_a_checkpoint_begins_anew(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted_after(noah, monkeypatch, 1, "checkpoint.every_n_steps=1000")
+    for path in Path("run/checkpoints").iterdir():
+        path.unlink()
+    assert noah("resume", "run").status == 0
+    assert noah("train", *TINY, "checkpoint.every_n_steps=1000", "hydra.run.dir=whole").status == 0
+    assert faults.differences(Path("whole"), Path("run")) == []
