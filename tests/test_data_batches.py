@@ -1,17 +1,19 @@
 """What is drawn for a batch depends on the seed, the process, the epoch and the batch, and on nothing before it."""
 
 import random
+import re
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from noah_lightning.data.batches import DrawnImages, EpochBatches
+from noah_lightning.data import batches
+from noah_lightning.data.batches import DrawnImages, EpochBatches, TrainLoader
 from noah_lightning.data.randomness import Purpose, batch_seed, draw_from, drawing_from
 from noah_lightning.data.shuffle import EpochRepeat, EpochShuffle
+from noah_lightning.errors import DataError
 
 
 class Draws:
@@ -27,10 +29,9 @@ class Draws:
 def epochs(workers: int = 0, first: int = 0, epoch: int = 0, rank: int = 0, repeats: int = 1) -> list[list[Tensor]]:
     """Two epochs of batches of 8."""
     order = EpochShuffle(50, 3, epoch) if repeats == 1 else EpochRepeat(50, 3, repeats, epoch)
-    batches = EpochBatches(order, 8, True, seed=3, rank=rank, first=first)
-    loader = DataLoader(
+    loader = TrainLoader(
         DrawnImages(Draws()),
-        batch_sampler=batches,
+        EpochBatches(order, 8, True, seed=3, rank=rank, first=first),
         num_workers=workers,
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # else the loader itself would draw from the global one
@@ -61,9 +62,9 @@ def test_going_on_in_the_middle_of_an_epoch(workers: int, repeats: int) -> None:
 
 def test_all_draws_differ() -> None:
     first, second = epochs()
-    batches = [*first, *second, *epochs(rank=1)[0]]
+    drawn = [*first, *second, *epochs(rank=1)[0]]
     for column in (1, 2, 3):
-        draws = torch.cat([batch[:, column] for batch in batches])
+        draws = torch.cat([batch[:, column] for batch in drawn])
         assert len(draws.unique()) == len(draws)
 
 
@@ -78,10 +79,10 @@ def test_loading_in_line_leaves_the_generators_alone() -> None:
 
 
 def test_a_whole_epoch_has_its_length_wherever_it_begins() -> None:
-    batches = EpochBatches(EpochShuffle(50, 0), 8, False, seed=0, rank=0, first=5)
-    assert len(batches) == 7
-    assert [len(images) for _, images in batches] == [8, 2]
-    assert [len(images) for _, images in batches] == [8] * 6 + [2]
+    epoch = EpochBatches(EpochShuffle(50, 0), 8, False, seed=0, rank=0, first=5)
+    assert len(epoch) == 7
+    assert [len(images) for _, images in epoch] == [8, 2]
+    assert [len(images) for _, images in epoch] == [8] * 6 + [2]
 
 
 def test_seeds_are_told_apart_by_everything() -> None:
@@ -105,3 +106,65 @@ def test_draws_of_neighbouring_batches_are_unrelated() -> None:
         centred = np.array(values) - 0.5
         assert abs(centred.mean()) < 4 * (1 / 12 / 2000) ** 0.5
         assert abs(np.mean([a * b for a, b in pairwise(centred)])) < 4 / 12 / 2000**0.5
+
+
+# --- images that cannot be read
+
+
+class Broken(Draws):
+    """Reading fails before anything is drawn."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.numbers = numbers
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index in self.numbers:
+            raise DataError(f"{index}.jpg cannot be read")
+        return super().__getitem__(index)
+
+
+def loader(images: Draws, most: int, workers: int = 0) -> TrainLoader:
+    return TrainLoader(
+        DrawnImages(images, most),
+        EpochBatches(EpochShuffle(50, 3), 10, True, seed=3, rank=0),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_next_image_takes_the_place_and_the_draw_of_one_that_cannot_be_read(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(batches.log, "warning", lambda text, *values: told.append(text % values))
+    whole, broken = loader(Draws(), 0), loader(Broken(7, 8, 49), 3, workers)
+    for _ in range(2):
+        for (there, _), (here, labels) in zip(whole, broken, strict=True):
+            expected = there[:, 0].clone()
+            for number, next_one in ((7, 9), (8, 9), (49, 0)):
+                expected[expected == number] = next_one
+            assert torch.equal(here[:, 0], expected)
+            assert torch.equal(labels, expected.long())
+            assert torch.equal(here[:, 1:], there[:, 1:])
+    lines = [f"{number}.jpg cannot be read; the next one takes its place" for number in (49, 7, 8)]
+    assert sorted(told) == lines  # once each, in two epochs
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_more_than_may_be_unreadable_end_the_run(workers: int) -> None:
+    """Two in different batches, and a batch that alone has too many."""
+    for numbers in ((7, 30), tuple(range(20))):
+        with pytest.raises(DataError) as caught:
+            list(loader(Broken(*numbers), 1, workers))
+        assert re.fullmatch(
+            r"2 unreadable training images, and data\.max_unreadable=1; noah check-data finds all of a folder tree; "
+            r"the last one: \d+\.jpg cannot be read",
+            str(caught.value),
+        )
+
+
+def test_by_default_the_first_one_raises_its_own_error() -> None:
+    with pytest.raises(DataError, match=r"^7\.jpg cannot be read$"):
+        list(loader(Broken(7), 0))

@@ -35,6 +35,7 @@ def test_killed_three_times_and_the_same_to_the_bit(photographs: Path, left_alon
     assert faults.differences(left_alone, tmp_path / "run") == []
 
 
+@pytest.mark.slow
 def test_sigterm_loses_nothing(photographs: Path, left_alone: Path, tmp_path: Path) -> None:
     """The state is that after the batch at which the signal came, although checkpoints are far between."""
     run = tmp_path / "run"
@@ -82,6 +83,15 @@ def test_accumulated_gradients_are_never_cut_in_two(noah: Noah, monkeypatch: pyt
     assert noah("resume", "run").status == 0
     assert noah("train", *TINY, *words, "hydra.run.dir=whole").status == 0
     assert faults.differences(Path("whole"), Path("run")) == []
+
+
+def test_a_run_that_was_moved_keeps_its_best_epoch(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted_after(noah, monkeypatch, 4)  # of the second epoch
+    Path("run").rename("elsewhere")
+    answer = noah("resume", "elsewhere")
+    assert (answer.status, answer.err) == (0, "")
+    assert noah("train", *TINY, "hydra.run.dir=whole").status == 0
+    assert faults.differences(Path("whole"), Path("elsewhere")) == []
 
 
 def test_a_finished_run_has_nothing_to_go_on_with(noah: Noah) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import nn
 
 from noah_lightning import console, run_files
 from noah_lightning.checkpoint_file import WholeFiles
-from noah_lightning.checkpoints import Checkpoints
+from noah_lightning.checkpoints import BestWeights, Checkpoints
 from noah_lightning.config import settings, typed
 from noah_lightning.data.module import ImageDataModule
 from noah_lightning.errors import ConfigError, one_line
@@ -50,6 +50,7 @@ def make_task(config: DictConfig, model: nn.Module, batch: int) -> Classificatio
         num_classes=config.data.num_classes,
         ema=config.recipe.ema,
         channels_last=config.trainer.channels_last,
+        nonfinite=config.trainer.nonfinite,
     )
 
 
@@ -86,7 +87,7 @@ def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trai
     """
     try:
         trainer = pl.Trainer(
-            **settings(config, "trainer", "devices", "channels_last", "compile"),
+            **settings(config, "trainer", "devices", "channels_last", "compile", "nonfinite"),
             devices=_devices(config),
             use_distributed_sampler=False,  # the data module shares out the images
             default_root_dir=run_dir,
@@ -110,12 +111,8 @@ def _devices(config: DictConfig) -> Any:
 
 def _checkpoints(run_dir: Path, config: DictConfig, stop: StopRequest) -> list[Callback]:
     """The weights of the best epoch, and the whole state as the run goes."""
-    folder, settings = run_dir / run_files.CHECKPOINTS, config.checkpoint
-    checkpoints: list[Callback] = [
-        ModelCheckpoint(folder, "best", monitor="val/top1", mode="max", enable_version_counter=False)
-    ]
+    best: list[Callback] = [BestWeights(run_dir, "best", "val/top1")]
     if config.recipe.ema is not None:
-        checkpoints.append(
-            ModelCheckpoint(folder, "best_ema", monitor="val/ema_top1", mode="max", enable_version_counter=False)
-        )
-    return [*checkpoints, Checkpoints(run_dir, settings.every_n_steps, settings.every_minutes, settings.keep, stop)]
+        best.append(BestWeights(run_dir, "best_ema", "val/ema_top1"))
+    when = config.checkpoint
+    return [*best, Checkpoints(run_dir, when.every_n_steps, when.every_minutes, when.keep, stop)]

@@ -1,19 +1,17 @@
 """Checkpoint files that are whole: put in their place when they are written, and checked before they are read."""
 
 import logging
-import os
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from noah_lightning.errors import WeightsError, one_line
+from noah_lightning.whole_file import write_whole
 
 log = logging.getLogger("noah_lightning")
-PART = ".part"  # of a name: not yet whole
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -37,21 +35,6 @@ class WholeFiles(TorchCheckpointIO):
             log.warning("%s cannot be written (%s); what was saved before is kept", path, one_line(error))
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let ``write`` fill a new file and put it in the place of ``path``; whatever goes wrong, the old one stays."""
-    part = path.with_name(path.name + PART)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU; nothing in it is executed.
 
@@ -68,12 +51,3 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # torch, pickle and zipfile each raise their own
         raise WeightsError(f"{path} cannot be read as a checkpoint: {one_line(error)}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that the new name, too, survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,15 +8,32 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from noah_lightning.checkpoint_file import WholeFiles, write_whole
+from noah_lightning.checkpoint_file import WholeFiles
 from noah_lightning.processes import rank
 from noah_lightning.run_files import CHECKPOINTS, METRICS
 from noah_lightning.stopping import Stopped, StopRequest
+from noah_lightning.whole_file import write_whole
 
 log = logging.getLogger("noah_lightning")
 LAST = "last.ckpt"
+
+
+class BestWeights(ModelCheckpoint):
+    """``<name>.ckpt`` of the epoch with the highest ``monitor``."""
+
+    def __init__(self, run_dir: Path, name: str, monitor: str) -> None:
+        super().__init__(run_dir / CHECKPOINTS, name, monitor=monitor, mode="max", enable_version_counter=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the best so far, also where the run directory has been moved; Lightning would forget it."""
+        here = {str(path): str(Path(str(self.dirpath)) / Path(path).name) for path in state_dict["best_k_models"]}
+        paths = {
+            key: here.get(state_dict[key], state_dict[key]) for key in ("best_model_path", "kth_best_model_path")
+        }
+        best = {here[path]: score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
 
 
 class Checkpoints(Checkpoint):
@@ -49,12 +66,12 @@ class Checkpoints(Checkpoint):
             return  # after the last batch come the validation and the end of the epoch
         stop, late = self._agree(trainer)
         if stop or late or trainer.global_step % self.every_n_steps == 0:
-            self._save(trainer)
+            self.save(trainer)
         if stop:
             raise Stopped(stop)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._save(trainer)
+        self.save(trainer)
         stop, _ = self._agree(trainer)
         if stop and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
             raise Stopped(stop)
@@ -69,13 +86,18 @@ class Checkpoints(Checkpoint):
         signal, anyone_late = answers.tolist()
         return signal, bool(anyone_late)
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def save(self, trainer: pl.Trainer) -> None:
+        """Save the state as it is now. All processes call this."""
         for logger in trainer.loggers:
             logger.save()  # what was logged before this step will not be logged again
         path = self.folder / f"step-{trainer.global_step:08}.ckpt"
         if rank() == 0:
             _keep_metrics(self.metrics, path)
-        trainer.save_checkpoint(path)
+        try:
+            trainer.save_checkpoint(path)
+        finally:
+            if rank() == 0 and not path.is_file():
+                metrics_of(path).unlink(missing_ok=True)
         self._saved = time.monotonic()
         if rank() == 0 and not _io(trainer).failed:
             _point(self.folder / LAST, path)
@@ -91,9 +113,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def keep_only_last(folder: Path) -> None:
     """When a run has finished: ``last.ckpt`` becomes a file, and nothing remains to go on from."""
-    latest, *older = checkpoints(folder)
-    latest.replace(folder / LAST)
-    for path in (latest, *older):
+    files = checkpoints(folder)
+    if files:  # none could be written, where the disk was full all along
+        files[0].replace(folder / LAST)
+    for path in files:
         path.unlink(missing_ok=True)
         metrics_of(path).unlink(missing_ok=True)
 

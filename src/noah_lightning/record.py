@@ -1,5 +1,6 @@
 """What the best epoch said of every validation image, kept for the comparison of runs."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from noah_lightning.data.module import ImageDataModule
 from noah_lightning.errors import ConfigError, one_line
 from noah_lightning.processes import rank
 from noah_lightning.task import ClassificationTask
+from noah_lightning.whole_file import write_whole
+
+log = logging.getLogger("noah_lightning")
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,14 @@ class BestRecord(Callback):
         if pl_module.validated.correct > self.best:
             self.best = pl_module.validated.correct
             labels, guesses = (values.int().numpy() for values in pl_module.predicted)
-            np.savez_compressed(
-                self.path, labels=labels, guesses=guesses, class_names=np.array(self.data.class_names)
-            )
+            names = np.array(self.data.class_names)
+            try:
+                write_whole(
+                    self.path,
+                    lambda file: np.savez_compressed(file, labels=labels, guesses=guesses, class_names=names),
+                )
+            except OSError as error:  # as for a checkpoint: a full disk ends no run
+                log.warning("%s cannot be written (%s); the run goes on", self.path, one_line(error))
 
 
 def read_record(path: Path) -> Record:

@@ -17,8 +17,8 @@ from noah_lightning.errors import ConfigError, WeightsError
 from noah_lightning.run_files import CHECKPOINTS, METRICS
 
 log = logging.getLogger("noah_lightning")
-# Settings that may differ from those the run was begun with: where things are, and who loads them.
-FREE = ("data.root", "data.num_workers", "logger.mode")
+# Settings that may differ from those the run was begun with: where things are, who loads them, what ends the run.
+FREE = ("data.root", "data.num_workers", "data.max_unreadable", "trainer.nonfinite", "logger.mode")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def last_saved(run_dir: Path) -> Saved | None:
             return Saved(path, content["global_step"], len(content["train_counts"]))
         except (WeightsError, KeyError, TypeError) as error:
             told = error if isinstance(error, WeightsError) else f"{path} is no checkpoint of a run"
-            log.warning("%s; going on from the one before", told)
+            log.warning("%s; looking at the one before", told)
     if files:
         raise WeightsError(f"no checkpoint in {run_dir / CHECKPOINTS} can be read; remove them to begin anew")
     return None

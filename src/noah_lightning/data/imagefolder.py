@@ -44,8 +44,11 @@ class FolderImages:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """(uint8 (3, S, S), label); DataError where the file is no image."""
-        image = read_rgb(self.folder / self.index.path(index))
-        return self.transform(image), int(self.index.labels[index])
+        return self.transform(read_rgb(self.file(index))), int(self.index.labels[index])
+
+    def file(self, index: int) -> Path:
+        """Where an image lies."""
+        return self.folder / self.index.path(index)
 
 
 class ImageFolderDataModule(ImageDataModule):
@@ -76,6 +79,7 @@ class ImageFolderDataModule(ImageDataModule):
         batch_size: int,
         num_workers: int | None,
         seed: int,
+        max_unreadable: int = 0,
     ) -> None:
         super().__init__(
             num_classes=num_classes,
@@ -86,6 +90,7 @@ class ImageFolderDataModule(ImageDataModule):
             num_workers=num_workers,
             seed=seed,
             augment=augment_settings(augment),
+            max_unreadable=max_unreadable,
         )
         self.root = given_root(root)
         self.crop_ratio = fraction("data.crop_ratio", crop_ratio)
@@ -102,6 +107,11 @@ class ImageFolderDataModule(ImageDataModule):
         if stage == "fit" or (self.root / "train").is_dir():
             require_same_classes(self.root)
         super().setup(stage)
+
+    def train_file(self, number: int) -> Path:
+        """Where a training image lies."""
+        assert isinstance(self.train_dataset, FolderImages), "setup('fit') comes first"
+        return self.train_dataset.file(number)
 
     def build(self, split: Split) -> LabelledImages:
         """Lists one split."""

@@ -41,6 +41,7 @@ class ImageNetDataModule(ImageFolderDataModule):
         batch_size: int,
         num_workers: int | None,
         seed: int,
+        max_unreadable: int = 0,
         unpack: bool = False,
     ) -> None:
         super().__init__(
@@ -55,6 +56,7 @@ class ImageNetDataModule(ImageFolderDataModule):
             batch_size=batch_size,
             num_workers=num_workers,
             seed=seed,
+            max_unreadable=max_unreadable,
         )
         self.unpack = flag("data.unpack", unpack)
 

@@ -66,7 +66,7 @@ def _read(file: Path, split: Path) -> TreeIndex | None:
             classes = about.pop("classes")
             if about != _about(split):
                 return None
-            return TreeIndex(
+            index = TreeIndex(
                 classes,
                 Names(arrays["folders"], arrays["folder_ends"]),
                 arrays["stamps"],
@@ -74,8 +74,22 @@ def _read(file: Path, split: Path) -> TreeIndex | None:
                 arrays["folder_of"],
                 arrays["labels"],
             )
+        return index if _is_consistent(index) else None
     except Exception:  # missing, cut short, of another make: whatever it is, the folder itself can be asked
         return None
+
+
+def _is_consistent(index: TreeIndex) -> bool:
+    """Whether every name, folder and label that it speaks of is in it."""
+    folders, files, classes = len(index.folders), len(index.files), len(index.classes)
+    for names in (index.folders, index.files):
+        ends = names.ends
+        if names.text.dtype != np.uint8 or (np.diff(ends, prepend=0, append=len(names.text)) < 0).any():
+            return False
+    if index.stamps.shape != (folders, 2) or not index.folder_of.shape == index.labels.shape == (files,):
+        return False
+    inside = (index.folder_of >= 0) & (index.folder_of < folders) & (index.labels >= 0) & (index.labels < classes)
+    return bool(inside.all()) and all(array.dtype.kind == "i" for array in (index.folder_of, index.labels))
 
 
 def _write(file: Path, split: Path, index: TreeIndex) -> None:

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from noah_lightning.checks import channel_values, whole_number
 from noah_lightning.data.augment import AugmentSettings
-from noah_lightning.data.batches import DrawnImages, EpochBatches, EpochOrder
+from noah_lightning.data.batches import DrawnImages, EpochBatches, EpochOrder, TrainLoader
 from noah_lightning.data.randomness import Purpose, batch_seed, draw_from
 from noah_lightning.data.shuffle import EpochRepeat, EpochShuffle, epoch_generator
 from noah_lightning.errors import DataError
@@ -67,6 +68,7 @@ class ImageDataModule(LightningDataModule):
         num_workers: loading processes; None: see :func:`default_workers`; 0: load in line.
         seed: fixes the order of the training images and the workers' augmentation.
         augment: its ``erasing`` and ``repeats`` are seen to here, the rest is for :meth:`build`.
+        max_unreadable: training images that may be unreadable, in each process; others take their places.
 
     Raises:
         ConfigError: a value out of range.
@@ -83,6 +85,7 @@ class ImageDataModule(LightningDataModule):
         num_workers: int | None,
         seed: int,
         augment: AugmentSettings = PLAIN,
+        max_unreadable: int = 0,
     ) -> None:
         super().__init__()
         self.num_classes = whole_number("data.num_classes", num_classes, low=1)
@@ -95,6 +98,7 @@ class ImageDataModule(LightningDataModule):
         )
         self.seed = whole_number("data.seed", seed, low=0)
         self.augment = augment
+        self.max_unreadable = whole_number("data.max_unreadable", max_unreadable, low=0)
         self.train_dataset: LabelledImages | None = None
         self.val_dataset: LabelledImages | None = None
         self.class_names: list[str] = []  # in label order, filled by setup
@@ -137,16 +141,24 @@ class ImageDataModule(LightningDataModule):
             return EpochShuffle(images, self.seed, epoch, *share)
         return EpochRepeat(images, self.seed, repeats, epoch, *share)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled anew each epoch; order and augmentation depend on the seed, the epoch and the batch only."""
-        order = self.train_order(self.trainer.current_epoch if self.trainer else 0)
+    def train_batches(self, epoch: int, rank: int, first: int = 0) -> EpochBatches:
+        """The training batches of one process from a batch of an epoch on, before they are loaded."""
+        order = self.train_order(epoch)
+        order.rank = rank
         # A short last batch makes batch norm noisy; but a set below one batch must not vanish.
         drop_last = len(order) >= self.batch_size
-        return DataLoader(
-            DrawnImages(self.train_dataset),  # type: ignore[arg-type]  # map-style without inheriting from Dataset
-            batch_sampler=EpochBatches(  # type: ignore[arg-type]  # its batches are no lists: they bring their seed
-                order, self.batch_size, drop_last, self.seed, self._rank_of()[0], first=self._batches_done()
-            ),
+        return EpochBatches(order, self.batch_size, drop_last, self.seed, rank, first)
+
+    def train_file(self, number: int) -> Path | None:
+        """Where a training image lies, if that is a file."""
+        return None
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled anew each epoch; order and augmentation depend on the seed, the epoch and the batch only."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        return TrainLoader(
+            DrawnImages(self.train_dataset, self.max_unreadable),
+            self.train_batches(epoch, self._rank_of()[0], self._batches_done()),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

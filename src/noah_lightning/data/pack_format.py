@@ -86,7 +86,7 @@ def read_facts(root: Path) -> Mapping[str, Any]:
         facts = json.loads((root / FACTS).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(_no_pack(root)) from None
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise DataError(f"{root / FACTS} cannot be read ({one_line(error)}): pack the images again") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT or not isinstance(facts.get("classes"), list):
         raise DataError(f"{root / FACTS} was not written by noah pack: give another data.root=…")
@@ -137,6 +137,8 @@ def read_index(root: Path, split: str) -> Index:
 
 def _is_consistent(index: Index, classes: int, images: int) -> bool:
     """Whether every image lies within its shard and has a label that there is."""
+    if any(array.ndim != 1 or not np.can_cast(array.dtype, np.int64) for array in vars(index).values()):
+        return False
     shards = np.diff(index.ends, prepend=0)
     if len(index.ends) != len(index.shard_bytes) or (shards < 1).any() or shards.sum() != images:
         return False

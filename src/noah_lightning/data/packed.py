@@ -50,8 +50,7 @@ class PackedImages:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """(uint8 (3, S, S), label); DataError where the bytes are not those that were packed."""
-        shard = int(self.index.ends.searchsorted(index, side="right"))
-        file = self.root / shard_name(self.split, shard)
+        shard, file = self._shard(index), self.file(index)
         try:
             data = os.pread(self._handle(shard, file), int(self.index.sizes[index]), int(self.index.offsets[index]))
         except OSError as error:
@@ -63,6 +62,13 @@ class PackedImages:
         except Exception as error:  # noah pack has decoded it, perhaps with another version of a decoder
             raise DataError(f"{file}: image {index} of {self.split} cannot be decoded ({one_line(error)})") from error
         return self.transform(torch.from_numpy(pixels).permute(2, 0, 1)), int(self.index.labels[index])
+
+    def file(self, index: int) -> Path:
+        """The shard that holds an image."""
+        return self.root / shard_name(self.split, self._shard(index))
+
+    def _shard(self, index: int) -> int:
+        return int(self.index.ends.searchsorted(index, side="right"))
 
     def _handle(self, shard: int, file: Path) -> int:
         if shard in self._open:
@@ -114,6 +120,7 @@ class PackedDataModule(ImageFolderDataModule):
         batch_size: int,
         num_workers: int | None,
         seed: int,
+        max_unreadable: int = 0,
         mix_shards: int = 4,
     ) -> None:
         super().__init__(
@@ -128,6 +135,7 @@ class PackedDataModule(ImageFolderDataModule):
             batch_size=batch_size,
             num_workers=num_workers,
             seed=seed,
+            max_unreadable=max_unreadable,
         )
         self.mix_shards = whole_number("data.mix_shards", mix_shards, low=0)
 
@@ -138,6 +146,11 @@ class PackedDataModule(ImageFolderDataModule):
             DataError: no finished pack, one that is damaged, or a class count other than ``num_classes``.
         """
         ImageDataModule.setup(self, stage)  # there is no folder tree to check
+
+    def train_file(self, number: int) -> Path:
+        """The shard that holds a training image."""
+        assert isinstance(self.train_dataset, PackedImages), "setup('fit') comes first"
+        return self.train_dataset.file(number)
 
     def build(self, split: Split) -> PackedImages:
         """Opens one split."""

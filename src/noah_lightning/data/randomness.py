@@ -28,21 +28,26 @@ def batch_seed(purpose: Purpose, seed: int, rank: int, epoch: int, batch: int) -
 
 def draw_from(seed: int) -> None:
     """Let Python, numpy and torch, on every device, draw from ``seed`` on."""
-    random.seed(seed)
-    np.random.seed([seed >> 32, seed & 0xFFFFFFFF])
-    torch.manual_seed(seed)
+    _seed_cpu(seed)
+    # torch.manual_seed would keep the call for a GPU that no one uses, with a printed stack, in every step.
+    if torch.cuda.is_initialized() or torch.backends.mps.is_available():
+        torch.manual_seed(seed)
 
 
 @contextmanager
 def drawing_from(seed: int) -> Iterator[None]:
     """Draw from ``seed`` for a while; afterwards the generators of the CPU go on where they were."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed([seed >> 32, seed & 0xFFFFFFFF])
-    torch.default_generator.manual_seed(seed)
+    _seed_cpu(seed)
     try:
         yield
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
+
+
+def _seed_cpu(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed([seed >> 32, seed & 0xFFFFFFFF])
+    torch.default_generator.manual_seed(seed)

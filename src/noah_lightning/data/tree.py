@@ -6,7 +6,7 @@ No torch here: these checks also run while the configuration is composed.
 import os
 from pathlib import Path
 
-from noah_lightning.errors import DataError, name_first
+from noah_lightning.errors import DataError, name_first, one_line
 
 WANTED = "it must hold train/<class>/ and val/<class>/ folders of images"
 
@@ -17,12 +17,19 @@ def given_root(root: str | None) -> Path:
     Raises:
         DataError: it is not set.
     """
-    if not root:
+    if root is None or root == "":
         raise DataError(
             "data.root is not set: add data.root=/path/to/dataset, "
             "or experiment=demo, which runs without any data set on disk"
         )
-    return Path(root).expanduser()
+    if not isinstance(root, str):
+        raise DataError(f"data.root={root!r} must be a path")
+    try:
+        path = Path(root).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long; a user without a home
+        raise DataError(f"data.root={root[:80]} is no path: {one_line(error)}") from error
+    return path
 
 
 def require_root(root: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig
 
 from noah_lightning.attention_picture import AttentionPicture
@@ -12,6 +12,7 @@ from noah_lightning.checks import whole_number
 from noah_lightning.console import EpochReport
 from noah_lightning.data.module import ImageDataModule
 from noah_lightning.errors import ConfigError, did_you_mean
+from noah_lightning.loggers.metrics_file import MetricsFile
 from noah_lightning.loggers.speed import EpochSpeed
 from noah_lightning.loggers.wandb_run import WandbRun, make_wandb_run
 from noah_lightning.runs import Results
@@ -24,7 +25,7 @@ def make_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
         ConfigError: an unknown logger or setting.
     """
     name = config.logger.name
-    loggers: list[Logger] = [CSVLogger(run_dir, name="", version="")]
+    loggers: list[Logger] = [MetricsFile(run_dir)]
     if name == "tensorboard":
         loggers.append(TensorBoardLogger(run_dir, name="", version="tensorboard"))
     elif name == "wandb":

@@ -19,7 +19,7 @@ class Accuracy(NamedTuple):
     @property
     def top1(self) -> float:
         """Percent."""
-        return 100 * self.correct / self.images
+        return 100 * self.correct / max(self.images, 1)  # none, where each step of an epoch was left out
 
     @property
     def top5(self) -> float:

@@ -12,6 +12,7 @@ from noah_lightning.errors import ConfigError
 from noah_lightning.task.accuracy import Accuracy, AccuracyCounter
 from noah_lightning.task.ema import WeightAverage
 from noah_lightning.task.mixing import BatchMixing, MixingSettings
+from noah_lightning.task.nonfinite import LossWatch, StepGuard
 from noah_lightning.task.optimizer import OptimizerSettings, make_optimizer
 from noah_lightning.task.predictions import Predictions
 from noah_lightning.task.schedule import ScheduleSettings, learning_rate
@@ -39,6 +40,7 @@ class ClassificationTask(pl.LightningModule):
             trained on; None for no average.
         channels_last: model and images keep the channels of a pixel side by side in memory, as GPUs' convolutions
             like it.
+        nonfinite: at a loss or gradient that is not finite ``stop`` before more is saved, or ``skip`` the step.
 
     Raises:
         ConfigError: a value out of its range.
@@ -54,6 +56,7 @@ class ClassificationTask(pl.LightningModule):
         num_classes: int | None = None,
         ema: float | None = None,
         channels_last: bool = False,
+        nonfinite: str = "stop",
     ) -> None:
         super().__init__()
         if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing < 1:
@@ -68,6 +71,8 @@ class ClassificationTask(pl.LightningModule):
             assert num_classes is not None, "soft targets are as wide as there are classes"
             self.mixing = BatchMixing(mixing, num_classes, label_smoothing)
         self.rate, self.loss = 0.0, torch.tensor(0.0)  # of the latest batch
+        self.losses = LossWatch()
+        self.guard = StepGuard() if nonfinite == "skip" else None
         self.train_accuracy = AccuracyCounter()
         self.val_accuracy = AccuracyCounter()
         self.val_predictions = Predictions()
@@ -89,6 +94,8 @@ class ClassificationTask(pl.LightningModule):
         All passes that make up an optimiser step have the rate of the first one.
         """
         first = batch_idx - batch_idx % self.trainer.accumulate_grad_batches
+        if self.guard and first == batch_idx:
+            self.guard.keep(self.model)
         time = self.current_epoch + first / self.trainer.num_training_batches
         epochs = self.trainer.max_epochs
         assert epochs is not None
@@ -108,8 +115,18 @@ class ClassificationTask(pl.LightningModule):
             logits = self(images)
             loss = F.cross_entropy(logits, targets)
         self.loss = loss.detach()
-        self.train_accuracy.update(logits, labels, self.loss * len(labels))
+        if self.guard is None:
+            self.losses.see(batch_idx, self.loss)
+            self.train_accuracy.update(logits, labels, self.loss * len(labels))
+        else:  # one NaN would be the epoch's mean
+            labels = torch.where(self.loss.isfinite(), labels, PADDING)
+            self.train_accuracy.update(logits, labels, self.loss.nan_to_num(0, 0, 0) * len(labels))
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.guard:
+            scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+            self.guard.look(self.model, scaled, self.current_epoch, self.trainer.fit_loop.batch_idx)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer | LightningOptimizer, *args: Any
@@ -117,11 +134,16 @@ class ClassificationTask(pl.LightningModule):
         """Lightning calls this once per step of the optimiser, however many batches that takes."""
         super().optimizer_step(epoch, batch_idx, optimizer, *args)
         optimizer.zero_grad()  # Lightning would keep the gradients until the next forward pass is over
-        if self.ema is not None:
+        if self.ema is not None and not (self.guard and self.guard.left_out):
             self.ema.update(self.model)
         step = self.trainer.global_step  # this one; it counts those before
         if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._write({"train/lr": self.rate, "train/loss_step": self.loss.item()}, step)
+            self.losses.check(self)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if batch_idx + 1 == self.trainer.num_training_batches:  # what follows keeps the best predictions
+            self.losses.check_all(self)
 
     def on_train_epoch_end(self) -> None:
         train = self.train_accuracy.compute()
@@ -137,9 +159,14 @@ class ClassificationTask(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Each process's part of the epoch's sums, so that a run can go on in the middle of an epoch."""
-        counts = self.all_gather(self.train_accuracy.counts())  # (W, 4), or (4,) of one process
-        assert isinstance(counts, Tensor)
-        checkpoint["train_counts"] = counts.reshape(-1, 4).tolist()
+        self.losses.check_all(self)  # nothing is saved that is not worth it
+        counts = self.train_accuracy.counts()  # (4,)
+        every = [torch.empty_like(counts) for _ in range(self.trainer.world_size)]
+        if len(every) > 1:
+            torch.distributed.all_gather(every, counts)
+        else:
+            every = [counts]
+        checkpoint["train_counts"] = [part.tolist() for part in every]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.train_accuracy.set_counts(checkpoint["train_counts"][self.global_rank])
