@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test coverage test-slow test-gpu test-slurm test-browser lint format wheel clean
+.PHONY: install demo test coverage test-slow test-faults test-gpu test-slurm test-browser fuzz lint format wheel clean
 
 install: $(VENV)/installed
 
@@ -26,6 +26,12 @@ coverage: install # takes twice as long as test
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+test-faults: install # twenty times SIGKILL and SIGTERM, with one process and with two: a quarter of an hour
+	$(BIN)/python tests/faults.py --kills 20
+	$(BIN)/python tests/faults.py --kills 20 --devices 2
+	$(BIN)/python tests/faults.py --kills 10 --signal SIGTERM
+	$(BIN)/python tests/faults.py --kills 10 --signal SIGTERM --devices 2
+
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
 
@@ -34,6 +40,12 @@ test-slurm: install # installs and starts a SLURM on this host, for the time of 
 
 test-browser: install # installs Chromium; Debian, as root
 	tests/browser.sh $(BIN)/python
+
+fuzz: install # a minute for each reader of files; Atheris is kept apart, as not every Python has a wheel of it
+	test -d $(VENV)/atheris || $(BIN)/python -m pip install --quiet --target $(VENV)/atheris 'atheris>=3'
+	cd tests && for reader in config checkpoint shard results index; do \
+		OMP_NUM_THREADS=1 PYTHONPATH=../$(VENV)/atheris:. ../$(BIN)/python -m fuzz.atheris_reader $$reader 60 || exit 1; \
+	done
 
 lint: install
 	$(BIN)/ruff check .

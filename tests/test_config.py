@@ -649,7 +649,7 @@ def test_model_files_have_the_same_settings_once_composed(name: str) -> None:
 
 @pytest.mark.parametrize("name", options("trainer"))
 def test_trainer_files_hold_arguments_of_lightnings_trainer(name: str) -> None:
-    ours = {"defaults", "channels_last", "compile"}
+    ours = {"defaults", "channels_last", "compile", "nonfinite"}
     assert read("trainer", name).keys() - ours <= parameters(pl.Trainer)
 
 

@@ -148,14 +148,15 @@ def test_a_target_in_a_configuration_is_never_called(noah: Noah, run_copy: Path,
 
 
 @pytest.mark.parametrize("group", ["recipe.optimizer", "recipe.schedule", "recipe.mixing"])
-def test_how_a_run_was_trained_is_not_even_read(run_copy: Path, group: str) -> None:
+def test_a_target_among_the_training_settings_is_refused_too(run_copy: Path, group: str) -> None:
     from omegaconf import OmegaConf
 
     config = OmegaConf.load(run_copy / "config.yaml")
     OmegaConf.update(config, group, {"_target_": "os.system", "command": "touch pwned"}, force_add=True)
     OmegaConf.save(config, run_copy / "config.yaml")
     answer = call_noah("evaluate", str(run_copy))
-    assert answer.status == 0, answer.err
+    assert (answer.status, answer.err.count("\n")) == (2, 1), answer.err
+    assert f"there is no setting '{group}._target_'" in answer.err
     assert not Path("pwned").exists()
 
 

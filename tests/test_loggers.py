@@ -343,6 +343,7 @@ def test_a_sweep_is_a_group_with_a_run_for_each_job_and_a_repeated_job_keeps_its
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 @pytest.mark.usefixtures("offline")
+@pytest.mark.slow
 def test_a_sweep_killed_in_a_job_goes_on_with_the_jobs_own_run(noah: Noah, tmp_path: Path) -> None:
     marker = f"NOAH_TEST_{os.getpid()}_{tmp_path.name}"
     words = ["data.train_images=320", "trainer.max_epochs=3", "head=noah", "seed=0,1", "logger=wandb"]

@@ -63,7 +63,10 @@ def test_a_whole_recipe_trains_on_photographs(row: str, noah: Noah, photos: Path
 @pytest.mark.parametrize("head", ["gap", "noah"])
 @pytest.mark.parametrize("row", FAMILIES)
 def test_one_batch_of_photographs_can_be_learned(row: str, head: str, photos: Path) -> None:
-    """The optimiser and the model of the row, at a rate of its kind, without what keeps it from overfitting."""
+    """The optimiser and the model of the row, at its rate for 32 images, without what keeps it from overfitting.
+
+    At the rate for 256, eight images make MobileNet's steps chaotic: the last loss is then a matter of rounding.
+    """
     changes = [
         "data=imagefolder",
         f"data.root={photos}",
@@ -80,7 +83,7 @@ def test_one_batch_of_photographs_can_be_learned(row: str, head: str, photos: Pa
     data.setup("fit")
     images, labels = next(iter(data.train_dataloader()))
     assert 0 < labels.sum() < 8, "both classes"
-    task = make_task(config, build_model(config), batch=256).train()
+    task = make_task(config, build_model(config), batch=32).train()
     task.log = lambda *args, **kwargs: None  # type: ignore[method-assign]  # there is no trainer to log to
     optimizer = task.configure_optimizers()
     losses = []

@@ -323,6 +323,7 @@ def test_jobs_at_a_time_are_asked_for_together(noah: Noah, pretend: Callable[[Fa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+@pytest.mark.slow
 def test_a_killed_search_repeats_what_it_was_at_and_goes_on(noah: Noah, tmp_path: Path) -> None:
     """With real training."""
     marker = f"NOAH_TEST_{os.getpid()}_{tmp_path.name}"

@@ -17,7 +17,6 @@ from noah_lightning.config import (
     compose_config,
     config_dir,
     explain,
-    override,
     register_resolvers,
     resolved,
 )
@@ -47,8 +46,11 @@ def train(overrides: Sequence[str]) -> None:
     sys.argv = ["noah train", *overrides]  # where Hydra looks
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     failures: list[Exception] = []
+    begun = False
 
     def job(config: DictConfig) -> None:
+        nonlocal begun
+        begun = True
         try:
             _train_one(config)
         except (UserError, RunFailed, Stopped) as error:  # kept from Hydra, which would add lines of its own
@@ -58,6 +60,12 @@ def train(overrides: Sequence[str]) -> None:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
     except CONFIG_ERRORS as error:
         raise explain(error, overrides) from error
+    except OSError as error:
+        if begun:
+            raise
+        raise ConfigError(
+            f"{error.filename} cannot be written ({error.strerror}); give another hydra.run.dir=…"
+        ) from error
     if failures:
         raise failures[0]
 
@@ -89,12 +97,13 @@ def resume(run_dir: Path, overrides: Sequence[str]) -> None:
         RunFailed: a process crashed.
         Stopped: a signal asked for it, and the state is saved.
     """
-    from noah_lightning.runs import read_config
+    from noah_lightning.run_config import config_to_use, missing_told
 
-    config = override(read_config(run_dir), overrides)
+    config = config_to_use(run_dir, overrides)
     if (run_dir / RESULTS).is_file():
         raise ConfigError(f"{run_dir} has finished; noah evaluate {run_dir} repeats its validation")
-    train_in_processes(config, run_dir.resolve(), resume=True)
+    with missing_told(run_dir):
+        train_in_processes(config, run_dir.resolve(), resume=True)
 
 
 def train_in_processes(config: DictConfig, run_dir: Path, resume: bool = False) -> None:
@@ -112,7 +121,7 @@ def train_in_processes(config: DictConfig, run_dir: Path, resume: bool = False) 
         raise ConfigError("trainer.num_nodes is for runs that torchrun or SLURM starts, one process for each device")
     try:
         run_in_processes(count, _train, config, run_dir, resume)
-    except UserError as error:
+    except (UserError, RunFailed) as error:
         _note(run_dir / LOG, str(error))
         raise
 

@@ -16,21 +16,28 @@ def whole_number(key: str, value: object, low: int, high: int | None = None) -> 
 
 def rate(key: str, value: object) -> float:
     """``value`` as a float if it is a number in [0, 1), the probability of leaving something out."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1:
-        return float(value)
+    if is_number(value) and 0 <= value < 1:  # type: ignore[operator]
+        return float(value)  # type: ignore[arg-type]
     raise ConfigError(f"{key}={value!r} must be a number of at least 0 and below 1")
 
 
 def fraction(key: str, value: object) -> float:
     """``value`` as a float if it is a number in (0, 1]."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1:
-        return float(value)
+    if is_number(value) and 0 < value <= 1:  # type: ignore[operator]
+        return float(value)  # type: ignore[arg-type]
     raise ConfigError(f"{key}={value!r} must be a number above 0 and at most 1")
+
+
+def share(key: str, value: object) -> float:
+    """``value`` as a float if it is a number in (0, 1), a part that is neither nothing nor all."""
+    if is_number(value) and 0 < value < 1:  # type: ignore[operator]
+        return float(value)  # type: ignore[arg-type]
+    raise ConfigError(f"{key}={value!r} must be a number above 0 and below 1")
 
 
 def positive(key: str, value: object) -> float:
     """``value`` as a float if it is a finite number above 0."""
-    if _is_number(value) and 0 < value < math.inf:  # type: ignore[operator]
+    if is_number(value) and 0 < value < math.inf:  # type: ignore[operator]
         return float(value)  # type: ignore[arg-type]
     raise ConfigError(f"{key}={value!r} must be a number above 0")
 
@@ -41,7 +48,7 @@ def channel_values(key: str, values: object, zero_allowed: bool) -> tuple[float,
     mistake = ConfigError(f"{key}={values} must be {allowed} (red, green, blue; white is 1)")
     if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != 3:
         raise mistake
-    if not all(_is_number(value) and 0 <= value <= 1 for value in values):
+    if not all(is_number(value) and 0 <= value <= 1 for value in values):
         raise mistake
     if not zero_allowed and 0 in values:
         raise mistake
@@ -56,6 +63,13 @@ def flag(key: str, value: object) -> bool:
     raise ConfigError(f"{key}={value!r} must be true or false")
 
 
+def text(key: str, value: object) -> str:
+    """``value`` if it is a text that is not empty; YAML's ``1e3`` arrives as a number."""
+    if isinstance(value, str) and value:
+        return value
+    raise ConfigError(f"{key}={value!r} must be a text")
+
+
 def one_of(key: str, value: object, allowed: Collection[str]) -> str:
     """``value`` if it is one of the words allowed."""
     if isinstance(value, str) and value in allowed:
@@ -63,5 +77,6 @@ def one_of(key: str, value: object, allowed: Collection[str]) -> str:
     raise ConfigError(f"{key}={value!r} must be one of {', '.join(allowed)}")
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is a number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)

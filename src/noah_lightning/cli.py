@@ -173,7 +173,9 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     data.add_argument("--root", type=Path, metavar="DIR", help="with train/<class>/; default: made for the occasion")
     data.add_argument("--workers", type=int, default=0, metavar="N", help="loading processes; default: none")
     step = parts.add_parser("step", help="our training step beside a bare PyTorch loop")
-    for part, command in ((head, _bench_head), (data, _bench_data), (step, _bench_step)):
+    checkpoint = parts.add_parser("checkpoint", help="what it costs to save a run, beside its steps")
+    commands_of = {head: _bench_head, data: _bench_data, step: _bench_step, checkpoint: _bench_checkpoint}
+    for part, command in commands_of.items():
         part.add_argument("--rounds", type=_positive, default=7, metavar="N", help="default: 7")
         part.add_argument("--json", action="store_true", help="for machines")
         part.set_defaults(command=command)
@@ -294,9 +296,19 @@ def _bench_data(arguments: argparse.Namespace) -> None:
 
 
 def _bench_step(arguments: argparse.Namespace) -> None:
+    from noah_lightning import console
     from noah_lightning.bench.step import bench_step
 
+    console.silence_libraries()
     _report(bench_step(arguments.rounds), arguments)
+
+
+def _bench_checkpoint(arguments: argparse.Namespace) -> None:
+    from noah_lightning import console
+    from noah_lightning.bench.checkpoint import bench_checkpoint
+
+    console.silence_libraries()
+    _report(bench_checkpoint(arguments.rounds), arguments)
 
 
 def _report(report: "Report | CheckReport", arguments: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ from noah_lightning.processes import batch_per_process
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
 Settings = TypeVar("Settings")
+_NO_NAME = r"null|true|false|[+-]?(inf|nan|[\d._]*(e[+-]?\d+)?)"  # what Hydra takes for something else than a text
 OPEN_ENDED = ("model.args.", "recipe.optimizer.options.")  # passed on to timm and torch, which refuse what they lack
 
 
@@ -81,8 +82,10 @@ def check_overrides(overrides: Sequence[str]) -> None:
         ConfigError: an added key that nothing reads, or a group whose option is no name.
     """
     for pair in overrides:
-        group, _, option = pair.partition("=")
-        if (config_dir() / group).is_dir() and re.fullmatch(r"null|[\d.]*", option, re.IGNORECASE):
+        group, equals, option = pair.lstrip("+~").partition("=")
+        if equals and not group.strip():
+            raise ConfigError(f"{pair!r} is no override; write key=value")
+        if equals and _is_group(group) and re.fullmatch(_NO_NAME, option.strip(), re.IGNORECASE):
             options = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
             raise ConfigError(f"{group}={option} names no option; there are {', '.join(options)}")
     added = [match[1] for pair in overrides if (match := re.match(r"\++([\w.]+)=", pair))]
@@ -93,6 +96,10 @@ def check_overrides(overrides: Sequence[str]) -> None:
     for key in added:
         if key not in known:
             raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}")
+
+
+def _is_group(key: str) -> bool:
+    return re.fullmatch(r"\w+", key) is not None and (config_dir() / key).is_dir()
 
 
 def resolved(config: DictConfig) -> DictConfig:
@@ -130,7 +137,7 @@ def override(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
             raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}")
         try:
             config.merge_with_dotlist([pair])
-        except (OmegaConfBaseException, YAMLError) as error:
+        except (OmegaConfBaseException, YAMLError, RecursionError, ValueError) as error:
             raise ConfigError(f"{pair!r} cannot be set: {one_line(error)}") from error
     return config
 

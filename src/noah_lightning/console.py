@@ -5,7 +5,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,11 @@ def start_logging() -> None:
     else:
         handler = logging.StreamHandler(sys.stdout)
     log.addHandler(handler)
+    silence_libraries()
+
+
+def silence_libraries() -> None:
+    """Hear of the libraries from warnings on, and not of what asks nothing of the user."""
     for library in ("lightning.pytorch", "lightning.fabric", "timm"):
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns at each of ten retries
@@ -64,14 +69,26 @@ def start_logging() -> None:
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Write all log lines to ``path`` too."""
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
     try:
         yield
     finally:
         log.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # told already
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """Python's would print a traceback for each line that a full disk does not take."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._failed:
+            self._failed = True  # before the line that says so comes here, too
+            log.warning("%s cannot be written (%s); the run goes on", self.baseFilename, sys.exception())
 
 
 def on_terminal() -> bool:

@@ -113,6 +113,6 @@ def _read_facts(folder: Path) -> Facts:
     try:
         facts = Facts(**json.loads(path.read_text()))
         flag("pre_logits", facts.pre_logits)
-    except (ConfigError, OSError, TypeError, ValueError) as error:
+    except (ConfigError, OSError, RecursionError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} does not say what model this is: {one_line(error)}") from error
     return facts

@@ -86,7 +86,7 @@ def make_plan(folders: Sequence[Path], entity: str | None = None, project: str |
         ConfigError: no W&B run there, or runs of several projects.
     """
     from noah_lightning.loggers.wandb_run import run_name
-    from noah_lightning.runs import read_config
+    from noah_lightning.run_config import missing_told, read_config
 
     runs: dict[str, RunOnWandb] = {}
     places = set()
@@ -94,8 +94,9 @@ def make_plan(folders: Sequence[Path], entity: str | None = None, project: str |
         run_dir = kept.parents[1]
         config = read_config(run_dir)
         identity = kept.name.rpartition("-")[2]
-        runs[identity] = RunOnWandb(identity, run_name(config), str(run_dir))
-        places.add((entity or config.logger.entity, project or config.logger.project))
+        with missing_told(run_dir):
+            runs[identity] = RunOnWandb(identity, run_name(config), str(run_dir))
+            places.add((entity or config.logger.entity, project or config.logger.project))
     if not runs:
         raise ConfigError(f"no W&B run under {', '.join(map(str, folders))}; logger=wandb makes one")
     if len(places) > 1:

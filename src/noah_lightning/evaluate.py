@@ -4,10 +4,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from noah_lightning import runs
+from noah_lightning import run_config, runs
 from noah_lightning.assembly import make_trainer
 from noah_lightning.compiled import compiled
-from noah_lightning.config import override, settings
+from noah_lightning.config import settings
 from noah_lightning.converted import converted_config, is_converted, load_converted
 from noah_lightning.data import create_data
 from noah_lightning.errors import ConfigError
@@ -27,13 +27,18 @@ def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = 
     Raises:
         UserError: neither a run nor a converted model there, weights that do not fit, missing data.
     """
+    with run_config.missing_told(folder):
+        return _evaluate(folder, checkpoint, overrides, ema)
+
+
+def _evaluate(folder: Path, checkpoint: str, overrides: Sequence[str], ema: bool) -> Accuracy:
     if is_converted(folder):
         if ema or checkpoint != "best":
             raise ConfigError(f"{folder} is a converted model: it has no checkpoints to choose from")
         config = converted_config(folder, overrides)
         model = load_converted(folder, config)
     else:
-        config = override(runs.read_config(folder), overrides)
+        config = run_config.config_to_use(folder, overrides)
         model = runs.load_model(folder, config, checkpoint, ema)
     config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"  # here, in this process
     data = create_data(config.data.name, **settings(config, "data", "name"))

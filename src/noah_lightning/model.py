@@ -11,8 +11,12 @@ from noah_lightning.errors import ConfigError
 from noah_lightning.heads import make_head
 from noah_lightning.heads.noah import Explanation, NOAHHead
 
-# Arguments of timm's that are asked for elsewhere.
-_NOT_TIMMS_TO_SET = {"num_classes", "in_chans", "pretrained", "checkpoint_path"}
+# Arguments of timm's that are asked for elsewhere, say where weights come from, or make something else than a model.
+_NOT_TIMMS_TO_SET = {
+    *("num_classes", "in_chans", "pretrained", "checkpoint_path"),
+    *("pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir", "model_name"),
+    *("features_only", "feature_cls", "feature_cfg", "out_indices", "scriptable", "exportable", "no_jit"),
+}
 
 
 class Classifier(nn.Module):
@@ -83,7 +87,8 @@ def create_model(
     model_args = dict(model_args or {})
     if owned := sorted(_NOT_TIMMS_TO_SET & model_args.keys()):
         raise ConfigError(
-            f"model.args cannot set {', '.join(owned)}: images have 3 channels, the data knows its classes"
+            f"model.args cannot set {', '.join(owned)}: images have 3 channels, the data knows its classes, "
+            "and weights come from model.pretrained or model.weights"
         )
     if head == "gap":
         if class_token is not None:

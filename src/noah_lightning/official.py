@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from timm.models.efficientnet import EfficientNet
 from timm.models.resnet import ResNet
@@ -24,15 +23,22 @@ StateDict = dict[str, Tensor]
 # Where the official scripts keep the trained weights, and where their moving average.
 _RAW, _AVERAGED = ("state_dict", "model"), ("state_dict_ema", "model_ema")
 
-_NUMPY_SCALAR = np.float64().__reduce__()[0]  # what pickle calls to make a number of numpy's
 
-# What stands beside the weights in such files; none of it can do anything when it is read.
+class _Ignored:
+    """Stands for what is not wanted: it takes anything and keeps nothing."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+# What stands beside the weights in such files, by the names that pickle knows it by. An accuracy as numpy's number,
+# saved by numpy 1 or 2, is not made: numpy would take bytes from the file for addresses in memory.
 _HARMLESS: list[Any] = [
     argparse.Namespace,  # the arguments of the script
-    np.dtype,  # and the rest: an accuracy as numpy's number, saved by numpy 2 or 1
-    np.dtypes.Float64DType,
-    _NUMPY_SCALAR,
-    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    (_Ignored, "numpy.dtype"),
+    (_Ignored, "numpy.core.multiarray.scalar"),
+    (_Ignored, "numpy._core.multiarray.scalar"),
 ]
 
 _MOBILENETV2_STAGES = (0, 1, 3, 6, 10, 13, 16)  # blocks before each stage; the official code counts through

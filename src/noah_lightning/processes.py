@@ -90,7 +90,7 @@ def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> A
     """Call ``work(*arguments)`` in ``count`` new processes of one process group; returns what rank 0 returned.
 
     Raises:
-        UserError: that of the first process that met one; the others are stopped.
+        UserError, RunFailed: that of the first process that met one; the others are stopped.
         RunFailed: a process failed otherwise, after its traceback was printed.
         Stopped: a signal asked for it.
     """
@@ -125,8 +125,9 @@ def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> A
             exits = {one.exitcode - 128 for one in failure.failures.values()}
             if len(exits) == 1 and (number := exits.pop()) in SIGNALS:  # one of them was asked to stop
                 raise Stopped(number) from None
-            if first_failure.is_file() and (mistake := first_failure.read_text()):
-                raise UserError(mistake) from None
+            if first_failure.is_file() and (told := first_failure.read_text()):
+                status, _, line = told.partition(" ")
+                raise (UserError if int(status) == MISTAKE else RunFailed)(line) from None
             number, first = failure.get_first_failure()
             raise RunFailed(
                 f"process {number} ended with exit status {first.exitcode}; its traceback stands above"
@@ -179,15 +180,16 @@ def _begin(first_failure: Path, work: Callable[..., Any], arguments: tuple[Any, 
 def _work(first_failure: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """Do the work in one of several processes.
 
-    The first to fail leaves a file with its mistake, or an empty one and a traceback. The others then fail too, for
-    want of an answer from it, and keep that to themselves.
+    The first to fail leaves a file with its exit status and the line that says why, or an empty one and a traceback.
+    The others then fail too, for want of an answer from it, and keep that to themselves.
     """
     try:
         return work(*arguments)
-    except UserError as error:
+    except (UserError, RunFailed) as error:
+        status = MISTAKE if isinstance(error, UserError) else 1
         with suppress(FileExistsError), first_failure.open("x") as file:
-            file.write(str(error))
-        raise SystemExit(MISTAKE) from None
+            file.write(f"{status} {error}")
+        raise SystemExit(status) from None
     except Stopped as stopped:
         raise SystemExit(128 + stopped.signal) from None
     except Exception:

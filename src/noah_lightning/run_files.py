@@ -2,3 +2,4 @@
 
 CONFIG, LOG, METRICS, RESULTS = "config.yaml", "train.log", "metrics.csv", "results.json"
 PREDICTIONS, CHECKPOINTS = "predictions.npz", "checkpoints"
+NONFINITE = "nonfinite.json"

@@ -1,53 +1,104 @@
-"""Settings of a run that are refused before anything is built, and before torch is imported."""
+"""Settings of a run that are refused before anything is built."""
 
-import math
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from noah_lightning.checks import flag, positive, whole_number
+from noah_lightning.checks import whole_number
+from noah_lightning.config import typed
 from noah_lightning.errors import ConfigError
+from noah_lightning.setting_ranges import HEADS, LOGGERS, RANGES, Check
 
 
 def check_settings(config: DictConfig) -> None:
-    """Refuse what would be found out after the last epoch, or never.
+    """Refuse what cannot work, would be found out after the last epoch, or never.
 
     Raises:
-        ConfigError: a setting out of its range.
+        ConfigError: a setting out of its range, or one that does not go with another.
     """
+    given = _dotted(config)
+    if missing := [key for key in ranges_of(config) if key not in given]:
+        raise ConfigError(
+            f"{missing[0]} is missing: it was taken away, or this is the configuration of another version"
+        )
+    check_each(config)
     _check_budget(config)
+    _check_average(config)
     _check_recipe(config)
 
 
+def check_each(config: DictConfig) -> None:
+    """Refuse values that are out of their range whatever the others are; a setting may be missing.
+
+    Raises:
+        ConfigError: the first of them.
+    """
+    values = _dotted(config)
+    for key, check in ranges_of(config).items():
+        if key in values:
+            check(key, values[key])
+
+
+def ranges_of(config: DictConfig) -> dict[str, Check]:
+    """The checks of all settings that a configuration should have, by their dotted keys."""
+    head, logger = (str(OmegaConf.select(config, key)) for key in ("head.name", "logger.name"))
+    return RANGES | HEADS.get(head, {"head.name": HEADS["gap"]["head.name"]}) | LOGGERS.get(logger, {})
+
+
+def _dotted(config: DictConfig) -> dict[str, Any]:
+    """Plain values by their dotted keys, groups too."""
+
+    def walk(tree: Mapping[Any, Any], prefix: str) -> list[tuple[str, Any]]:
+        pairs = [(f"{prefix}{key}", value) for key, value in tree.items()]
+        inside = (walk(value, f"{key}.") for key, value in pairs if isinstance(value, dict))
+        return [*pairs, *chain.from_iterable(inside)]
+
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    return dict(walk(plain, ""))
+
+
 def _check_budget(config: DictConfig) -> None:
-    """Refuse a run that never trains or never validates."""
+    """Refuse a run that never validates."""
     trainer = config.trainer
-    whole_number("seed", config.seed, low=0, high=2**32 - 1)
-    whole_number("trainer.max_epochs", trainer.max_epochs, low=1, high=10**6)
     whole_number("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch, 1, trainer.max_epochs)
-    whole_number("trainer.log_every_n_steps", trainer.log_every_n_steps, low=1)
-    whole_number("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, low=1)
-    checkpoint = config.checkpoint
-    whole_number("checkpoint.every_n_steps", checkpoint.every_n_steps, low=1)
-    whole_number("checkpoint.keep", checkpoint.keep, low=1)
-    positive("checkpoint.every_minutes", checkpoint.every_minutes)
-    for key in ("channels_last", "compile"):
-        flag(f"trainer.{key}", trainer[key])
-    for key in ("limit_train_batches", "limit_val_batches"):
-        if trainer[key] == 0:
-            raise ConfigError(f"trainer.{key}=0 leaves nothing to do; give a number of batches, or null for all")
 
 
-def _check_recipe(config: DictConfig) -> None:
-    """Refuse what would otherwise be left out without a word, or stand still."""
-    flag("recipe.equal_dropout", config.recipe.equal_dropout)  # of which only the baseline takes notice
-    for key in ("recipe.gradient_clip", "trainer.gradient_clip_val"):  # the second follows the first, unless set
-        norm = OmegaConf.select(config, key)
-        is_number = isinstance(norm, int | float) and not isinstance(norm, bool)
-        if norm is not None and not (is_number and 0 < norm < math.inf):
-            raise ConfigError(f"{key}={norm!r} must be a number above 0, or null for no clipping")
+def _check_average(config: DictConfig) -> None:
+    """Refuse an average of the weights that would stand still."""
     precision = config.trainer.precision
     if config.recipe.ema is not None and precision in ("16-true", "bf16-true"):
         raise ConfigError(
             f"recipe.ema moves weights by less than trainer.precision={precision} can hold; "
             f"use {precision.replace('true', 'mixed')}"
         )
+
+
+def _check_recipe(config: DictConfig) -> None:
+    """Refuse what the dataclasses of the recipe refuse, and a schedule that the recipe's epochs do not hold.
+
+    The recipe's own number of epochs counts, or the trainer's where that is larger: ``trainer.max_epochs=1`` breaks a
+    recipe off to try it out.
+    """
+    from noah_lightning.data.augment import AugmentSettings  # here, as torch and timm take seconds to import
+    from noah_lightning.task import MixingSettings, OptimizerSettings, ScheduleSettings
+
+    typed(OptimizerSettings, config, "recipe.optimizer")
+    schedule = typed(ScheduleSettings, config, "recipe.schedule")
+    typed(MixingSettings, config, "recipe.mixing")
+    typed(AugmentSettings, config, "recipe.augment")
+    epochs = max(config.recipe.epochs, config.trainer.max_epochs)
+    instead = "; trainer.max_epochs alone breaks a recipe off" if epochs == config.recipe.epochs else ""
+    if schedule.name == "step" and schedule.milestones[-1] >= epochs:
+        raise ConfigError(
+            f"recipe.schedule.milestones={schedule.milestones!r} must lie before the end, epoch {epochs}{instead}"
+        )
+    if schedule.warmup_epochs > epochs:
+        raise ConfigError(
+            f"recipe.schedule.warmup_epochs={schedule.warmup_epochs!r} must be at most the {epochs} epochs there "
+            f"are{instead}"
+        )
+    if schedule.lag > epochs:
+        raise ConfigError(f"recipe.schedule.lag={schedule.lag!r} must be at most the {epochs} epochs there are")

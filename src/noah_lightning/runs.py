@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError
 from torch import nn
 
-from noah_lightning.checks import rate
+from noah_lightning.checks import is_number, rate
 from noah_lightning.config import settings
-from noah_lightning.errors import ConfigError, WeightsError, one_line
+from noah_lightning.errors import ConfigError, RunFailed, WeightsError, one_line
 from noah_lightning.model import create_model
+from noah_lightning.run_config import read_config as read_config  # where the other functions are looked for
 from noah_lightning.run_files import CHECKPOINTS, CONFIG, RESULTS
+from noah_lightning.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -72,34 +73,19 @@ def write_config(run_dir: Path, config: DictConfig) -> None:
         raise ConfigError(f"{run_dir} cannot be written ({one_line(error)}); give another hydra.run.dir=…") from error
 
 
-def read_config(run_dir: Path) -> DictConfig:
-    """The configuration a run was started with, as plain values: nothing in it is resolved or executed.
+def write_results(run_dir: Path, results: Results) -> None:
+    """Say that the run has finished, and how.
 
     Raises:
-        ConfigError: no run there, or a file that is not ours.
+        RunFailed: the file cannot be written.
     """
-    path = run_dir / CONFIG
-    if not path.is_file():
-        inside = sorted(str(config.parent) for config in run_dir.glob(f"*/{CONFIG}"))
-        advice = f"; there are runs inside: {', '.join(inside)}" if inside else ""
-        raise ConfigError(f"{run_dir} is no run directory: it has no {CONFIG}{advice}")
+    text = json.dumps(asdict(results), indent=2) + "\n"
     try:
-        text = path.read_text()
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from error
-    missing = {"model", "head", "data", "recipe", "trainer"} - set(content if isinstance(content, dict) else ())
-    if missing:
-        raise ConfigError(f"{path} is no run's configuration: {', '.join(sorted(missing))} missing")
-    if "${" in text:  # ours are resolved; a stranger's could read the environment
-        raise ConfigError(f"{path} is no run's configuration: it refers to other settings by ${{…}}")
-    config = OmegaConf.create(content)
-    OmegaConf.set_struct(config, True)
-    return config
-
-
-def write_results(run_dir: Path, results: Results) -> None:
-    (run_dir / RESULTS).write_text(json.dumps(asdict(results), indent=2) + "\n")
+        write_whole(run_dir / RESULTS, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise RunFailed(
+            f"{run_dir / RESULTS} cannot be written ({one_line(error)}); make room, then noah resume {run_dir}"
+        ) from error
 
 
 def read_results(run_dir: Path) -> Results:
@@ -109,8 +95,12 @@ def read_results(run_dir: Path) -> Results:
         ConfigError: the run has not finished.
     """
     try:
-        return Results(**json.loads((run_dir / RESULTS).read_text()))
-    except (OSError, TypeError, ValueError) as error:
+        results = Results(**json.loads((run_dir / RESULTS).read_text()))
+        for name, value in vars(results).items():
+            if not is_number(value) and value is not None:
+                raise ValueError(f"{name}={value!r} is no number")
+        return results
+    except (OSError, RecursionError, TypeError, ValueError) as error:
         raise ConfigError(f"{run_dir} holds no finished run: {one_line(error)}") from error
 
 

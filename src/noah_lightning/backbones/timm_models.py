@@ -88,7 +88,14 @@ def _build(name: str, num_classes: int, model_args: dict[str, Any]) -> nn.Module
     _require_known(name)
     try:
         return timm.create_model(name, num_classes=num_classes, **model_args)
-    except (AssertionError, TypeError, ValueError) as error:  # arguments go to the model's constructor unseen
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:  # args go unseen
         raise ConfigError(f"{name} cannot be built with {sorted(model_args)}: {one_line(error)}") from error
     except OSError as error:
         if ":" not in name:  # then it is about the weights, not about the model

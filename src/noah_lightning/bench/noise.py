@@ -29,7 +29,7 @@ class NoiseDataModule(ImageDataModule):
     """Noise, normalised like all other images, for one epoch of ``batches`` training batches; loaded in line.
 
     Attributes:
-        train_batches: what the trainer is given instead of :meth:`loader`, where it is set.
+        given_batches: what the trainer is given instead of :meth:`loader`, where it is set.
     """
 
     def __init__(self, size: int, batch: int, batches: int, classes: int) -> None:
@@ -38,7 +38,7 @@ class NoiseDataModule(ImageDataModule):
             num_classes=classes, mean=grey, std=grey, image_size=size, batch_size=batch, num_workers=0, seed=0
         )
         self.batches = batches
-        self.train_batches: Any = None
+        self.given_batches: Any = None
 
     def build(self, split: Split) -> LabelledImages:
         batches = self.batches if split == "train" else 1
@@ -49,4 +49,4 @@ class NoiseDataModule(ImageDataModule):
         return super().train_dataloader()
 
     def train_dataloader(self) -> Any:
-        return self.loader() if self.train_batches is None else self.train_batches
+        return self.loader() if self.given_batches is None else self.given_batches

@@ -90,7 +90,7 @@ def compare(case: Case, rounds: int) -> Comparison:
         trainer = make_trainer(config, Path(folder), logger=loggers, callbacks=callbacks)
         bare.to(trainer.strategy.root_device)
         loop = bare_loop(bare, task.optimizer_settings, data, iter(data.loader()))
-        data.train_batches = turns = Turns(iter(data.loader()), case.steps, rounds, lambda: next(loop))
+        data.given_batches = turns = Turns(iter(data.loader()), case.steps, rounds, lambda: next(loop))
         trainer.fit(task, datamodule=data)
         close_loggers(loggers, None)
     return Comparison(turns.seconds, {OURS: ours, BARE: bare})

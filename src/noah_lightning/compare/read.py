@@ -2,18 +2,18 @@
 
 import csv
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from noah_lightning.checks import is_number
 from noah_lightning.errors import ConfigError, one_line
+from noah_lightning.recorded import read_recorded
 from noah_lightning.run_files import CONFIG, LOG, METRICS, PREDICTIONS, RESULTS
-
-_PARTS = {"seed", "model", "head", "data", "recipe", "trainer"}
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,9 @@ def read_run(path: Path) -> Run:
         ConfigError: its configuration is unreadable or no run's.
     """
     file = path / CONFIG
-    try:
-        content = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file} is not valid YAML: {one_line(error)}") from error
-    missing = _PARTS - set(content if isinstance(content, dict) else ())
-    if missing:
-        raise ConfigError(f"{file} is no run's configuration: {', '.join(sorted(missing))} missing")
+    content = read_recorded(path)
+    if "seed" not in content:
+        raise ConfigError(f"{file} is no run's configuration: seed missing")
     settings = dict(_flat(content))
     if not {"model.name", "head.name"} <= set(settings):
         raise ConfigError(f"{file} is no run's configuration: model.name or head.name missing")
@@ -100,8 +96,10 @@ def _outcome(path: Path) -> Outcome | None:
     try:
         facts = json.loads(path.read_text())
         outcome = Outcome(**{field.name: facts[field.name] for field in fields(Outcome) if field.name in facts})
-        return outcome if outcome.images > 0 else None
-    except (OSError, TypeError, ValueError):
+        known = [value for value in vars(outcome).values() if value is not None]
+        sound = all(is_number(value) and math.isfinite(value) for value in known)
+        return outcome if sound and 0 <= outcome.correct <= outcome.images > 0 else None
+    except (OSError, OverflowError, RecursionError, TypeError, ValueError):
         return None
 
 
@@ -131,12 +129,21 @@ def read_predictions(run: Run) -> Predictions:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             said = Predictions(arrays["labels"], arrays["guesses"], [str(name) for name in arrays["class_names"]])
-    except (OSError, KeyError, ValueError, EOFError) as error:
+        if any(array.ndim != 1 or array.dtype.kind not in "iu" for array in (said.labels, said.guesses)):
+            raise ValueError("labels and guesses must be lists of whole numbers")
+        if said.labels.shape != said.guesses.shape or not _are_classes(said):
+            raise ValueError("labels, guesses and classes do not go together")
+    except Exception as error:  # numpy and zipfile raise a handful of unrelated types on broken files
         raise ConfigError(f"{path} holds no predictions: {one_line(error)}") from error
     counted = (int(said.right.sum()), len(said.labels))
     if counted != (run.outcome.correct, run.outcome.images):
         raise ConfigError(f"{path} is not of the epoch in {RESULTS}: {counted[0]} of {counted[1]} right")
     return said
+
+
+def _are_classes(said: Predictions) -> bool:
+    both = np.concatenate([said.labels, said.guesses])
+    return bool((both >= 0).all() and (both < len(said.class_names)).all())
 
 
 def read_curve(run: Run, column: str) -> dict[int, float]:
@@ -147,6 +154,6 @@ def read_curve(run: Run, column: str) -> dict[int, float]:
             for row in csv.DictReader(file):
                 if row.get(column) and row.get("epoch"):
                     values[int(float(row["epoch"])) + 1] = float(row[column])
-    except (OSError, ValueError, csv.Error):
+    except (OSError, OverflowError, ValueError, csv.Error):
         return {}
     return values

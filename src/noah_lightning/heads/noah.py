@@ -164,6 +164,9 @@ def _check_settings(
         raise HeadSettingError(f"NOAH: key_ratio={key_ratio!r} must lie between 0 and 1, both excluded; try 0.5")
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise HeadSettingError(f"NOAH: dropout={dropout!r} must be at least 0 and below 1")
+    for name, split in (("head_split", head_split), ("kv_split", kv_split)):
+        if not isinstance(split, bool):
+            raise HeadSettingError(f"NOAH: {name}={split!r} must be true or false")
     if init not in ("official", "lecun", "small"):
         raise HeadSettingError(f"NOAH: init={init!r} must be official, lecun or small")
     key, value = _split_channels(in_channels, key_ratio, kv_split)

@@ -1,0 +1,90 @@
+"""What is fuzzed: each takes bytes that anybody may have written, and may raise a UserError and nothing else."""
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from noah_lightning.checkpoint_file import read_checkpoint
+from noah_lightning.compare.read import Outcome, Run, read_curve, read_predictions, read_run
+from noah_lightning.data import index_cache
+from noah_lightning.data.decode import decode_rgb
+from noah_lightning.data.pack_format import FACTS, read_facts, read_index
+from noah_lightning.errors import UserError
+from noah_lightning.official import read_official
+from noah_lightning.run_config import config_to_use
+
+FOLDER = Path(tempfile.mkdtemp(prefix="noah-fuzz-"))
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
+OUTCOME = Outcome(1, 1, 1, 0, 1, 1.0, 1.0)
+
+
+def config(data: bytes) -> None:
+    """A run's config.yaml, as evaluate, resume and compare read it."""
+    (FOLDER / "config.yaml").write_bytes(data)
+    for read in (config_to_use, read_run):
+        with suppress(UserError):
+            read(FOLDER)
+
+
+def checkpoint(data: bytes) -> None:
+    """A checkpoint, as evaluate, resume and convert read it."""
+    path = FOLDER / "file.ckpt"
+    path.write_bytes(data)
+    for read in (read_checkpoint, read_official):
+        with suppress(UserError):
+            read(path)
+
+
+def shard(data: bytes) -> None:
+    """The facts, the index or an image of a pack: what the first byte says."""
+    kind, data = data[:1], data[1:]
+    if kind < b"\x55":
+        (FOLDER / FACTS).write_bytes(data)
+        with suppress(UserError):
+            read_facts(FOLDER)
+    elif kind < b"\xaa":
+        (FOLDER / FACTS).write_text(
+            '{"format": "noah_lightning pack", "version": 1, "classes": ["a"], "splits": {"val": {"images": 1}}}'
+        )
+        (FOLDER / "val.npz").write_bytes(data)
+        with suppress(UserError):
+            read_index(FOLDER, "val")
+    else:
+        with suppress(Exception):  # of any type, see there; that it returns is what is asked
+            decode_rgb(data)
+
+
+def results(data: bytes) -> None:
+    """What compare reads of a run beside its configuration."""
+    for name in ("results.json", "metrics.csv", "predictions.npz", "train.log"):
+        (FOLDER / name).write_bytes(data)
+    with suppress(UserError):
+        read_predictions(Run(FOLDER, {}, OUTCOME))
+    read_curve(Run(FOLDER, {}, None), "val/top1")
+    (FOLDER / "config.yaml").write_text(
+        "{seed: 0, model: {name: a}, head: {name: b}, data: {}, recipe: {}, trainer: {}}"
+    )
+    outcome = read_run(FOLDER).outcome
+    assert outcome is None or np.isfinite(outcome.top1)
+
+
+def index(data: bytes) -> None:
+    """The list of images that is kept in the user's cache; what is no such list is passed over."""
+    path = FOLDER / "index.npz"
+    path.write_bytes(data)
+    kept = index_cache._read(path, FOLDER)
+    assert kept is None or all(isinstance(kept.path(image), str) for image in range(len(kept)))
+
+
+READERS: dict[str, Callable[[bytes], None]] = {
+    "config": config,
+    "checkpoint": checkpoint,
+    "shard": shard,
+    "results": results,
+    "index": index,
+}

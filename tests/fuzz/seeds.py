@@ -1,0 +1,69 @@
+"""Files as we write them, for the fuzzers to start from."""
+
+import argparse
+import io
+import json
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from fuzz.readers import FOLDER
+from noah_lightning.config import compose_config
+from noah_lightning.data.index import Names, TreeIndex
+from noah_lightning.data.index_cache import _write
+from noah_lightning.data.pack_format import Index
+
+
+def saved(content: object, **options: bool) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file, **options)
+    return file.getvalue()
+
+
+def image(form: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (9, 7), (200, 30, 30)).save(file, form)
+    return file.getvalue()
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **arrays)
+    return file.getvalue()
+
+
+def pack_index() -> bytes:
+    file = io.BytesIO()
+    one = np.array([1])
+    Index(one, one, one * 0, one, one.astype(np.uint32), (one * 0).astype(np.int32)).write(file)
+    return file.getvalue()
+
+
+def kept_index() -> bytes:
+    zero = np.zeros(1, np.int32)
+    names = Names.of(["a"])
+    kept = TreeIndex(["a"], Names.of([""]), np.zeros((1, 2), np.int64), names, zero, zero)
+    _write(FOLDER / "kept.npz", FOLDER, kept)
+    return (FOLDER / "kept.npz").read_bytes()
+
+
+def seeds() -> dict[str, list[bytes]]:
+    """By the names of the readers."""
+    state = {"weight": torch.ones(2)}
+    state_dict = {"state_dict": state, "epoch": 1, "args": argparse.Namespace(lr=0.1), "best_acc": np.float64(1.5)}
+    facts = {"format": "noah_lightning pack", "version": 1, "classes": ["a"], "splits": {"val": {"images": 1}}}
+    small = "{seed: 0, model: {name: resnet18, args: {}}, head: {name: gap}, data: {}, recipe: {}, trainer: {}}"
+    said = npz(labels=np.array([0]), guesses=np.array([0]), class_names=np.array(["a"]))
+    return {
+        "config": [OmegaConf.to_yaml(compose_config(["experiment=demo"])).encode(), small.encode()],
+        "checkpoint": [saved(state), saved(state_dict), saved(state_dict, _use_new_zipfile_serialization=False)],
+        "shard": [
+            b"\x00" + json.dumps(facts).encode(),
+            b"\x60" + pack_index(),
+            *(b"\xff" + image(form) for form in ("JPEG", "PNG", "GIF", "WEBP")),
+        ],
+        "results": [b'{"correct": 1, "images": 1}', b"epoch,val/top1\n0,1.5\n", said],
+        "index": [kept_index()],
+    }

@@ -1,0 +1,315 @@
+"""Every setting of every group is checked before anything is started; a mistake leaves nothing behind."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from conftest import TINY, Answer
+from noah_lightning.config import compose_config, config_dir, override
+from noah_lightning.errors import ConfigError, UserError
+from noah_lightning.packing import pack
+from noah_lightning.run_settings import check_settings, ranges_of
+from noah_lightning.train import train
+
+Noah = Callable[..., Answer]
+NO_NUMBER = ("abc", "[1]", "true", "nan", "-1")
+NO_WHOLE = (*NO_NUMBER, "1.5", "inf")
+NO_FLAG = ("maybe", "1", "[]", "null")
+NO_WORD = ("abc", "3", "[1]", "true")
+
+# Bad values of each setting, for the digits with NOAH.
+BAD: dict[str, tuple[str, ...]] = {
+    "seed": (*NO_WHOLE, "4294967296"),
+    "checkpoint.every_n_steps": (*NO_WHOLE, "0"),
+    "checkpoint.every_minutes": (*NO_NUMBER, "0", "inf"),
+    "checkpoint.keep": (*NO_WHOLE, "0"),
+    "trainer.accelerator": (*NO_WORD, "gpus"),
+    "trainer.devices": ("0", "-2", "abc", "[]", "[0,0]", "[-1]", "1.5", "true"),
+    "trainer.num_nodes": (*NO_WHOLE, "0"),
+    "trainer.strategy": (*NO_WORD, "dpp", "deepspeed_stage_3", "fsdp"),
+    "trainer.sync_batchnorm": NO_FLAG,
+    "trainer.max_epochs": (*NO_WHOLE, "0", "1000001"),
+    "trainer.precision": (*NO_WORD, "16-mix"),
+    "trainer.channels_last": NO_FLAG,
+    "trainer.compile": NO_FLAG,
+    "trainer.accumulate_grad_batches": (*NO_WHOLE, "0"),
+    "trainer.gradient_clip_val": (*NO_NUMBER, "0", "inf"),
+    "trainer.check_val_every_n_epoch": (*NO_WHOLE, "0", "3"),
+    "trainer.limit_train_batches": (*NO_NUMBER, "0", "1.5", "inf"),
+    "trainer.limit_val_batches": (*NO_NUMBER, "0", "1.5", "inf"),
+    "trainer.num_sanity_val_steps": ("abc", "[1]", "true", "nan", "-2"),
+    "trainer.log_every_n_steps": (*NO_WHOLE, "0"),
+    "trainer.deterministic": ("maybe", "1", "[]", "null"),
+    "trainer.nonfinite": (*NO_WORD, "skipp"),
+    "trainer.benchmark": ("maybe", "1", "[]"),
+    "recipe.name": ("3", "[1]", "true", "null"),
+    "recipe.epochs": (*NO_WHOLE, "0"),
+    "recipe.batch_size": (*NO_WHOLE, "0"),
+    "recipe.gradient_clip": (*NO_NUMBER, "0", "inf"),
+    "recipe.ema": (*NO_NUMBER, "0", "1", "inf"),
+    "recipe.label_smoothing": (*NO_NUMBER, "1", "inf"),
+    "recipe.head_dropout": (*NO_NUMBER, "1", "inf"),
+    "recipe.equal_dropout": NO_FLAG,
+    "recipe.drop_path": (*NO_NUMBER, "1"),
+    "recipe.block_dropout": (*NO_NUMBER, "1"),
+    "recipe.optimizer.name": (*NO_WORD, "adam"),
+    "recipe.optimizer.lr": (*NO_NUMBER, "inf"),
+    "recipe.optimizer.lr_batch": (*NO_WHOLE, "0"),
+    "recipe.optimizer.weight_decay": (*NO_NUMBER, "inf"),
+    "recipe.optimizer.decay": (*NO_WORD, "some"),
+    "recipe.optimizer.options": ("abc", "3", "[1]", "{momentun:0.9}", "{betas:[2,2]}", "{betas:abc}", "{eps:-1}"),
+    "recipe.schedule.name": (*NO_WORD, "cosin"),
+    "recipe.schedule.per": (*NO_WORD, "batch"),
+    "recipe.schedule.lag": (*NO_NUMBER, "inf", "4"),
+    "recipe.schedule.warmup_epochs": (*NO_NUMBER, "inf", "4"),
+    "recipe.schedule.warmup_lr": (*NO_NUMBER, "inf"),
+    "recipe.schedule.final_lr": (*NO_NUMBER, "inf"),
+    "recipe.schedule.gamma": (*NO_NUMBER, "inf"),
+    "recipe.mixing.mixup": (*NO_NUMBER, "inf"),
+    "recipe.mixing.cutmix": (*NO_NUMBER, "inf"),
+    "recipe.mixing.switch": (*NO_NUMBER, "1.1"),
+    "recipe.augment.crop_aspect": (*NO_NUMBER, "[1]", "[2,1]", "[0,1]", "[a,b]", "[1,inf]"),
+    "recipe.augment.interpolation": (*NO_WORD, "nearest"),
+    "recipe.augment.rand_augment": (*NO_WORD, "rand-x9", "rand-m9-inc"),
+    "recipe.augment.color_jitter": (*NO_NUMBER, "inf"),
+    "recipe.augment.erasing": (*NO_NUMBER, "1.1"),
+    "recipe.augment.repeats": (*NO_WHOLE, "0"),
+    "recipe.preprocess.mean": (*NO_NUMBER, "[1,1]", "[0,0,2]", "[a,b,c]", "[0,0,nan]"),
+    "recipe.preprocess.std": (*NO_NUMBER, "[1,1]", "[0,1,1]"),
+    "recipe.preprocess.interpolation": (*NO_WORD, "random"),
+    "recipe.preprocess.crop_ratio": (*NO_NUMBER, "0", "1.1"),
+    "model.name": ("3", "[1]", "true", "null", "resnet19", "../resnet18"),
+    "model.pretrained": NO_FLAG,
+    "model.weights": ("3", "[1]", "true", "nowhere.pth"),
+    "model.class_token": ("maybe", "1", "[]"),
+    "model.init": (*NO_WORD, "tim"),
+    "model.args": ("3", "abc", "[1]", "{features_only:true}", "{pretrained_cfg:{url:x}}", "{checkpoint_path:x}"),
+    "model.noah.head_num": (*NO_WHOLE, "0"),
+    "model.noah.key_ratio": (*NO_NUMBER, "0", "1"),
+    "model.noah.init": NO_WORD,
+    "model.published.gap": (*NO_NUMBER, "101"),
+    "model.published.noah": (*NO_NUMBER, "101"),
+    "head.name": (*NO_WORD, "noha"),
+    "head.head_num": (*NO_WHOLE, "0", "7"),
+    "head.key_ratio": (*NO_NUMBER, "0", "1"),
+    "head.dropout": (*NO_NUMBER, "1", "inf"),
+    "head.head_split": NO_FLAG,
+    "head.kv_split": NO_FLAG,
+    "head.init": (*NO_WORD, "timm"),
+    "head.kernel": (*NO_WORD, "triton"),
+    "logger.name": (*NO_WORD, "mlflow"),
+    "data.name": (*NO_WORD, "digit"),
+    "data.num_classes": (*NO_WHOLE, "0", "11"),
+    "data.mean": (*NO_NUMBER, "[1,1]"),
+    "data.std": (*NO_NUMBER, "[0,1,1]"),
+    "data.image_size": (*NO_WHOLE, "0"),
+    "data.batch_size": (*NO_WHOLE, "0"),
+    "data.num_workers": NO_WHOLE,
+    "data.seed": NO_WHOLE,
+    "data.train_images": (*NO_WHOLE, "0"),
+    "data.val_images": (*NO_WHOLE, "0"),
+    "data.digit_size": (*NO_WHOLE, "7", "65"),
+    "data.num_fragments": NO_WHOLE,
+    "data.fragment_size": (*NO_WHOLE, "0", "25"),
+}
+# With other choices of groups, only what those have.
+GAP = {"head.dropout": (*NO_NUMBER, "1")}
+STEP = {"recipe.schedule.milestones": ("abc", "3", "true", "[]", "[2,1]", "[1,1]", "[1,3]", "[a]", "[nan]", "[-1,1]")}
+WANDB = {
+    "logger.project": ("3", "[1]", "true", "null"),
+    "logger.entity": ("3", "[1]", "true"),
+    "logger.group": ("3", "[1]", "true"),
+    "logger.tags": ("3", "abc", "true", f"[{'x' * 65}]"),
+    "logger.mode": ("3", "[1]", "true", "onlin"),
+    "logger.picture_every_n_epochs": NO_WHOLE,
+}
+PHOTOS = {
+    "data.root": ("3", "[1]", "true", "/nowhere", "null", f"/{'x' * 300}", "~nobody-by-this-name/x"),
+    "data.crop_ratio": (*NO_NUMBER, "0", "1.1"),
+    "data.interpolation": (*NO_WORD, "random"),
+    "data.image_size": (*NO_WHOLE, "0"),
+    "data.num_workers": NO_WHOLE,
+    "data.augment": ("3", "abc", "[1]"),
+    "data.max_unreadable": NO_WHOLE,
+}
+OF_DATA = {
+    "imagefolder": PHOTOS,
+    "imagenet": PHOTOS | {"data.unpack": NO_FLAG},
+    "packed": PHOTOS | {"data.mix_shards": NO_WHOLE},
+}
+
+
+def cases(table: dict[str, tuple[str, ...]]) -> list[str]:
+    return [f"{key}={value}" for key, values in table.items() for value in values]
+
+
+# A setting that others follow may be told by their names.
+ALSO = {
+    "recipe.head_dropout": ["head.dropout"],
+    "recipe.epochs": ["trainer.max_epochs"],
+    "recipe.gradient_clip": ["trainer.gradient_clip_val"],
+    "trainer.accumulate_grad_batches": ["recipe.batch_size"],  # cannot be split
+    "trainer.num_nodes": ["recipe.batch_size"],
+    "trainer.devices": ["recipe.batch_size"],
+    "model.noah.head_num": ["head.head_num"],
+    "model.noah.key_ratio": ["head.key_ratio"],
+    "model.noah.init": ["head.init"],
+    "model.name": ["resnet19", "../resnet18"],
+    "model.weights": ["nowhere.pth"],
+    "model.class_token": ["class_token"],
+    "head.head_num": ["head_num=7"],
+    "head.name": ["noha", "no head is called"],
+    "data.num_classes": ["num_classes=11"],
+    "data.augment": ["recipe.augment"],
+}
+
+USUAL = (*(word for word in TINY if not word.startswith("trainer.max_epochs")), "head=noah", "trainer.max_epochs=2")
+OTHER_GROUPS = [
+    (("head=gap",), GAP),
+    (("recipe.schedule.name=step", "recipe.schedule.milestones=[1]"), STEP),
+    (("logger=wandb", "logger.mode=disabled"), WANDB),
+]
+FOLDER = ("data=imagefolder", "model=timm", "model.name=test_resnet", "recipe=digits", "data.num_workers=0")
+# More of them than one chart of settings holds, so most are tried on a configuration that is composed once.
+EVERY = [((), BAD), *OTHER_GROUPS]
+
+
+def require_named(message: str, bad: str) -> None:
+    """The mistake is told in one line by its key."""
+    key = bad.partition("=")[0]
+    assert "\n" not in message, bad
+    assert any(name in message for name in (key, *ALSO.get(key, ()))), (bad, message)
+
+
+@cache
+def composed(*overrides: str) -> DictConfig:
+    return compose_config(overrides)
+
+
+def require_refused(config: DictConfig, bad: str, tmp_path: Path) -> None:
+    """By training itself, however the configuration came about."""
+    with pytest.raises(UserError) as caught:
+        train(override(config, [bad.replace(":", ": ").replace(",", ", ")]), tmp_path / "run")
+    require_named(str(caught.value), bad)
+    assert not (tmp_path / "run").exists(), bad
+
+
+@pytest.mark.parametrize(("groups", "key"), [(groups, key) for groups, table in EVERY for key in table])
+def test_a_bad_setting_is_one_line_that_names_it(groups: tuple[str, ...], key: str, tmp_path: Path) -> None:
+    for value in dict(EVERY)[groups][key][-4:]:  # all of them in the slow test below
+        require_refused(composed(*USUAL, *groups), f"{key}={value}", tmp_path)
+
+
+@pytest.mark.parametrize("data", ["imagefolder", "imagenet", "packed"])
+def test_a_bad_setting_of_photographs_is_named(data: str, jpeg_tree: Path, tmp_path: Path) -> None:
+    root = jpeg_tree
+    if data == "packed":
+        root = tmp_path / "pack"
+        pack(jpeg_tree, root, 10**6)
+    config = compose_config([*FOLDER, f"data={data}", f"data.root={root}"])
+    for bad in cases({key: values[-3:] for key, values in OF_DATA[data].items()}):
+        require_refused(config, bad, tmp_path)
+
+
+def require_refused_at_the_command_line(noah: Noah, *words: str) -> None:
+    """The last word is the mistake."""
+    answer = noah("train", *words, "hydra.run.dir=run")
+    assert (answer.status, answer.err[:6]) == (2, "noah: "), (words[-1], answer)
+    require_named(answer.err.removesuffix("\n"), words[-1])
+    assert not Path("run").exists(), words[-1]
+
+
+def one_of_each_group() -> list[tuple[tuple[str, ...], str]]:
+    """The last of the bad values of the first setting of each group."""
+    first: dict[tuple[tuple[str, ...], str], str] = {}
+    for groups, table in EVERY:
+        for key, values in table.items():
+            first.setdefault((groups, key.rpartition(".")[0]), f"{key}={values[-1]}")
+    return [(groups, bad) for (groups, _), bad in first.items()]
+
+
+@pytest.mark.parametrize(("groups", "bad"), one_of_each_group())
+def test_the_command_ends_with_that_line(noah: Noah, groups: tuple[str, ...], bad: str) -> None:
+    require_refused_at_the_command_line(noah, *USUAL, *groups, bad)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["trainer.accumulate_grad_batches=5", "trainer.num_nodes=5", "trainer.devices=5", "recipe.batch_size=0", "sed=1"],
+)
+def test_the_command_names_what_does_not_divide(noah: Noah, bad: str) -> None:
+    require_refused_at_the_command_line(noah, *USUAL, bad)
+
+
+@pytest.mark.parametrize("root", PHOTOS["data.root"][1:])
+def test_the_command_names_a_bad_root(noah: Noah, root: str) -> None:
+    require_refused_at_the_command_line(noah, *FOLDER, f"data.root={root}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("groups", "bad"), [(groups, bad) for groups, table in EVERY for bad in cases(table)])
+def test_every_bad_setting_ends_the_command_with_that_line(noah: Noah, groups: tuple[str, ...], bad: str) -> None:
+    require_refused_at_the_command_line(noah, *USUAL, *groups, bad)
+
+
+# --- nothing is left out, and nothing legitimate is refused
+
+
+def leaves(config: DictConfig, prefix: str = "") -> set[str]:
+    """Dotted keys of all settings; the open-ended groups count as one."""
+    found = set()
+    for key, value in config.items():
+        whole = f"{prefix}{key}"
+        within = isinstance(value, DictConfig) and whole not in ("model.args", "recipe.optimizer.options")
+        found |= leaves(value, f"{whole}.") if within else {whole}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("groups", "tables"),
+    [
+        ((*USUAL, "head=gap"), [BAD, GAP, STEP]),
+        ((*USUAL, "logger=tensorboard"), [BAD, STEP]),
+        ((*USUAL, "logger=wandb"), [BAD, STEP, WANDB]),
+        (("data=imagefolder", "data.num_classes=2"), [BAD, STEP, OF_DATA["imagefolder"]]),
+        (("data=imagenet",), [BAD, STEP, OF_DATA["imagenet"]]),
+        (("data=packed", "data.num_classes=2"), [BAD, STEP, OF_DATA["packed"]]),
+    ],
+)
+def test_every_setting_has_bad_values_here(groups: tuple[str, ...], tables: list[dict[str, tuple[str, ...]]]) -> None:
+    keys = {key for key in leaves(compose_config(groups)) if not key.startswith("data.augment.")}
+    assert keys - set().union(*tables) == set()
+
+
+def test_a_setting_that_was_taken_away_is_missed() -> None:
+    config = OmegaConf.create(OmegaConf.to_container(composed(*USUAL)))
+    del config.trainer["log_every_n_steps"]
+    with pytest.raises(ConfigError, match=r"^trainer\.log_every_n_steps is missing"):
+        check_settings(config)
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in (config_dir() / "recipe").glob("*.yaml")))
+def test_every_recipe_passes(recipe: str) -> None:
+    config = compose_config([f"recipe={recipe}"])
+    check_settings(config)
+    assert ranges_of(config).keys() <= leaves(config) | {"model.args"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["trainer.max_epochs=1"],  # the milestones of the recipe lie behind it
+        ["trainer.limit_train_batches=0.5", "trainer.limit_val_batches=1", "trainer.num_sanity_val_steps=-1"],
+        ["trainer.precision=16", "trainer.deterministic=warn", "trainer.benchmark=true"],
+        ["trainer.devices=[0]", "trainer.strategy=ddp_find_unused_parameters_true", "trainer.accelerator=gpu"],
+        ["head.dropout=0", "recipe.optimizer.lr=1", "recipe.schedule.milestones=[30,60,99.5]", "seed=4294967295"],
+        ["recipe.schedule.name=cosine", "recipe.schedule.warmup_epochs=100", "recipe.ema=0.5"],
+        ["recipe=deit", "model.weights=/some/file", "model.class_token=true", "head.head_split=false"],
+        ["logger=wandb", "logger.tags=[first,2]", "logger.picture_every_n_epochs=0"],
+    ],
+)
+def test_what_is_legitimate_passes(words: list[str]) -> None:
+    check_settings(compose_config(words))
