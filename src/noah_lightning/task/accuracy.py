@@ -57,9 +57,9 @@ class AccuracyCounter(Metric):
         self.correct_top5 += hits.sum()
         self.loss_sum += loss_sum.detach().float()
 
-    def counts(self) -> Tensor:
-        """This process's sums so far, exact: float64 (4,)."""
-        return torch.stack([getattr(self, name).double() for name in self._defaults])
+    def counts(self) -> list[float]:
+        """This process's four sums so far, exact; the device is waited for."""
+        return [float(getattr(self, name)) for name in self._defaults]
 
     def set_counts(self, counts: Sequence[float]) -> None:
         """Go on from what :meth:`counts` said."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from noah_lightning.errors import ConfigError
 from noah_lightning.task.accuracy import Accuracy, AccuracyCounter
 from noah_lightning.task.ema import WeightAverage
+from noah_lightning.task.gather import of_every_process
 from noah_lightning.task.mixing import BatchMixing, MixingSettings
 from noah_lightning.task.nonfinite import LossWatch, StepGuard
 from noah_lightning.task.optimizer import OptimizerSettings, make_optimizer
@@ -160,13 +161,7 @@ class ClassificationTask(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Each process's part of the epoch's sums, so that a run can go on in the middle of an epoch."""
         self.losses.check_all(self)  # nothing is saved that is not worth it
-        counts = self.train_accuracy.counts()  # (4,)
-        every = [torch.empty_like(counts) for _ in range(self.trainer.world_size)]
-        if len(every) > 1:
-            torch.distributed.all_gather(every, counts)
-        else:
-            every = [counts]
-        checkpoint["train_counts"] = [part.tolist() for part in every]
+        checkpoint["train_counts"] = of_every_process(self.train_accuracy.counts(), self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.train_accuracy.set_counts(checkpoint["train_counts"][self.global_rank])

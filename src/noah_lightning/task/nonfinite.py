@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from noah_lightning.errors import RunFailed
+from noah_lightning.task.gather import of_every_process
 
 log = logging.getLogger("noah_lightning")
 MOST_IN_A_ROW = 20  # float16's scaler, too, needs no more to find its scale
@@ -45,10 +46,8 @@ class LossWatch:
         Raises:
             NonFinite: the first loss that is not finite.
         """
-        firsts = task.all_gather(torch.tensor(self._first(), dtype=torch.float64, device=task.device))
-        assert isinstance(firsts, Tensor)
-        found = firsts.reshape(-1, 2).tolist()  # of each process
-        batch = min(first for first, _ in found)
+        found = of_every_process(self._first(), task)
+        batch = min(number for number, _ in found)
         if batch < math.inf:
             losses = {number: str(loss) for number, (first, loss) in enumerate(found) if first == batch}
             raise NonFinite(task.current_epoch, int(batch), f"loss is {min(losses.values())}", losses)
