@@ -80,7 +80,8 @@ def test_a_requeued_job_finishes_in_the_same_directory(shared: Path) -> None:
     subprocess.run(["scontrol", "requeue", job[1]], check=True)
     assert process.wait(500) == 0, (shared / "out.txt").read_text() + (run / "train.log").read_text()
     log = (run / "train.log").read_text()
-    assert "resumed  from" in log
+    assert "stopped  by SIGTERM" in log
+    assert "resumed  after" in log
     assert (run / "results.json").exists()
     told = [int(number) for number in re.findall(r"epoch (\d+)/\d+  train loss", log)]
     assert sorted(set(told)) == list(range(1, epochs + 1))

@@ -1,5 +1,6 @@
 """The jobs of a sweep on a SLURM cluster, through submitit (an optional dependency)."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,11 +65,16 @@ class Training:
         """Train, or go on with the run that is in ``run_dir`` already; returns a mistake's line, or ""."""
         from noah_lightning.app import train_in_processes
         from noah_lightning.errors import RunFailed, UserError
+        from noah_lightning.stopping import Stopped
 
         try:
             train_in_processes(config, run_dir, resume=True)
         except (UserError, RunFailed) as error:
             return str(error)
+        except Stopped as stopped:
+            # The cluster takes the job away and may start it again. What Python sees of this end, submitit would
+            # take for the job's last word.
+            os._exit(128 + stopped.signal)
         return ""
 
     def checkpoint(self, config: DictConfig, run_dir: Path) -> Any:
