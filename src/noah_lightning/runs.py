@@ -5,8 +5,9 @@ train.log                  what the console showed
 metrics.csv                losses, accuracies and learning rates
 checkpoints/best.ckpt      the epoch with the highest validation accuracy
 checkpoints/best_ema.ckpt  likewise of the average of the weights, where there is one
-checkpoints/last.ckpt
+checkpoints/last.ckpt      the latest state; until the run has finished it leads to step-<steps>.ckpt
 predictions.npz            what the best epoch said of every validation image
+nonfinite.json             images of the batch at which a loss was not finite, if one was
 results.json               written when training has finished
 
 Every checkpoint holds the model's weights as ``model.*``, and their average, where there is one, as ``ema.module.*``.

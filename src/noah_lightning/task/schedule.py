@@ -17,7 +17,8 @@ class ScheduleSettings:
     Attributes:
         name: ``step``: times ``gamma`` at each milestone. ``cosine``, ``linear``: from the base rate at epoch 0 to
             ``final_lr`` at the last epoch. ``constant``.
-        per: ``epoch``: set once at the start of each epoch, as the official code does; ``step``: before every batch.
+        per: ``epoch``: set once at the start of each epoch, as the official code does; ``step``: before every
+            step of the optimiser.
         warmup_epochs: the rate first rises linearly from ``warmup_lr`` to the base rate. The schedule's own clock
             runs from epoch 0 all the same (timm's convention), so the rate joins the curve under way.
         warmup_lr: rate at epoch 0 where there is a warm-up.
