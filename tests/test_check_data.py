@@ -23,8 +23,8 @@ from noah_lightning.check_data.findings import KINDS, NOTE, PROBLEM, Findings, p
 from noah_lightning.check_data.image import look_at
 from noah_lightning.check_data.imagenet import compare_with_imagenet, is_imagenet
 from noah_lightning.check_data.listing import ClassFolder, Counts, list_tree
-from noah_lightning.data.decode import read_rgb
 from noah_lightning.data.index import Names, scan
+from noah_lightning.data.picture import Picture
 from noah_lightning.errors import DataError
 
 Noah = Callable[..., Answer]
@@ -166,9 +166,9 @@ def test_what_is_looked_at_is_what_training_loads(planted: tuple[Path, dict[str,
             path = folder.images[i]
             if path in broken - {"train/ant/pipe.jpg"}:  # reading it would wait for ever
                 with pytest.raises(DataError):
-                    read_rgb(root / path)
+                    Picture.read(root / path).pixels()
             elif path not in broken:
-                read_rgb(root / path)
+                Picture.read(root / path).pixels()
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +253,7 @@ class TestOneFile:
         data = bytearray((tmp_path / "0.jpg").read_bytes())
         data[len(data) // 2 : len(data) // 2 + 40] = bytes(range(40, 80))
         (tmp_path / "0.jpg").write_bytes(data)
-        read_rgb(tmp_path / "0.jpg")
+        Picture.read(tmp_path / "0.jpg").pixels()
         assert look_at(str(tmp_path / "0.jpg")).remarks == [("damaged", "")]
 
     @pytest.mark.parametrize("name", ["a.JPEG", "a.png", "a.bmp", "a.webp", "a.tif", "a.ppm", "grey.jpg"])

@@ -24,13 +24,13 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 from noah_lightning.data import create_data
 from noah_lightning.data import module as module_file
 from noah_lightning.data.augment import AugmentSettings, augment_settings
-from noah_lightning.data.decode import read_rgb
 from noah_lightning.data.imagefolder import ImageFolderDataModule
 from noah_lightning.data.module import ImageDataModule, Split
+from noah_lightning.data.picture import Picture
 from noah_lightning.data.shuffle import EpochRepeat, EpochShuffle
 from noah_lightning.data.transforms import RandomCrop, train_transform
 from noah_lightning.errors import ConfigError
-from test_data_folder import assert_near
+from test_data_folder import as_picture, assert_near
 
 CONF = Path(__file__).parents[1] / "conf"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -57,7 +57,7 @@ def seeded(seed: int, size: int = 64, image: Image.Image | None = None, **settin
     """What our transform makes of the photograph after seeding."""
     transform = train_transform(size, AugmentSettings(**settings), MEAN)
     seed_all(seed)
-    return transform(to_tensor(image or sample()))
+    return transform(as_picture(image or sample()))
 
 
 def as_image(pixels: Tensor) -> Image.Image:
@@ -215,7 +215,7 @@ class TestCrop:
         used = []
         for seed in range(40):
             seed_all(seed)
-            result = transform(to_tensor(image))
+            result = transform(as_picture(image))
             fixed = {kind: seeded(seed, 64, image, interpolation=kind) for kind in PIL_NAMES}
             used += [kind for kind, pixels in fixed.items() if torch.equal(result, pixels)]
         assert len(used) == 40
@@ -244,11 +244,11 @@ class TestCrop:
                 expected = to_tensor(crop_and_flip(i, 224, image.convert("RGB"), (3 / 4, 4 / 3), "bilinear"))
             transform = train_transform(224, AugmentSettings(), MEAN)
             seed_all(i)
-            assert_near(transform(read_rgb(tmp_path / name)), expected)
+            assert_near(transform(Picture.read(tmp_path / name)), expected)
 
     def test_flips_are_binomial(self) -> None:
         """... and independent of the box."""
-        ramp = torch.arange(200, dtype=torch.uint8).expand(3, 100, -1)
+        ramp = as_picture(Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (100, 1))))
         transform = train_transform(16, AugmentSettings(), MEAN)
         seed_all(0)
         images = [transform(ramp)[0, 8].int() for _ in range(2000)]
@@ -275,7 +275,7 @@ class TestRandAugment:
             expected = to_tensor(by_hand(as_image(cropped)))  # draws on from where the crop stopped
             changed += not torch.equal(expected, cropped)
             seed_all(seed)
-            result = transform(to_tensor(image))
+            result = transform(as_picture(image))
             assert torch.equal(result, expected)
         assert result.dtype == torch.uint8
         assert changed > 10
@@ -284,7 +284,7 @@ class TestRandAugment:
         """Black photographs, pushed and turned: the only other colour is the fill, or that of an inversion."""
         transform = train_transform(32, AugmentSettings(rand_augment="rand-m9-p1"), (0.2, 0.4, 0.6))
         seed_all(0)
-        black = torch.zeros(3, 64, 64, dtype=torch.uint8)
+        black = as_picture(Image.new("RGB", (64, 64)))
         colors = [
             tuple(transform(black)[:, row, column].tolist()) for _ in range(60) for row, column in [(0, 0), (31, 31)]
         ]
@@ -609,7 +609,7 @@ def test_each_setting_reaches_the_images(tmp_path: Path) -> None:
     data = photo_data(tmp_path, augment={"rand_augment": DEIT, "interpolation": "bicubic"}, mean=[0.1, 0.2, 0.3])
     assert data.train_dataset is not None
     expected = train_transform(32, AugmentSettings(rand_augment=DEIT, interpolation="bicubic"), (0.1, 0.2, 0.3))
-    image = read_rgb(tmp_path / "train" / "china" / "0.jpg")
+    image = Picture.read(tmp_path / "train" / "china" / "0.jpg")
     for seed in range(20):
         seed_all(seed)
         by_hand = expected(image)

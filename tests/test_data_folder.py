@@ -1,6 +1,7 @@
 """Photographs in folders: the transforms, the tree's mistakes, broken files."""
 
 import traceback
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision import transforms as v1
 
 from noah_lightning.data import create_data
-from noah_lightning.data.decode import read_rgb
 from noah_lightning.data.imagefolder import ImageFolderDataModule, count_classes
+from noah_lightning.data.picture import Picture
 from noah_lightning.data.transforms import eval_transform
 from noah_lightning.errors import ConfigError, DataError
 
@@ -58,6 +59,13 @@ def message_of(root: Path, stage: str = "fit", **changes: object) -> str:
     return message
 
 
+def as_picture(image: Image.Image) -> Picture:
+    """As a file that keeps every bit."""
+    stream = BytesIO()
+    image.save(stream, "PNG", compress_level=1)
+    return Picture(stream.getvalue(), "a photograph")
+
+
 def assert_near(result: torch.Tensor, expected: torch.Tensor) -> None:
     """As torch and PIL scale: they round their weights differently, which makes a level here and there."""
     difference = (result.int() - expected.int()).abs()
@@ -76,7 +84,7 @@ class TestTransforms:
     ) -> None:
         classic = v1.Compose([v1.Resize(resized), v1.CenterCrop(image_size), v1.PILToTensor()])
         image = photograph(width, height)
-        result = eval_transform(image_size, crop_ratio, "bilinear")(v1.functional.pil_to_tensor(image))
+        result = eval_transform(image_size, crop_ratio, "bilinear")(as_picture(image))
         assert result.dtype == torch.uint8
         assert type(result) is torch.Tensor
         assert result.shape == (3, image_size, image_size)
@@ -87,7 +95,7 @@ class TestTransforms:
     @pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
     def test_eval_equals_timms(self, name: str, crop_ratio: float, resized: int, interpolation: str) -> None:
         image = Image.fromarray(load_sample_image(name))
-        result = eval_transform(224, crop_ratio, interpolation)(v1.functional.pil_to_tensor(image))
+        result = eval_transform(224, crop_ratio, interpolation)(as_picture(image))
         timms = transforms_imagenet_eval(224, crop_pct=crop_ratio, interpolation=interpolation, normalize=False)
         assert_near(result, timms(image))
         # and by hand: the shorter side of 427 x 640 pixels scaled, the middle cut out
@@ -115,7 +123,7 @@ class TestDataModule:
         images, labels = (torch.cat(parts) for parts in zip(*data.val_dataloader(), strict=True))
         assert labels.tolist() == [0, 0, 1, 1]
         files = [tmp_path / "val" / name / f"{i}.jpg" for name in CLASSES for i in range(2)]
-        expected = torch.stack([eval_transform(32, 0.5, interpolation)(read_rgb(file)) for file in files])
+        expected = torch.stack([eval_transform(32, 0.5, interpolation)(Picture.read(file)) for file in files])
         assert torch.equal(images, expected)
 
     def test_val_images_are_those_of_pil(self, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from conftest import Answer
 from noah_lightning.config import compose_config
 from noah_lightning.data import create_data
 from noah_lightning.data.packed import OPEN_SHARDS, PackedImages
+from noah_lightning.data.picture import Picture
 from noah_lightning.data.shard_shuffle import ShardShuffle
 from noah_lightning.errors import ConfigError, DataError
 from noah_lightning.packing import pack
@@ -129,7 +130,7 @@ def test_training_images_are_those_of_the_tree(tree: Path, packed: Path) -> None
     """Pixel for pixel, looked at without augmentation."""
     found = []
     for data in (data_of(packed), data_of(tree, "imagefolder")):
-        data.train_dataset.transform = lambda image: image
+        data.train_dataset.transform = Picture.pixels
         found.append(as_set(DataLoader(data.train_dataset)))
     assert found[0] == found[1]
     assert len(found[0]) == TRAIN
@@ -153,7 +154,7 @@ def test_loading_processes_read_the_same(packed: Path) -> None:
 
 
 def test_a_copy_for_another_process_opens_its_own_files(packed: Path) -> None:
-    images = PackedImages(packed, "val", torch.clone)
+    images = PackedImages(packed, "val", Picture.pixels)
     image, _ = images[0]
     copy = pickle.loads(pickle.dumps(images))
     del images
@@ -163,7 +164,7 @@ def test_a_copy_for_another_process_opens_its_own_files(packed: Path) -> None:
 def test_the_first_image_of_a_shard_asks_for_all_of_it(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(os, "posix_fadvise", lambda handle, *advice: asked.append((os.fstat(handle).st_ino, *advice)))
-    images = PackedImages(packed, "train", torch.clone)
+    images = PackedImages(packed, "train", Picture.pixels)
     for i in range(TRAIN):
         images[i]
     shards = sorted(packed.glob("train-*.tar"))
@@ -173,7 +174,7 @@ def test_the_first_image_of_a_shard_asks_for_all_of_it(packed: Path, monkeypatch
 def test_few_files_are_open_at_a_time(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("noah_lightning.data.packed.OPEN_SHARDS", 2)
     assert OPEN_SHARDS > 2
-    images = PackedImages(packed, "train", torch.clone)
+    images = PackedImages(packed, "train", Picture.pixels)
     before = len(os.listdir("/proc/self/fd"))
     for i in [*range(TRAIN), *range(TRAIN)]:
         images[i]
@@ -266,7 +267,7 @@ def test_loaders_see_each_image_once(packed: Path, processes: int) -> None:
         seen = []
         for rank in range(processes):
             data = data_of(packed, rank=(rank, processes), batch_size=1)
-            data.train_dataset.transform = lambda image: image
+            data.train_dataset.transform = Picture.pixels
             loader = data.train_dataloader()
             loader.batch_sampler.sampler.set_epoch(epoch)
             seen += as_set(loader)

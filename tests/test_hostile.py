@@ -21,9 +21,9 @@ from PIL import Image
 from torchvision.datasets import imagenet as torchvision_imagenet
 
 from conftest import TINY, Answer, FinishedRun
-from noah_lightning.data import decode
 from noah_lightning.data.imagenet import unpack_archives
 from noah_lightning.data.packed import PackedDataModule
+from noah_lightning.data.picture import Picture
 from noah_lightning.errors import ConfigError, DataError, WeightsError
 from noah_lightning.official import read_official
 from noah_lightning.packing import pack
@@ -397,20 +397,20 @@ def bomb(path: Path, form: str) -> None:
 def test_an_image_bomb_is_not_decoded(form: str, tmp_path: Path) -> None:
     bomb(tmp_path / "bomb", form)
     with pytest.raises(DataError, match=r"bomb cannot be read as an image, replace or remove it \(.* pixels"):
-        decode.read_rgb(tmp_path / "bomb")
+        Picture.read(tmp_path / "bomb")
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 def test_the_limit_can_be_set(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "image", form)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1200)
-    assert decode.read_rgb(tmp_path / "image").shape == (3, 30, 40)
+    assert Picture.read(tmp_path / "image").pixels().shape == (3, 30, 40)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1199)
     with (
         pytest.warns(Image.DecompressionBombWarning) if form == "PNG" else pytest.MonkeyPatch.context(),
         pytest.raises(DataError, match="40 × 30 pixels are more than NOAH_MAX_IMAGE_PIXELS=1199"),
     ):
-        decode.read_rgb(tmp_path / "image")
+        Picture.read(tmp_path / "image")
 
 
 # --- the source itself

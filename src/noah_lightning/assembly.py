@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from noah_lightning import console, run_files
+from noah_lightning.allocator import keep_freed_memory
 from noah_lightning.checkpoint_file import WholeFiles
 from noah_lightning.checkpoints import BestWeights, Checkpoints
 from noah_lightning.config import settings, typed
@@ -80,11 +81,12 @@ def make_callbacks(
 
 
 def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trainer:
-    """Lightning's trainer with the settings of ``config.trainer``.
+    """Lightning's trainer with the settings of ``config.trainer``, in a process that keeps the memory of a step.
 
     Raises:
         ConfigError: settings Lightning does not accept.
     """
+    keep_freed_memory()
     try:
         trainer = pl.Trainer(
             **settings(config, "trainer", "devices", "channels_last", "compile", "nonfinite"),

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from noah_lightning.checks import fraction, one_of
 from noah_lightning.data.augment import augment_settings
-from noah_lightning.data.decode import read_rgb
 from noah_lightning.data.index_cache import find_images
 from noah_lightning.data.module import ImageDataModule, LabelledImages, Split
+from noah_lightning.data.picture import Picture
 from noah_lightning.data.transforms import INTERPOLATIONS, Transform, eval_transform, train_transform
 from noah_lightning.data.tree import (
     class_folders,
@@ -30,7 +30,7 @@ class FolderImages:
     Args:
         root: folder that holds the split.
         split: its name.
-        transform: uint8 (3, H, W) to uint8 (3, S, S).
+        transform: a picture to uint8 (3, S, S).
     """
 
     def __init__(self, root: Path, split: str, transform: Transform) -> None:
@@ -44,7 +44,7 @@ class FolderImages:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """(uint8 (3, S, S), label); DataError where the file is no image."""
-        return self.transform(read_rgb(self.file(index))), int(self.index.labels[index])
+        return self.transform(Picture.read(self.file(index))), int(self.index.labels[index])
 
     def file(self, index: int) -> Path:
         """Where an image lies."""

@@ -7,17 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from noah_lightning.checks import whole_number
-from noah_lightning.data.decode import decode_rgb
 from noah_lightning.data.imagefolder import ImageFolderDataModule
 from noah_lightning.data.module import ImageDataModule, Split
 from noah_lightning.data.pack_format import read_classes, read_index, shard_name
+from noah_lightning.data.picture import Picture
 from noah_lightning.data.shard_shuffle import ShardShuffle
 from noah_lightning.data.transforms import Transform, eval_transform, train_transform
-from noah_lightning.errors import DataError, one_line
+from noah_lightning.errors import DataError
 
 OPEN_SHARDS = 32  # kept open by a process; each is a file handle
 
@@ -32,7 +31,7 @@ class PackedImages:
     Args:
         root: what ``noah pack`` has written.
         split: its name.
-        transform: uint8 (3, H, W) to uint8 (3, S, S).
+        transform: a picture to uint8 (3, S, S).
 
     Raises:
         DataError: no finished pack, or one of its files is missing or damaged.
@@ -57,11 +56,8 @@ class PackedImages:
             raise DataError(f"{file} cannot be read ({error.strerror}): copy or make the pack again") from error
         if zlib.crc32(data) != self.index.checksums[index]:
             raise DataError(f"{file} is damaged (image {index} of {self.split}): copy or make the pack again")
-        try:
-            pixels = decode_rgb(data)
-        except Exception as error:  # noah pack has decoded it, perhaps with another version of a decoder
-            raise DataError(f"{file}: image {index} of {self.split} cannot be decoded ({one_line(error)})") from error
-        return self.transform(torch.from_numpy(pixels).permute(2, 0, 1)), int(self.index.labels[index])
+        picture = Picture(data, f"image {index} of {self.split} in {file}")
+        return self.transform(picture), int(self.index.labels[index])
 
     def file(self, index: int) -> Path:
         """The shard that holds an image."""

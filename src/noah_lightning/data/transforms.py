@@ -1,4 +1,4 @@
-"""The transforms for photographs: uint8 (3, H, W) in, uint8 (3, S, S) out.
+"""The transforms for photographs: a picture in its file in, uint8 (3, S, S) out.
 
 Those of timm and of torchvision's ImageNet reference up to their ToTensor, but scaled by torch: PIL's algorithm with
 other roundings, some three times as fast; pixels differ by a tenth of a level on average. Conversion to float,
@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
@@ -18,25 +19,22 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2.functional import resized_crop
 
 from noah_lightning.data.augment import AugmentSettings
+from noah_lightning.data.picture import Picture
 
 INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
-Transform = Callable[[Tensor], Tensor]
+Transform = Callable[[Picture], Tensor]
 
 
 class RandomCrop(RandomResizedCropAndInterpolation):
-    """timm's random crop, for bytes: where it cuts and how it scales are timm's draws from ``random``."""
+    """timm's random crop, of a picture that is decoded for it; its draws, from ``random``, are timm's."""
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """
-        Args:
-            image: uint8 (3, H, W).
-
-        Returns:
-            uint8 (3, S, S).
-        """
-        top, left, height, width = self.get_params(image, self.scale, self.ratio)
+    def __call__(self, picture: Picture) -> Tensor:
+        """uint8 (3, S, S)."""
+        extent = torch.empty(()).expand(3, picture.height, picture.width)  # no pixels: timm asks for its size
+        top, left, height, width = self.get_params(extent, self.scale, self.ratio)
         height, width = max(height, 1), max(width, 1)  # of a picture of few pixels, timm's box may hold none
-        top, left = min(top, image.shape[1] - height), min(left, image.shape[2] - width)
+        top, left = min(top, picture.height - height), min(left, picture.width - width)
+        image = picture.pixels(top + height)  # (3, top + height, W)
         kind = random.choice(self.interpolation) if isinstance(self.interpolation, tuple) else self.interpolation
         scaled: Tensor = resized_crop(image, top, left, height, width, list(self.size), kind, antialias=True)
         return scaled
@@ -97,6 +95,7 @@ def eval_transform(image_size: int, crop_ratio: float, interpolation: str) -> Tr
     """
     return v2.Compose(
         [
+            Picture.pixels,
             v2.Resize(
                 math.floor(image_size / crop_ratio), interpolation=INTERPOLATIONS[interpolation], antialias=True
             ),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noah_lightning.data.decode import decode_rgb
-from noah_lightning.errors import DataError, one_line
+from noah_lightning.data.picture import unreadable
 from noah_lightning.packing.progress import Advance
 
 
@@ -84,7 +84,7 @@ def _read(source: Path) -> bytes:
         data = source.read_bytes()
         decode_rgb(data)
     except Exception as error:  # PIL's decoders raise a dozen unrelated types on broken files
-        raise _unreadable(source, error) from error
+        raise unreadable(source, error) from error
     return data
 
 
@@ -93,9 +93,4 @@ def read_size(source: Path) -> int:
     try:
         return os.stat(source).st_size
     except OSError as error:
-        raise _unreadable(source, error) from error
-
-
-def _unreadable(source: Path, error: Exception) -> DataError:
-    """As ``data=imagefolder`` says it."""
-    return DataError(f"{source} cannot be read as an image, replace or remove it ({one_line(error)})")
+        raise unreadable(source, error) from error
