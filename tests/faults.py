@@ -18,8 +18,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +50,7 @@ CLOCK = {"train_seconds", "run_seconds", "images_per_second", "epoch_seconds"}
 # Where the run lies, and the latest score that Lightning has seen, which it does not restore and does not need.
 ELSEWHERE = {"dirpath", "best_model_path", "kth_best_model_path", "best_k_models", "last_model_path", "current_score"}
 IMAGES = 400
+STEPS = 3 * IMAGES // 8
 
 
 def photographs(root: Path) -> Path:
@@ -79,25 +81,34 @@ def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(program, stdout=out, stderr=out, env=environment, start_new_session=True)
 
 
-def run_with_kills(
-    data: Path,
-    run: Path,
-    devices: int,
-    moments: Sequence[float | int],
-    sent: signal.Signals,
-    words: Sequence[str] = (),
-) -> list[int]:
-    """Train, and at each moment send a signal and resume; returns the exit statuses.
+class Moment(NamedTuple):
+    """When to send a signal: so many seconds after so many steps are known to be done."""
 
-    A moment is a time in seconds after a start, or a whole number: of steps that have been logged.
+    steps: int
+    seconds: float = 0.0
+
+
+def draw_moments(count: int, draw: random.Random, start: float) -> list[Moment]:
+    """At random: a fifth while the run starts or loads its checkpoint, which takes ``start`` seconds, the others
+    anywhere in or between its steps, or while it validates or saves.
     """
+    steps = sorted(draw.randrange(1, STEPS - 30) for _ in range(count))
+    return [
+        Moment(0, draw.uniform(0.1, 1) * start) if i % 5 == 0 else Moment(step, draw.uniform(0, 0.2))
+        for i, step in enumerate(steps)
+    ]
+
+
+def run_with_kills(
+    data: Path, run: Path, devices: int, moments: Sequence[Moment], sent: signal.Signals, words: Sequence[str] = ()
+) -> list[int]:
+    """Train, and at each moment send a signal and resume; returns the exit statuses."""
     log = run.parent / f"{run.name}.log"
     statuses = []
     for moment in [*moments, None]:
         resume = (run / "config.yaml").exists()
         process = start(["resume", str(run)] if resume else [*command(data, run, devices), *words], log)
-        wait_for(process, run, moment)
-        if process.poll() is None:
+        if moment and not ended_before(process, run, moment):
             if sent == signal.SIGKILL:
                 os.killpg(process.pid, sent)
             else:
@@ -108,15 +119,15 @@ def run_with_kills(
     raise AssertionError(f"the run did not finish:\n{log.read_text()[-3000:]}")
 
 
-def wait_for(process: subprocess.Popen[bytes], run: Path, moment: float | int | None) -> None:
-    """Until the moment, or the end of the process."""
-    begun = time.monotonic()
-    while process.poll() is None:
-        if isinstance(moment, float) and time.monotonic() - begun > moment:
-            return
-        if isinstance(moment, int) and steps_saved(run) >= moment:
-            return
+def ended_before(process: subprocess.Popen[bytes], run: Path, moment: Moment) -> bool:
+    """Wait for the moment, or for the end of the process if that comes first."""
+    while steps_saved(run) < moment.steps:
+        if process.poll() is not None:
+            return True
         time.sleep(0.01)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(moment.seconds)
+    return process.poll() is not None
 
 
 def steps_saved(run: Path) -> int:
@@ -182,13 +193,15 @@ def main() -> int:
         begun = time.monotonic()
         run_with_kills(data, folder / "alone", arguments.devices, [], signal.SIGKILL)
         whole = time.monotonic() - begun
-        draw = random.Random(arguments.seed)
-        moments = [draw.uniform(0.2, 0.7) * whole for _ in range(arguments.kills)]  # starting takes half of it
+        moments = draw_moments(arguments.kills, random.Random(arguments.seed), start=whole / 2)
         statuses = run_with_kills(
             data, folder / "killed", arguments.devices, moments, signal.Signals[arguments.signal]
         )
         found = differences(folder / "alone", folder / "killed")
-        print(f"{len(statuses) - 1} times {arguments.signal}, {arguments.devices} processes; statuses {statuses}")
+        sent = len(statuses) - 1
+        print(f"{sent} times {arguments.signal}, {arguments.devices} processes; statuses {statuses}")
+        if sent < arguments.kills:
+            found.append(f"the run had finished before the other {arguments.kills - sent}")
         print("\n".join(found) if found else "bitwise the same as the run that was left alone")
         return 1 if found else 0
 

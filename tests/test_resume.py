@@ -29,8 +29,8 @@ def left_alone(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_killed_three_times_and_the_same_to_the_bit(photographs: Path, left_alone: Path, tmp_path: Path) -> None:
     """The short form of `make test-faults`: the moments are when so many steps have been saved."""
     draw = random.Random(1)
-    steps = sorted(draw.randrange(3, 140) for _ in range(3))
-    statuses = faults.run_with_kills(photographs, tmp_path / "run", 1, steps, signal.SIGKILL)
+    moments = [faults.Moment(steps) for steps in sorted(draw.randrange(3, 140) for _ in range(3))]
+    statuses = faults.run_with_kills(photographs, tmp_path / "run", 1, moments, signal.SIGKILL)
     assert statuses == [-9, -9, -9, 0]
     assert faults.differences(left_alone, tmp_path / "run") == []
 
@@ -39,7 +39,8 @@ def test_killed_three_times_and_the_same_to_the_bit(photographs: Path, left_alon
 def test_sigterm_loses_nothing(photographs: Path, left_alone: Path, tmp_path: Path) -> None:
     """The state is that after the batch at which the signal came, although checkpoints are far between."""
     run = tmp_path / "run"
-    statuses = faults.run_with_kills(photographs, run, 1, [20], signal.SIGTERM, ["checkpoint.every_n_steps=1000"])
+    words = ["checkpoint.every_n_steps=1000"]
+    statuses = faults.run_with_kills(photographs, run, 1, [faults.Moment(20)], signal.SIGTERM, words)
     assert statuses == [128 + signal.SIGTERM, 0]
     log = (run / "train.log").read_text()
     stopped = log.split("stopped  by SIGTERM after ")[1].split(" steps")[0]
@@ -75,6 +76,15 @@ def test_interrupted_in_an_epoch_or_at_its_end(noah: Noah, monkeypatch: pytest.M
     assert whole.status == 0
     assert faults.differences(Path("whole"), Path("run")) == []
     assert resumed.out.splitlines()[-1] == whole.out.splitlines()[-1]
+
+
+def test_what_a_crash_left_of_a_checkpoint_goes(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its metrics without it, or a part of it, of which nobody would ever think again."""
+    interrupted_after(noah, monkeypatch, 2)
+    for name in ("step-00000001.csv", "step-00000001.ckpt.part"):
+        Path("run/checkpoints", name).write_text("left over")
+    assert noah("resume", "run").status == 0
+    assert sorted(path.name for path in Path("run/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
 def test_accumulated_gradients_are_never_cut_in_two(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:

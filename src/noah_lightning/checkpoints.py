@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,7 @@ class Checkpoints(Checkpoint):
         self._saved = time.monotonic()
         if rank() == 0 and not _io(trainer).failed:
             _point(self.folder / LAST, path)
-            for old in checkpoints(self.folder)[self.keep :]:
-                old.unlink(missing_ok=True)
-                metrics_of(old).unlink(missing_ok=True)
+            _remove_others(self.folder, checkpoints(self.folder)[: self.keep])
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -116,9 +115,15 @@ def keep_only_last(folder: Path) -> None:
     files = checkpoints(folder)
     if files:  # none could be written, where the disk was full all along
         files[0].replace(folder / LAST)
-    for path in files:
-        path.unlink(missing_ok=True)
-        metrics_of(path).unlink(missing_ok=True)
+    _remove_others(folder, [])
+
+
+def _remove_others(folder: Path, kept: Sequence[Path]) -> None:
+    """Remove all checkpoints but those, and what a crash has left of one: its metrics, or a part of it."""
+    wanted = {*kept, *map(metrics_of, kept)}
+    for path in folder.glob("step-*"):
+        if path not in wanted:
+            path.unlink(missing_ok=True)
 
 
 def metrics_of(checkpoint: Path) -> Path:
