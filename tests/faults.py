@@ -113,7 +113,7 @@ def run_with_kills(
                 os.killpg(process.pid, sent)
             else:
                 process.send_signal(sent)
-        statuses.append(process.wait(timeout=120))
+        statuses.append(process.wait(timeout=600))
         if (run / "results.json").exists():
             return statuses
     raise AssertionError(f"the run did not finish:\n{log.read_text()[-3000:]}")

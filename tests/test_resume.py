@@ -1,12 +1,15 @@
 """A run that is broken off goes on as if it had not been."""
 
+import os
 import random
+import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import faults
 from conftest import TINY, Answer
@@ -49,7 +52,12 @@ def test_sigterm_loses_nothing(photographs: Path, left_alone: Path, tmp_path: Pa
     assert faults.differences(left_alone, run) == []
 
 
-def interrupted_after(noah: Noah, monkeypatch: pytest.MonkeyPatch, steps: int, *words: str) -> Answer:
+TRAIN = ("train", *TINY, "hydra.run.dir=run")
+
+
+def interrupted_after(
+    noah: Noah, monkeypatch: pytest.MonkeyPatch, steps: int, *words: str, command: Sequence[str] = TRAIN
+) -> Answer:
     """A run in this process that gets SIGINT's flag after so many steps."""
     from noah_lightning import checkpoints
 
@@ -61,7 +69,7 @@ def interrupted_after(noah: Noah, monkeypatch: pytest.MonkeyPatch, steps: int, *
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.Checkpoints, "_agree", stop_now)
-        return noah("train", *TINY, *words, "hydra.run.dir=run")
+        return noah(*command, *words)
 
 
 @pytest.mark.parametrize("steps", [2, 3])
@@ -132,11 +140,85 @@ def test_another_number_of_processes_is_refused(noah: Noah, monkeypatch: pytest.
     interrupted_after(noah, monkeypatch, 2)
     path = Path("run/checkpoints/last.ckpt").resolve()
     content = torch.load(path, weights_only=True)
-    content["train_counts"] *= 2  # as two processes leave it
+    content["batch_split"][0] = 2
     torch.save(content, path)
     answer = noah("resume", "run")
     assert answer.status == 2
-    assert "was trained by 2 processes, not 1; go on with as many" in answer.err
+    assert "was begun with steps of 2 × 32 images, not 32 images; go on with as many processes, or add " in answer.err
+
+
+class TestForce:
+    @pytest.mark.parametrize(
+        ("word", "told", "images", "steps"),
+        [
+            ("trainer.accumulate_grad_batches=2", "16 images × 2 passes instead of 32 images: a step still", 16, 6),
+            ("recipe.batch_size=24", "24 images instead of 32 images: a step has 24 images instead of 32", 24, 8),
+        ],
+    )
+    def test_another_split_goes_on(
+        self, noah: Noah, monkeypatch: pytest.MonkeyPatch, word: str, told: str, images: int, steps: int
+    ) -> None:
+        """After 2 of 3 steps: 64 of 96 images, of which 2 of 4 steps of 24 leave 16 to see again."""
+        interrupted_after(noah, monkeypatch, 2)
+        before = Path("run/config.yaml").read_bytes()
+        refused = noah("resume", "run", word)
+        assert refused.status == 2
+        assert "; --force lets it, and says what is not exact then\n" in refused.err
+        assert Path("run/config.yaml").read_bytes() == before
+        answer = noah("resume", "run", "--force", word)
+        assert (answer.status, answer.err) == (0, "")
+        assert f"forced   {told}" in answer.out
+        assert "resumed  after 2 steps" in answer.out
+        assert Path("run/config-until-step-00000002.yaml").read_bytes() == before
+        assert OmegaConf.load("run/config.yaml").data.batch_size == images
+        state = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+        assert state["global_step"] == steps
+        assert state["epoch"] == 1
+
+    def test_and_is_exact_from_then_on(self, noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+        interrupted_after(noah, monkeypatch, 2)
+        shutil.copytree("run", "whole")
+        word = "trainer.accumulate_grad_batches=2"
+        assert noah("resume", "whole", "--force", word).status == 0
+        interrupted_after(noah, monkeypatch, 4, word, command=["resume", "run", "--force"])
+        assert noah("resume", "run").status == 0
+        assert faults.differences(Path("whole"), Path("run")) == []
+
+    def test_nothing_else_may_differ(self, noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+        interrupted_after(noah, monkeypatch, 2)
+        for word, told in (
+            ("recipe.optimizer.lr=1", "was begun with recipe.optimizer.lr=0.003, not 1"),
+            ("trainer.accumulate_grad_batches=5", "recipe.batch_size=32 cannot be split over 5 accumulated passes"),
+        ):
+            answer = noah("resume", "run", "--force", word)
+            assert answer.status == 2
+            assert told in answer.err
+            assert answer.err.count("\n") == 1
+
+    @pytest.mark.slow
+    def test_other_processes(self, photographs: Path, tmp_path: Path) -> None:
+        """Two, then one, then two."""
+        run, log = tmp_path / "run", tmp_path / "log"
+        process = faults.start(faults.command(photographs, run, 2), log)
+        for steps, devices in ((20, 1), (80, 2)):
+            assert not faults.ended_before(process, run, faults.Moment(steps))
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            process = faults.start(["resume", str(run), "--force", f"trainer.devices={devices}"], log)
+        process.wait(timeout=300)
+        assert (run / "results.json").exists(), log.read_text()[-2000:]
+        assert "forced   8 images instead of 2 × 4 images: a step still" in log.read_text()
+        assert "forced   2 × 4 images instead of 8 images: a step still" in log.read_text()
+        assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == faults.STEPS
+
+    def test_with_nothing_to_force_it_is_exact(self, noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+        interrupted_after(noah, monkeypatch, 2)
+        answer = noah("resume", "run", "--force")
+        assert answer.status == 0
+        assert "forced" not in answer.out
+        assert noah("train", *TINY, "hydra.run.dir=whole").status == 0
+        assert faults.differences(Path("whole"), Path("run")) == []
+        assert not list(Path("run").glob("config-until*"))
 
 
 @pytest.mark.parametrize(("folder", "told"), [("nowhere", "is no run directory"), (".", "is no run directory")])

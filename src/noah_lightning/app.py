@@ -89,25 +89,29 @@ def _train_one(config: DictConfig) -> None:
         _remove_if_empty(run_dir)
 
 
-def resume(run_dir: Path, overrides: Sequence[str]) -> None:
+def resume(run_dir: Path, overrides: Sequence[str], force: bool = False) -> None:
     """Go on with a run that was broken off, in its directory and with its settings.
+
+    With ``force`` the images of a step may be shared out among other processes and passes, or be others.
 
     Raises:
         UserError: no run there, one that has finished, or settings that may not change.
         RunFailed: a process crashed.
         Stopped: a signal asked for it, and the state is saved.
     """
-    from noah_lightning.run_config import config_to_use, missing_told
+    from noah_lightning.run_config import config_to_use, missing_told, split_anew
 
     config = config_to_use(run_dir, overrides)
     if (run_dir / RESULTS).is_file():
         raise ConfigError(f"{run_dir} has finished; noah evaluate {run_dir} repeats its validation")
     with missing_told(run_dir):
-        train_in_processes(config, run_dir.resolve(), resume=True)
+        if force:
+            config = split_anew(config, overrides)
+        train_in_processes(config, run_dir.resolve(), resume=True, force=force)
 
 
-def train_in_processes(config: DictConfig, run_dir: Path, resume: bool = False) -> None:
-    """Train here, or in a process for each device; with ``resume`` go on with the run that may be there.
+def train_in_processes(config: DictConfig, run_dir: Path, resume: bool = False, force: bool = False) -> None:
+    """Train here, or in a process for each device; ``resume`` and ``force`` as for ``train.train``.
 
     Raises:
         UserError: anything the user can mend.
@@ -116,23 +120,23 @@ def train_in_processes(config: DictConfig, run_dir: Path, resume: bool = False) 
     # torch and Lightning only once the configuration is known to be sound
     count = processes_per_node(config.trainer)
     if count == 1 or started_from_outside():
-        return _train(config, run_dir, resume)
+        return _train(config, run_dir, resume, force)
     if config.trainer.num_nodes > 1:
         raise ConfigError("trainer.num_nodes is for runs that torchrun or SLURM starts, one process for each device")
     try:
-        run_in_processes(count, _train, config, run_dir, resume)
+        run_in_processes(count, _train, config, run_dir, resume, force)
     except (UserError, RunFailed) as error:
         _note(run_dir / LOG, str(error))
         raise
 
 
-def _train(config: DictConfig, run_dir: Path, resume: bool = False) -> None:
+def _train(config: DictConfig, run_dir: Path, resume: bool = False, force: bool = False) -> None:
     check_settings(config)  # what is wrong there is told at once; torch and Lightning take seconds to import
     from noah_lightning import console
     from noah_lightning.train import train
 
     console.start_logging()
-    train(config, run_dir, resume)
+    train(config, run_dir, resume, force)
 
 
 def _note(log: Path, mistake: str) -> None:

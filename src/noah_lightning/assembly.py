@@ -14,13 +14,14 @@ from torch import nn
 
 from noah_lightning import console, run_files
 from noah_lightning.allocator import keep_freed_memory
+from noah_lightning.batch_split import BatchSplit, KeepPlace
 from noah_lightning.checkpoint_file import WholeFiles
 from noah_lightning.checkpoints import BestWeights, Checkpoints
 from noah_lightning.config import settings, typed
 from noah_lightning.data.module import ImageDataModule
 from noah_lightning.errors import ConfigError, one_line
 from noah_lightning.loggers import logger_callbacks
-from noah_lightning.processes import processes_per_node
+from noah_lightning.processes import processes_per_node, processes_started
 from noah_lightning.record import BestRecord
 from noah_lightning.stopping import StopRequest
 from noah_lightning.task import (
@@ -55,6 +56,11 @@ def make_task(config: DictConfig, model: nn.Module, batch: int) -> Classificatio
     )
 
 
+def batch_split(config: DictConfig, data: ImageDataModule) -> BatchSplit:
+    """How the processes of this run share out the images of a step."""
+    return BatchSplit(processes_started(), data.batch_size, config.trainer.accumulate_grad_batches)
+
+
 def make_callbacks(
     config: DictConfig,
     run_dir: Path,
@@ -76,6 +82,7 @@ def make_callbacks(
         report,
         record,
         *_checkpoints(run_dir, config, stop),
+        KeepPlace(batch_split(config, data)),
         *logger_callbacks(config, loggers, report, data),
     ]
 

@@ -110,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     resume.add_argument("folder", type=Path, metavar="RUN", help="the run's directory")
     resume.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as data.root=/data/imagenet")
+    resume.add_argument(
+        "--force", action="store_true", help="also with another batch or number of processes, which is not exact"
+    )
     resume.set_defaults(command=_resume)
 
     about = "look for all that is wrong with a folder of images, before a training meets it"
@@ -238,7 +241,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _resume(arguments: argparse.Namespace) -> None:
     from noah_lightning.app import resume
 
-    resume(arguments.folder, arguments.overrides)
+    resume(arguments.folder, arguments.overrides, arguments.force)
 
 
 def _check_data(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf
 
 from noah_lightning import runs
+from noah_lightning.batch_split import BatchSplit
 from noah_lightning.checkpoint_file import read_checkpoint
 from noah_lightning.checkpoints import checkpoints, metrics_of
 from noah_lightning.errors import ConfigError, WeightsError
@@ -19,6 +20,15 @@ from noah_lightning.run_files import CHECKPOINTS, METRICS
 log = logging.getLogger("noah_lightning")
 # Settings that may differ from those the run was begun with: where things are, who loads them, what ends the run.
 FREE = ("data.root", "data.num_workers", "data.max_unreadable", "trainer.nonfinite", "logger.mode")
+# How the images of a step are shared out, which may differ by force.
+SPLIT = (
+    "recipe.batch_size",
+    "data.batch_size",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.accumulate_grad_batches",
+)
 
 
 @dataclass(frozen=True)
@@ -28,12 +38,12 @@ class Saved:
     Attributes:
         path: of the file.
         steps: optimiser steps that were done.
-        processes: that the run had.
+        split: how the images of a step were shared out.
     """
 
     path: Path
     steps: int
-    processes: int
+    split: BatchSplit
 
 
 def last_saved(run_dir: Path) -> Saved | None:
@@ -46,7 +56,7 @@ def last_saved(run_dir: Path) -> Saved | None:
     for path in files:
         try:
             content = read_checkpoint(path)
-            return Saved(path, content["global_step"], len(content["train_counts"]))
+            return Saved(path, content["global_step"], BatchSplit(*content["batch_split"]))
         except (WeightsError, KeyError, TypeError) as error:
             told = error if isinstance(error, WeightsError) else f"{path} is no checkpoint of a run"
             log.warning("%s; looking at the one before", told)
@@ -55,30 +65,33 @@ def last_saved(run_dir: Path) -> Saved | None:
     return None
 
 
-def check_same(run_dir: Path, config: DictConfig) -> None:
-    """Refuse to go on with settings other than the run's own.
+def check_same(run_dir: Path, config: DictConfig, force: bool = False) -> None:
+    """Refuse to go on with settings other than the run's own; with ``force`` the batch may be split otherwise.
 
     Raises:
         ConfigError: the settings differ, or there is no run.
     """
-    begun, now = (_fixed(settings) for settings in (runs.read_config(run_dir), config))
+    free = (*FREE, *SPLIT) if force else FREE
+    begun, now = (_flat(settings) for settings in (runs.read_config(run_dir), config))
     for key in sorted(begun.keys() | now.keys()):
-        if begun.get(key) != now.get(key):
+        if begun.get(key) != now.get(key) and key not in free:
+            advice = "; --force lets it, and says what is not exact then" if key in SPLIT else ""
             raise ConfigError(
                 f"{run_dir} was begun with {key}={begun.get(key)}, not {now.get(key)}; a run goes on with its own "
-                f"settings, only {', '.join(FREE)} may change"
+                f"settings, only {', '.join(FREE)} may change{advice}"
             )
 
 
-def check_processes(run_dir: Path, saved: Saved, processes: int) -> None:
-    """Refuse to go on with another number of processes: each draws apart, and has a part of the epoch's sums.
+def check_split(run_dir: Path, saved: Saved, now: BatchSplit) -> None:
+    """Refuse to share out the images otherwise: draws and sums of each process would be others.
 
     Raises:
-        ConfigError: the number differs.
+        ConfigError: the split differs.
     """
-    if saved.processes != processes:
+    if saved.split != now:
         raise ConfigError(
-            f"{run_dir} was trained by {saved.processes} processes, not {processes}; go on with as many"
+            f"{run_dir} was begun with steps of {saved.split}, not {now}; go on with as many processes, or add "
+            "--force, which says what is not exact then"
         )
 
 
@@ -92,15 +105,15 @@ def keep_metrics(run_dir: Path, loggers: Sequence[Logger], saved: Saved) -> None
             writer.metrics_keys = next(csv.reader(file), [])
 
 
-def _fixed(config: DictConfig) -> dict[str, object]:
-    """All settings by their dotted keys, but those that are free."""
+def _flat(config: DictConfig) -> dict[str, object]:
+    """All settings by their dotted keys."""
     found: dict[str, object] = {}
 
     def walk(value: object, key: str) -> None:
         if isinstance(value, dict) and value:
             for name, part in value.items():
                 walk(part, f"{key}.{name}" if key else str(name))
-        elif key not in FREE:
+        else:
             found[key] = value
 
     walk(OmegaConf.to_container(config), "")

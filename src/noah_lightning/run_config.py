@@ -11,6 +11,7 @@ from yaml import safe_load
 
 from noah_lightning.config import config_dir, override
 from noah_lightning.errors import ConfigError, did_you_mean
+from noah_lightning.processes import batch_per_process
 from noah_lightning.recorded import GROUPS, read_recorded
 from noah_lightning.run_files import CONFIG
 from noah_lightning.run_settings import check_each
@@ -57,6 +58,18 @@ def config_to_use(run_dir: Path, overrides: Sequence[str] = ()) -> DictConfig:
             f"{run_dir / CONFIG} asks for model.name={name}, which is no model of timm's own list but fetched from "
             f"elsewhere; if you trust it, add model.name={name}"
         )
+    return config
+
+
+def split_anew(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """``config`` with the recipe's batch shared out among the processes there are now, unless ``overrides`` say how.
+
+    Raises:
+        ConfigError: it cannot be shared out so.
+    """
+    config = config.copy()
+    if not any(pair.startswith("data.batch_size=") for pair in overrides):
+        config.data.batch_size = batch_per_process(config.recipe.batch_size, config.trainer)
     return config
 
 

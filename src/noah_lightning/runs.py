@@ -1,6 +1,7 @@
 """The run directory: everything that can be known of a run, in plain files.
 
 config.yaml                the resolved configuration
+config-until-step-N.yaml   the one before ``noah resume --force`` changed it, if that was done
 train.log                  what the console showed
 metrics.csv                losses, accuracies and learning rates
 checkpoints/best.ckpt      the epoch with the highest validation accuracy
@@ -72,6 +73,22 @@ def write_config(run_dir: Path, config: DictConfig) -> None:
         raise ConfigError(f"{run_dir} holds a run already; give another hydra.run.dir=…") from None
     except OSError as error:
         raise ConfigError(f"{run_dir} cannot be written ({one_line(error)}); give another hydra.run.dir=…") from error
+
+
+def replace_config(run_dir: Path, config: DictConfig, steps: int) -> None:
+    """Let a run have other settings from now on; those it had up to ``steps`` stay beside them.
+
+    Raises:
+        ConfigError: the directory cannot be written.
+    """
+    path, text = run_dir / CONFIG, OmegaConf.to_yaml(config)
+    try:
+        before = path.read_bytes()
+        if before != text.encode():
+            write_whole(run_dir / f"config-until-step-{steps:08}.yaml", lambda file: file.write(before))
+            write_whole(path, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise ConfigError(f"{run_dir} cannot be written ({one_line(error)}); make it writable") from error
 
 
 def write_results(run_dir: Path, results: Results) -> None:

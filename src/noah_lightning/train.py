@@ -11,7 +11,8 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from omegaconf import DictConfig
 
 from noah_lightning import console, run_files, runs
-from noah_lightning.assembly import make_callbacks, make_task, make_trainer
+from noah_lightning.assembly import batch_split, make_callbacks, make_task, make_trainer
+from noah_lightning.batch_split import not_exact
 from noah_lightning.checkpoints import keep_only_last
 from noah_lightning.compiled import compiled
 from noah_lightning.config import settings
@@ -22,7 +23,7 @@ from noah_lightning.errors import ConfigError, RunFailed, UserError, one_line
 from noah_lightning.faults import faults_told
 from noah_lightning.loggers import close_loggers, make_loggers
 from noah_lightning.processes import processes_started, rank
-from noah_lightning.resume import check_processes, check_same, keep_metrics, last_saved
+from noah_lightning.resume import check_same, check_split, keep_metrics, last_saved
 from noah_lightning.run_lock import locked
 from noah_lightning.run_settings import check_settings
 from noah_lightning.stopping import Stopped, StopRequest
@@ -32,11 +33,12 @@ from noah_lightning.task.mixing import check_even
 log = logging.getLogger("noah_lightning")
 
 
-def train(config: DictConfig, run_dir: Path, resume: bool = False) -> runs.Results:
+def train(config: DictConfig, run_dir: Path, resume: bool = False, force: bool = False) -> runs.Results:
     """Train as the resolved configuration says, and leave everything about it in ``run_dir``.
 
     Everything is built before the run directory is claimed, so a mistake leaves nothing behind. With ``resume`` a run
-    that is there already goes on from its last checkpoint, to the bit as if it had not been broken off.
+    that is there already goes on from its last checkpoint, to the bit as if it had not been broken off; with
+    ``force`` also where its batch is split otherwise now, which is not exact.
 
     Raises:
         UserError: whatever the user can mend.
@@ -58,25 +60,30 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> runs.Resul
         )
     if config.trainer.sync_batchnorm and isinstance(trainer.accelerator, CPUAccelerator):
         raise ConfigError("trainer.sync_batchnorm=true works on GPUs only; leave it false")
-    batch = data.batch_size * config.trainer.accumulate_grad_batches * trainer.world_size
-    task = make_task(config, model, batch)
+    split = batch_split(config, data)
+    task = make_task(config, model, split.in_step)
     if rank() == 0:  # the other processes are told by Lightning when the data is there
         _prepare(data, task)
     saved, results = None, None
     with ExitStack() as until_the_end:
         if rank() == 0:
             until_the_end.enter_context(locked(run_dir))
-            _claim(run_dir, config, resume)
+            _claim(run_dir, config, resume, force)
             until_the_end.enter_context(console.logging_to(run_dir / run_files.LOG))
         until_the_end.enter_context(stop.listening())
         until_the_end.callback(lambda: close_loggers(loggers, results))
         try:
             _announce(config, run_dir, task, data)
             if resume and (saved := last_saved(run_dir)):
-                check_processes(run_dir, saved, trainer.world_size)
+                if not force:
+                    check_split(run_dir, saved, split)
                 if rank() == 0:
                     log.info("resumed  after %s steps, from %s", f"{saved.steps:,}", saved.path)
                     keep_metrics(run_dir, loggers, saved)
+                    if saved.split != split:
+                        log.warning("forced   %s", not_exact(saved.split, split, shards=config.data.name == "packed"))
+            if force and rank() == 0:
+                runs.replace_config(run_dir, config, saved.steps if saved else 0)
             with compiled(task.model, config.trainer.compile), faults_told(config, data, run_dir):
                 trainer.fit(task, datamodule=data, ckpt_path=saved.path if saved else None, weights_only=True)
             results = _conclude(run_dir, task, report)
@@ -105,10 +112,10 @@ def _prepare(data: ImageDataModule, task: ClassificationTask) -> None:
         check_even(min(data.batch_size, len(data.train_dataset)))  # a set below one batch is one batch
 
 
-def _claim(run_dir: Path, config: DictConfig, resume: bool) -> None:
+def _claim(run_dir: Path, config: DictConfig, resume: bool, force: bool) -> None:
     """Begin a run, or make sure that it is the one that goes on."""
     if resume and (run_dir / run_files.CONFIG).exists():
-        check_same(run_dir, config)
+        check_same(run_dir, config, force)
     else:
         runs.write_config(run_dir, config)
 
