@@ -9,7 +9,8 @@ import pytest
 
 import noah_lightning
 from conftest import TINY, Answer
-from noah_lightning import cli, console
+from noah_lightning import console, progress
+from noah_lightning.cli import commands
 
 Noah = Callable[..., Answer]
 REPOSITORY = Path(__file__).parents[1]
@@ -34,7 +35,7 @@ def test_version(noah: Noah) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; from noah_lightning.cli import _parser; _parser().format_help(); print(*sys.modules)"
+    code = "import sys; from noah_lightning.cli.parser import make_parser; make_parser(); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "timm", "lightning", "hydra", "wandb"} & set(modules)
 
@@ -80,13 +81,14 @@ def test_ctrl_c_before_training_is_quiet(noah: Noah, monkeypatch: pytest.MonkeyP
     def interrupt(arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_demo", interrupt)
+    monkeypatch.setattr(commands, "demo", interrupt)
     answer = noah("demo")
     assert (answer.status, answer.err) == (130, "")
 
 
 def test_on_a_terminal_a_progress_bar_is_drawn(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "on_terminal", lambda: True)
+    for module in (console, progress):
+        monkeypatch.setattr(module, "on_terminal", lambda: True)
     assert noah("train", *TINY, "head=gap", "hydra.run.dir=run").status == 0
     assert "left in the epoch" not in Path("run/train.log").read_text()
     assert "epoch 2/2" in Path("run/train.log").read_text()

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from conftest import TINY, Answer, FinishedRun, call_noah
 from noah_lightning.config import compose_config
-from noah_lightning.console import EpochReport
+from noah_lightning.epoch_report import EpochReport
 from noah_lightning.runs import build_model, read_config, read_results
 from noah_lightning.task import MixingSettings, OptimizerSettings, ScheduleSettings
 from noah_lightning.task.mixing import BatchMixing

@@ -19,9 +19,11 @@ from noah_lightning.checkpoint_file import WholeFiles
 from noah_lightning.checkpoints import BestWeights, Checkpoints
 from noah_lightning.config import settings, typed
 from noah_lightning.data.module import ImageDataModule
+from noah_lightning.epoch_report import EpochReport
 from noah_lightning.errors import ConfigError, one_line
 from noah_lightning.loggers import logger_callbacks
 from noah_lightning.processes import processes_per_node, processes_started
+from noah_lightning.progress import progress
 from noah_lightning.record import BestRecord
 from noah_lightning.stopping import StopRequest
 from noah_lightning.task import (
@@ -65,7 +67,7 @@ def make_callbacks(
     config: DictConfig,
     run_dir: Path,
     loggers: Sequence[Logger],
-    report: console.EpochReport,
+    report: EpochReport,
     data: ImageDataModule,
     stop: StopRequest,
 ) -> list[Callback]:
@@ -78,7 +80,7 @@ def make_callbacks(
     """
     record = BestRecord(run_dir / run_files.PREDICTIONS, data)
     return [
-        console.progress(config.trainer.log_every_n_steps),
+        progress(config.trainer.log_every_n_steps),
         report,
         record,
         *_checkpoints(run_dir, config, stop),

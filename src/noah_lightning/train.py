@@ -19,6 +19,7 @@ from noah_lightning.config import settings
 from noah_lightning.cost import count_parameters
 from noah_lightning.data import create_data
 from noah_lightning.data.module import ImageDataModule
+from noah_lightning.epoch_report import EpochReport
 from noah_lightning.errors import ConfigError, RunFailed, UserError, one_line
 from noah_lightning.faults import faults_told
 from noah_lightning.loggers import close_loggers, make_loggers
@@ -49,7 +50,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False, force: bool =
     pl.seed_everything(config.seed, workers=True, verbose=False)
     model = runs.build_model(config)  # before the data, which may take long to look through
     data = create_data(config.data.name, **settings(config, "data", "name"))
-    report, stop = console.EpochReport(), StopRequest()
+    report, stop = EpochReport(), StopRequest()
     loggers = make_loggers(config, run_dir)
     callbacks = make_callbacks(config, run_dir, loggers, report, data, stop)
     trainer = make_trainer(config, run_dir, logger=loggers, callbacks=callbacks)
@@ -136,7 +137,7 @@ def _rate(config: DictConfig, scaled: OptimizerSettings) -> str:
     return f"{base.lr:g} × {scaled.lr_batch}/{base.lr_batch} = {scaled.lr:g}"
 
 
-def _conclude(run_dir: Path, task: ClassificationTask, report: console.EpochReport) -> runs.Results:
+def _conclude(run_dir: Path, task: ClassificationTask, report: EpochReport) -> runs.Results:
     best, ema = report.best.accuracy, report.best_ema.accuracy
     assert best is not None, "every run validates at least once"
     results = runs.Results(

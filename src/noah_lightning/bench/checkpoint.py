@@ -16,7 +16,7 @@ from noah_lightning.bench.step import BATCH, CASES, CLASSES, SETTINGS
 from noah_lightning.bench.timing import spread, wait_for_device
 from noah_lightning.checkpoints import Checkpoints
 from noah_lightning.config import compose_config
-from noah_lightning.console import EpochReport
+from noah_lightning.epoch_report import EpochReport
 from noah_lightning.loggers import close_loggers, make_loggers
 from noah_lightning.stopping import StopRequest
 from noah_lightning.tables import Table

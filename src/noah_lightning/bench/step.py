@@ -18,7 +18,7 @@ from noah_lightning.bench.noise import NoiseDataModule
 from noah_lightning.bench.report import Report
 from noah_lightning.bench.timing import ratio, spread, wait_for_device
 from noah_lightning.config import compose_config
-from noah_lightning.console import EpochReport
+from noah_lightning.epoch_report import EpochReport
 from noah_lightning.loggers import close_loggers, make_loggers
 from noah_lightning.model import create_model
 from noah_lightning.stopping import StopRequest

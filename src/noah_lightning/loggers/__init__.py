@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 
 from noah_lightning.attention_picture import AttentionPicture
 from noah_lightning.checks import whole_number
-from noah_lightning.console import EpochReport
 from noah_lightning.data.module import ImageDataModule
+from noah_lightning.epoch_report import EpochReport
 from noah_lightning.errors import ConfigError, did_you_mean
 from noah_lightning.loggers.metrics_file import MetricsFile
 from noah_lightning.loggers.speed import EpochSpeed

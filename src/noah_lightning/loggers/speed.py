@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
-from noah_lightning.console import EpochReport
+from noah_lightning.epoch_report import EpochReport
 
 
 class EpochSpeed(Callback):

@@ -1,58 +1,16 @@
-"""The ``noah`` command line.
-
-Subcommands import what they need when they run, so that ``noah --help`` answers at once. A user's mistake ends in
-one line on standard error and exit status 2.
-"""
+"""What can be said to ``noah``."""
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from noah_lightning import __version__
-from noah_lightning.errors import RunFailed, UserError
-from noah_lightning.stopping import Stopped
-
-if TYPE_CHECKING:
-    from noah_lightning.bench.report import Report
-    from noah_lightning.check_data import Report as CheckReport
-
-FAILED, MISTAKE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141  # exit statuses
+from noah_lightning.cli import commands as run
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``noah <argv>``; returns the exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if argv[:1] == ["train"]:  # Hydra parses the rest by itself
-            from noah_lightning.app import train
-
-            train(argv[1:])
-        else:
-            arguments = _parse(argv)
-            status: int | None = arguments.command(arguments)
-            return status or 0
-    except UserError as error:
-        print(f"noah: {error}", file=sys.stderr)
-        return MISTAKE
-    except RunFailed as failure:
-        print(f"noah: {failure}", file=sys.stderr)
-        return FAILED
-    except Stopped as stopped:
-        return 128 + stopped.signal
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at its end
-        return BROKEN_PIPE
-    return 0
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     """As argparse does, but options may also stand between KEY=VALUE pairs."""
-    parser = _parser()
+    parser = make_parser()
     arguments, left = parser.parse_known_args(argv)
     pairs = [word for word in left if "=" in word and not word.startswith("-")]
     if left != pairs or (pairs and not hasattr(arguments, "overrides")):
@@ -62,7 +20,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """All commands but ``train``, whose words Hydra parses."""
     parser = argparse.ArgumentParser(
         prog="noah",
         description="A laboratory for image-classification heads, and the reference implementation of NOAH.",
@@ -77,13 +36,13 @@ def _parser() -> argparse.ArgumentParser:
     rows = commands.add_parser("rows", help=about, description=f"{about}; parameters are computed, not typed")
     rows.add_argument("--cost", action="store_true", help="commands and training cost instead (half a minute)")
     rows.add_argument("--markdown", action="store_true", help="the table as Markdown")
-    rows.set_defaults(command=_rows)
+    rows.set_defaults(command=run.rows)
 
     about = "show which heads fit a model, and what they cost, before anything is trained"
     heads = commands.add_parser("heads", help=about, description=about)
     heads.add_argument("model", metavar="MODEL", help="a row of the paper, or any name of timm's")
     heads.add_argument("--num-classes", type=_positive, default=1000, metavar="K", help="default: 1000")
-    heads.set_defaults(command=_heads)
+    heads.set_defaults(command=run.heads)
 
     about = "convert an official checkpoint of the paper"
     convert = commands.add_parser(
@@ -94,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--head", required=True, choices=("gap", "noah"))
     convert.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder for the result")
     convert.add_argument("--ema", action="store_true", help="the averaged weights, where the file has them")
-    convert.set_defaults(command=_convert)
+    convert.set_defaults(command=run.convert)
 
     about = "validate a finished run, or a converted model, from its directory"
     evaluate = commands.add_parser("evaluate", help=about, description=f"{about}, as its last log line did")
@@ -102,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as data.root=/data/imagenet")
     evaluate.add_argument("--checkpoint", choices=("best", "last"), default="best", help="default: best")
     evaluate.add_argument("--ema", action="store_true", help="the average of the weights (of a run with recipe.ema)")
-    evaluate.set_defaults(command=_evaluate)
+    evaluate.set_defaults(command=run.evaluate)
 
     about = "go on with a run that was broken off"
     resume = commands.add_parser(
@@ -113,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument(
         "--force", action="store_true", help="also with another batch or number of processes, which is not exact"
     )
-    resume.set_defaults(command=_resume)
+    resume.set_defaults(command=run.resume)
 
     about = "look for all that is wrong with a folder of images, before a training meets it"
     check = commands.add_parser(
@@ -123,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("root", type=Path, metavar="ROOT", help="with train/<class>/ and val/<class>/")
     check.add_argument("--json", action="store_true", help="for machines, with every file named")
-    check.set_defaults(command=_check_data)
+    check.set_defaults(command=run.check_data)
 
     about = "compare finished runs: accuracy over seeds, paired tests, cost, figures"
     compare = commands.add_parser("compare", help=about, description=f"{about}; from local files alone")
@@ -133,12 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--latex", action="store_true", help="the table as LaTeX")
     form.add_argument("--csv", action="store_true", help="all figures, in full precision")
     compare.add_argument("--html", type=Path, metavar="FILE", help="write a page with figures, which opens offline")
-    compare.set_defaults(command=_compare)
+    compare.set_defaults(command=run.compare)
 
     about = "upload the runs that W&B kept offline"
     sync = commands.add_parser("sync", help=about, description=about)
     sync.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="runs, sweeps, or folders of them")
-    sync.set_defaults(command=_sync)
+    sync.set_defaults(command=run.sync)
 
     about = "build a W&B workspace and a report that compare runs"
     dashboard = commands.add_parser("dashboard", help=about, description=f"{about}; giving it again updates them")
@@ -146,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.add_argument("--entity", help="default: that of the runs")
     dashboard.add_argument("--project", help="default: that of the runs")
     dashboard.add_argument("--dry-run", action="store_true", help="print what would be built, as JSON")
-    dashboard.set_defaults(command=_dashboard)
+    dashboard.set_defaults(command=run.dashboard)
 
     _add_bench(commands)
 
@@ -155,12 +114,12 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("root", type=Path, metavar="ROOT", help="holds train/CLASS/ and val/CLASS/")
     pack.add_argument("out", type=Path, metavar="OUT", help="a new folder, for data.root")
     pack.add_argument("--shard-size", type=_positive, default=256, metavar="MB", help="of each file; default: 256")
-    pack.set_defaults(command=_pack)
+    pack.set_defaults(command=run.pack)
 
     about = "train both heads on hand-written digits, compare and draw them"
     demo = commands.add_parser("demo", help=about, description=f"{about}; all of it lies in runs/DATE/TIME_demo/")
     demo.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as model=resnet18 for both runs")
-    demo.set_defaults(command=_demo)
+    demo.set_defaults(command=run.demo)
     return parser
 
 
@@ -177,7 +136,12 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     data.add_argument("--workers", type=int, default=0, metavar="N", help="loading processes; default: none")
     step = parts.add_parser("step", help="our training step beside a bare PyTorch loop")
     checkpoint = parts.add_parser("checkpoint", help="what it costs to save a run, beside its steps")
-    commands_of = {head: _bench_head, data: _bench_data, step: _bench_step, checkpoint: _bench_checkpoint}
+    commands_of = {
+        head: run.bench_head,
+        data: run.bench_data,
+        step: run.bench_step,
+        checkpoint: run.bench_checkpoint,
+    }
     for part, command in commands_of.items():
         part.add_argument("--rounds", type=_positive, default=7, metavar="N", help="default: 7")
         part.add_argument("--json", action="store_true", help="for machines")
@@ -189,149 +153,3 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return int(text)
-
-
-def _rows(arguments: argparse.Namespace) -> None:
-    from noah_lightning.rows_table import cost_table, rows_table
-
-    table = cost_table() if arguments.cost else rows_table()
-    if arguments.markdown:
-        print(table.markdown())
-    else:
-        table.show()
-
-
-def _heads(arguments: argparse.Namespace) -> None:
-    from noah_lightning.preflight import preflight
-
-    look = preflight(arguments.model, arguments.num_classes)
-    channels, rows, columns = look.feature_map
-    print(f"{look.model}  image {look.image_size[0]} × {look.image_size[1]}  {arguments.num_classes:,} classes")
-    print(f"feature map  {channels} channels × {rows} × {columns} = {rows * columns} positions")
-    print(f"backbone     {look.parameters:,} parameters, {look.multiply_adds / 1e6:,.0f} M multiply-adds")
-    look.heads.show()
-    print("kept per image: what a training step keeps for the backward pass, in float32")
-    if look.impossible:
-        print(f"impossible, as they do not divide the channels: {', '.join(look.impossible)}")
-
-
-def _convert(arguments: argparse.Namespace) -> None:
-    from noah_lightning.converted import convert
-    from noah_lightning.official import holds_average
-
-    facts = convert(arguments.file, arguments.model, arguments.head, arguments.output, arguments.ema)
-    print(f"{facts.row} with {facts.head}, {facts.parameters:,} parameters: {arguments.output}")
-    if facts.pre_logits:
-        print("with the layer that the released code has before the head and the published count has not")
-    if not facts.ema and holds_average(arguments.file):
-        print("the file also holds averaged weights; --ema takes those")
-    print(f"noah evaluate {arguments.output} data=imagenet data.root=/data/imagenet")
-
-
-def _evaluate(arguments: argparse.Namespace) -> None:
-    from noah_lightning import console
-    from noah_lightning.evaluate import evaluate
-
-    console.start_logging()
-    accuracy = evaluate(arguments.folder, arguments.checkpoint, arguments.overrides, arguments.ema)
-    weights = f"{arguments.checkpoint}, ema" if arguments.ema else arguments.checkpoint
-    print(f"{arguments.folder} ({weights})  val {accuracy}")
-
-
-def _resume(arguments: argparse.Namespace) -> None:
-    from noah_lightning.app import resume
-
-    resume(arguments.folder, arguments.overrides, arguments.force)
-
-
-def _check_data(arguments: argparse.Namespace) -> int:
-    from noah_lightning.check_data import check_data
-
-    report = check_data(arguments.root)
-    _report(report, arguments)
-    return 0 if report.clean else FAILED
-
-
-def _compare(arguments: argparse.Namespace) -> None:
-    from noah_lightning import compare as runs
-
-    comparison = runs.compare(arguments.folders)
-    if arguments.markdown:
-        print(runs.markdown(comparison))
-    elif arguments.latex:
-        print(runs.latex(comparison))
-    elif arguments.csv:
-        print(runs.csv(comparison), end="")
-    else:
-        runs.show(comparison)
-    if arguments.html:
-        runs.write_html(comparison, arguments.html)
-
-
-def _sync(arguments: argparse.Namespace) -> None:
-    from noah_lightning.sync import sync
-
-    sync(arguments.folders)
-
-
-def _dashboard(arguments: argparse.Namespace) -> None:
-    from noah_lightning.dashboard import dashboard
-
-    print(dashboard(arguments.folders, arguments.entity, arguments.project, arguments.dry_run))
-
-
-def _bench_head(arguments: argparse.Namespace) -> None:
-    from noah_lightning.bench import head
-
-    if arguments.profile:
-        report = head.bench_memory()
-    elif arguments.models:
-        report = head.bench_models(arguments.models, arguments.rounds)
-    else:
-        report = head.bench_head(arguments.rounds)
-    _report(report, arguments)
-
-
-def _bench_data(arguments: argparse.Namespace) -> None:
-    from noah_lightning.bench.data import bench_data
-
-    _report(bench_data(arguments.root, arguments.workers, arguments.rounds), arguments)
-
-
-def _bench_step(arguments: argparse.Namespace) -> None:
-    from noah_lightning import console
-    from noah_lightning.bench.step import bench_step
-
-    console.silence_libraries()
-    _report(bench_step(arguments.rounds), arguments)
-
-
-def _bench_checkpoint(arguments: argparse.Namespace) -> None:
-    from noah_lightning import console
-    from noah_lightning.bench.checkpoint import bench_checkpoint
-
-    console.silence_libraries()
-    _report(bench_checkpoint(arguments.rounds), arguments)
-
-
-def _report(report: "Report | CheckReport", arguments: argparse.Namespace) -> None:
-    if arguments.json:
-        print(report.json())
-    else:
-        report.show()
-
-
-def _pack(arguments: argparse.Namespace) -> None:
-    from noah_lightning import console
-    from noah_lightning.packing import pack
-
-    console.start_logging()
-    print(pack(arguments.root, arguments.out, arguments.shard_size * 10**6))
-
-
-def _demo(arguments: argparse.Namespace) -> None:
-    from noah_lightning import console
-    from noah_lightning.demo import demo
-
-    console.start_logging()
-    demo(arguments.overrides)

@@ -1,0 +1,159 @@
+"""What each command does with its arguments: it calls the function of that name and prints.
+
+They import what they need when they run, so that ``noah --help`` answers at once.
+"""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from noah_lightning.cli.status import FAILED
+
+if TYPE_CHECKING:
+    from noah_lightning.bench.report import Report
+    from noah_lightning.check_data import Report as CheckReport
+
+
+def rows(arguments: argparse.Namespace) -> None:
+    from noah_lightning.rows_table import cost_table, rows_table
+
+    table = cost_table() if arguments.cost else rows_table()
+    if arguments.markdown:
+        print(table.markdown())
+    else:
+        table.show()
+
+
+def heads(arguments: argparse.Namespace) -> None:
+    from noah_lightning.preflight import preflight
+
+    look = preflight(arguments.model, arguments.num_classes)
+    channels, rows, columns = look.feature_map
+    print(f"{look.model}  image {look.image_size[0]} × {look.image_size[1]}  {arguments.num_classes:,} classes")
+    print(f"feature map  {channels} channels × {rows} × {columns} = {rows * columns} positions")
+    print(f"backbone     {look.parameters:,} parameters, {look.multiply_adds / 1e6:,.0f} M multiply-adds")
+    look.heads.show()
+    print("kept per image: what a training step keeps for the backward pass, in float32")
+    if look.impossible:
+        print(f"impossible, as they do not divide the channels: {', '.join(look.impossible)}")
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    from noah_lightning.converted import convert
+    from noah_lightning.official import holds_average
+
+    facts = convert(arguments.file, arguments.model, arguments.head, arguments.output, arguments.ema)
+    print(f"{facts.row} with {facts.head}, {facts.parameters:,} parameters: {arguments.output}")
+    if facts.pre_logits:
+        print("with the layer that the released code has before the head and the published count has not")
+    if not facts.ema and holds_average(arguments.file):
+        print("the file also holds averaged weights; --ema takes those")
+    print(f"noah evaluate {arguments.output} data=imagenet data.root=/data/imagenet")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    from noah_lightning import console
+    from noah_lightning.evaluate import evaluate
+
+    console.start_logging()
+    accuracy = evaluate(arguments.folder, arguments.checkpoint, arguments.overrides, arguments.ema)
+    weights = f"{arguments.checkpoint}, ema" if arguments.ema else arguments.checkpoint
+    print(f"{arguments.folder} ({weights})  val {accuracy}")
+
+
+def resume(arguments: argparse.Namespace) -> None:
+    from noah_lightning.app import resume
+
+    resume(arguments.folder, arguments.overrides, arguments.force)
+
+
+def check_data(arguments: argparse.Namespace) -> int:
+    from noah_lightning.check_data import check_data
+
+    report = check_data(arguments.root)
+    _report(report, arguments)
+    return 0 if report.clean else FAILED
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    from noah_lightning import compare as runs
+
+    comparison = runs.compare(arguments.folders)
+    if arguments.markdown:
+        print(runs.markdown(comparison))
+    elif arguments.latex:
+        print(runs.latex(comparison))
+    elif arguments.csv:
+        print(runs.csv(comparison), end="")
+    else:
+        runs.show(comparison)
+    if arguments.html:
+        runs.write_html(comparison, arguments.html)
+
+
+def sync(arguments: argparse.Namespace) -> None:
+    from noah_lightning.sync import sync
+
+    sync(arguments.folders)
+
+
+def dashboard(arguments: argparse.Namespace) -> None:
+    from noah_lightning.dashboard import dashboard
+
+    print(dashboard(arguments.folders, arguments.entity, arguments.project, arguments.dry_run))
+
+
+def bench_head(arguments: argparse.Namespace) -> None:
+    from noah_lightning.bench import head
+
+    if arguments.profile:
+        report = head.bench_memory()
+    elif arguments.models:
+        report = head.bench_models(arguments.models, arguments.rounds)
+    else:
+        report = head.bench_head(arguments.rounds)
+    _report(report, arguments)
+
+
+def bench_data(arguments: argparse.Namespace) -> None:
+    from noah_lightning.bench.data import bench_data
+
+    _report(bench_data(arguments.root, arguments.workers, arguments.rounds), arguments)
+
+
+def bench_step(arguments: argparse.Namespace) -> None:
+    from noah_lightning import console
+    from noah_lightning.bench.step import bench_step
+
+    console.silence_libraries()
+    _report(bench_step(arguments.rounds), arguments)
+
+
+def bench_checkpoint(arguments: argparse.Namespace) -> None:
+    from noah_lightning import console
+    from noah_lightning.bench.checkpoint import bench_checkpoint
+
+    console.silence_libraries()
+    _report(bench_checkpoint(arguments.rounds), arguments)
+
+
+def _report(report: "Report | CheckReport", arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        print(report.json())
+    else:
+        report.show()
+
+
+def pack(arguments: argparse.Namespace) -> None:
+    from noah_lightning import console
+    from noah_lightning.packing import pack
+
+    console.start_logging()
+    print(pack(arguments.root, arguments.out, arguments.shard_size * 10**6))
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    from noah_lightning import console
+    from noah_lightning.demo import demo
+
+    console.start_logging()
+    demo(arguments.overrides)
