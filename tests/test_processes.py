@@ -5,6 +5,7 @@ instead, which spares the imports.
 """
 
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -31,7 +32,14 @@ from noah_lightning.data import create_data
 from noah_lightning.data.module import ImageDataModule, Split
 from noah_lightning.data.shuffle import EpochRepeat, EpochShuffle
 from noah_lightning.errors import ConfigError, RunFailed
-from noah_lightning.processes import _work, batch_per_process, processes_per_node, processes_started, rank
+from noah_lightning.processes import (
+    _work,
+    batch_per_process,
+    processes_per_node,
+    processes_started,
+    rank,
+    run_in_processes,
+)
 from noah_lightning.record import read_record
 from noah_lightning.task import ClassificationTask, OptimizerSettings, ScheduleSettings
 from noah_lightning.task.accuracy import AccuracyCounter
@@ -362,6 +370,15 @@ def test_predictions_begin_anew_after_a_reset() -> None:
     predictions.reset()
     predictions.update(torch.eye(5)[:2], torch.tensor([2, 3]))
     assert [values.tolist() for values in predictions.compute()] == [[2, 3], [0, 1]]
+
+
+def start_method() -> str:
+    return multiprocessing.get_start_method()
+
+
+def test_loading_processes_start_as_they_do_in_one_process() -> None:
+    """Ours are spawned. Theirs would be too, and import everything anew: a minute for the eight of two processes."""
+    assert run_in_processes(1, start_method) == multiprocessing.get_all_start_methods()[0]
 
 
 # --- the same validation in any number of processes

@@ -6,6 +6,7 @@ them if one fails. Under ``torchrun`` or SLURM the processes are there already.
 """
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -166,6 +167,9 @@ def _begin(first_failure: Path, work: Callable[..., Any], arguments: tuple[Any, 
     time, which would break into the end of the run.
     """
     import noah_lightning.train  # noqa: F401  (now, as an interrupted import fails in ways of its own)
+
+    # A spawned process would spawn its loading processes too, and each of these import everything once more.
+    multiprocessing.set_start_method(None, force=True)
 
     def hear(*_: Any) -> None:
         if not _interrupted.is_set():
