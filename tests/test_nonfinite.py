@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from conftest import TINY, Answer
+from noah_lightning import app
 from noah_lightning.checkpoint_file import read_checkpoint
 from noah_lightning.config import compose_config, settings
 from noah_lightning.data import create_data
-from noah_lightning.errors import RunFailed
+from noah_lightning.errors import RunFailed, RunFailedEverywhere
 from noah_lightning.task import ClassificationTask, nonfinite
 from noah_lightning.task.nonfinite import LossWatch
 from noah_lightning.train import make_task, train
@@ -236,6 +237,22 @@ def test_nothing_but_skipped_steps_ends_the_run(noah: Noah, monkeypatch: pytest.
     answer = noah("train", *RUN, "trainer.nonfinite=skip", "trainer.max_epochs=3")
     assert (answer.status, answer.err.count("\n")) == (1, 1)
     assert "epoch 2, batch 3: no finite gradient for 4 steps in a row" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(RunFailedEverywhere("loss is nan"), SystemExit), (RunFailed("a process that loads images died"), RunFailed)],
+)
+def test_of_torchruns_processes_the_first_one_tells_what_all_met(
+    monkeypatch: pytest.MonkeyPatch, error: RunFailed, raised: type[BaseException]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(app, "_train", fail)
+    with pytest.raises(raised) as caught:
+        app._follow(["experiment=demo"])
+    assert isinstance(caught.value, RunFailed) or caught.value.code == 1
 
 
 def test_another_word_is_refused(noah: Noah) -> None:

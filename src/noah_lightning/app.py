@@ -20,8 +20,9 @@ from noah_lightning.config import (
     register_resolvers,
     resolved,
 )
-from noah_lightning.errors import ConfigError, RunFailed, UserError
-from noah_lightning.processes import MISTAKE, processes_per_node, rank, run_in_processes, started_from_outside
+from noah_lightning.errors import ConfigError, RunFailed, RunFailedEverywhere, UserError
+from noah_lightning.exit_status import FAILED, MISTAKE
+from noah_lightning.processes import processes_per_node, rank, run_in_processes, started_from_outside
 from noah_lightning.run_files import LOG, RESULTS
 from noah_lightning.run_settings import check_settings
 from noah_lightning.stopping import Stopped
@@ -78,7 +79,10 @@ def _follow(overrides: Sequence[str]) -> None:
         config = compose_config([word for word in overrides if not word.startswith("hydra.")])
     except UserError:
         raise SystemExit(MISTAKE) from None  # the first process meets it too, and tells
-    _train(config, Path(os.devnull))
+    try:
+        _train(config, Path(os.devnull))
+    except RunFailedEverywhere:
+        raise SystemExit(FAILED) from None  # likewise
 
 
 def _train_one(config: DictConfig) -> None:

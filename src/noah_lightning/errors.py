@@ -47,6 +47,10 @@ class RunFailed(Exception):
     """A run, or a job of a sweep, failed; ``str(error)`` is one line, and what can be told has been told."""
 
 
+class RunFailedEverywhere(RunFailed):
+    """All processes of the run meet it in the same step; it is for the first one to tell."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown ``word``: the nearest known ones, or all where they are few."""
     known = list(known)

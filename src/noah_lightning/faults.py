@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from noah_lightning.data.module import ImageDataModule
-from noah_lightning.errors import RunFailed, one_line
+from noah_lightning.errors import RunFailed, RunFailedEverywhere, one_line
 from noah_lightning.processes import rank
 from noah_lightning.run_files import NONFINITE
 from noah_lightning.task.nonfinite import NonFinite
@@ -33,7 +33,7 @@ def faults_told(config: DictConfig, data: ImageDataModule, run_dir: Path) -> Ite
             told = _offenders(data, error).encode()
             with suppress(OSError):  # a full disk
                 write_whole(run_dir / NONFINITE, lambda file: file.write(told))
-        raise RunFailed(
+        raise RunFailedEverywhere(
             f"{error}; its images are in {NONFINITE}, the last checkpoint is from before it; try a smaller "
             "recipe.optimizer.lr, recipe.gradient_clip=1 or trainer.nonfinite=skip, which leaves such steps out"
         ) from error

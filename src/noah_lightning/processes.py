@@ -22,6 +22,7 @@ from typing import Any
 
 from noah_lightning.checks import whole_number
 from noah_lightning.errors import ConfigError, RunFailed, UserError
+from noah_lightning.exit_status import FAILED, MISTAKE
 from noah_lightning.stopping import SIGNALS, Stopped
 
 _TALKATIVE = (
@@ -30,7 +31,6 @@ _TALKATIVE = (
     "torch.multiprocessing.spawn",
 )
 _interrupted = threading.Event()  # by Ctrl-C, in a process that another one has started
-MISTAKE = 2  # exit status of a process that met a user's mistake
 
 
 def rank() -> int:
@@ -190,7 +190,7 @@ def _work(first_failure: Path, work: Callable[..., Any], arguments: tuple[Any, .
     try:
         return work(*arguments)
     except (UserError, RunFailed) as error:
-        status = MISTAKE if isinstance(error, UserError) else 1
+        status = MISTAKE if isinstance(error, UserError) else FAILED
         with suppress(FileExistsError), first_failure.open("x") as file:
             file.write(f"{status} {error}")
         raise SystemExit(status) from None

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from noah_lightning.cli.parser import parse
-from noah_lightning.cli.status import BROKEN_PIPE, FAILED, INTERRUPTED, MISTAKE
 from noah_lightning.errors import RunFailed, UserError
+from noah_lightning.exit_status import BROKEN_PIPE, FAILED, INTERRUPTED, MISTAKE
 from noah_lightning.stopping import Stopped
 
 

@@ -6,7 +6,7 @@ They import what they need when they run, so that ``noah --help`` answers at onc
 import argparse
 from typing import TYPE_CHECKING
 
-from noah_lightning.cli.status import FAILED
+from noah_lightning.exit_status import FAILED
 
 if TYPE_CHECKING:
     from noah_lightning.bench.report import Report

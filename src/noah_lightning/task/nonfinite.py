@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from noah_lightning.errors import RunFailed
+from noah_lightning.errors import RunFailedEverywhere
 from noah_lightning.task.gather import of_every_process
 
 log = logging.getLogger("noah_lightning")
@@ -17,7 +17,7 @@ MOST_IN_A_ROW = 20  # float16's scaler, too, needs no more to find its scale
 _NONE = [math.inf, 0.0]
 
 
-class NonFinite(RunFailed):
+class NonFinite(RunFailedEverywhere):
     """Training met a loss or a gradient that is not finite.
 
     Attributes:
@@ -96,7 +96,7 @@ class StepGuard:
         """Judge the gradients of a step. ``scaled``: float16's scaler will leave the step out by itself.
 
         Raises:
-            RunFailed: nothing but such steps.
+            RunFailedEverywhere: nothing but such steps.
         """
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         self.left_out = not _finite(gradients)
@@ -107,7 +107,7 @@ class StepGuard:
         self.in_a_row += 1
         where = f"epoch {epoch + 1}, batch {batch + 1}"
         if self.in_a_row > MOST_IN_A_ROW:
-            raise RunFailed(
+            raise RunFailedEverywhere(
                 f"{where}: no finite gradient for {MOST_IN_A_ROW} steps in a row; try a smaller recipe.optimizer.lr, "
                 "recipe.gradient_clip=1 or trainer.precision=bf16-mixed"
             )
