@@ -2,23 +2,31 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
+import lightning.pytorch as pl
 import pytest
 
+import faults
 from conftest import TINY, Answer
 from noah_lightning.config import compose_config
-from noah_lightning.errors import ConfigError
+from noah_lightning.errors import ConfigError, UserError
+from noah_lightning.run_lock import locked
 from noah_lightning.runs import read_config
-from noah_lightning.sweep import plan, run
+from noah_lightning.sweep import again, plan, run, slurm
 
 Noah = Callable[..., Answer]
 QUICK = [*TINY, "data.train_images=32", "data.val_images=20", "recipe.batch_size=16", "trainer.max_epochs=1"]
+ONE_JOB = [*QUICK, "data.train_images=64", "checkpoint.every_n_steps=1", "seed=choice(0)"]
 PRESETS = sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "sweep").glob("*.yaml"))
 
 
@@ -70,7 +78,7 @@ def test_the_sweeps_own_options_reach_no_run() -> None:
 
 
 def test_impossible_heads_are_found_without_training() -> None:
-    jobs = plan.expand(["model=resnet50", "head.head_num=3,4", "head.key_ratio=0.125,0.25"])
+    jobs = plan.expand(["model=resnet50", "data.root=there", "head.head_num=3,4", "head.key_ratio=0.125,0.25"])
     reasons = plan.impossible(jobs)
     assert sorted(reasons) == [0, 1]
     assert "head_num=3 does not divide the 256 key and 1792 value channels" in reasons[0]
@@ -98,12 +106,25 @@ def test_a_mistake_in_the_sweeps_options_is_named(words: list[str], message: str
         (["model=resnet18,resnet999"], "model has no option 'resnet999'"),
         (["head=noah", "head.head_num=5,7"], "no job of the sweep can be: NOAH: head_num=5 does not divide"),
         (["seed=0,1", "sweep.resume=true"], "there is no sweep of this command in runs/"),
+        (["recipe.epochs=3,0"], "recipe.epochs=0 must be a whole number from 1 to 1000000"),
+        (["head.head_num=1,0"], "head.head_num=0 must be a whole number of at least 1"),
+        (["recipe.optimizer.lr=0.1,-1"], "recipe.optimizer.lr=-1 must be a number of at least 0"),
+        (["recipe.schedule.warmup_epochs=0,9"], "recipe.schedule.warmup_epochs=9 must be at most the 3 epochs"),
+        (["data.num_fragments=0,-1"], "data.num_fragments=-1 must be a whole number of at least 0"),
     ],
 )
 def test_a_mistake_in_the_command_trains_nothing(words: list[str], message: str, noah: Noah) -> None:
     answer = noah("train", "-m", *QUICK, *words)
     assert answer.status == 2
     assert message in answer.err
+    assert answer.err.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_missing_data_trains_nothing(noah: Noah) -> None:
+    answer = noah("train", "-m", "model=resnet18", "head=gap,noah")
+    assert answer.status == 2
+    assert "data.root" in answer.err
     assert answer.err.count("\n") == 1
     assert not Path("runs").exists()
 
@@ -123,46 +144,56 @@ def test_a_sweep_does_not_run_under_torchrun(noah: Noah, monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="module")
 def with_failures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer, Answer]:
-    """A sweep of twelve jobs of which two fail, and the same command once more with sweep.resume=true."""
+    """A sweep of four jobs of which two fail, and the same command once more with sweep.resume=true."""
     from conftest import call_noah
 
     folder = tmp_path_factory.mktemp("sweep")
     before = Path.cwd()
     os.chdir(folder)
-    command = ["train", "-m", *QUICK, "head=noah", "seed=0,1,2,-3,4,5,6,7,-8,9,10,11", "sweep.dir=twelve"]
+    rates = "recipe.optimizer.lr=0.001,1e+30,0.002,1e+31"  # those two end in losses that are not finite
+    words = ["data.train_images=48", "checkpoint.every_n_steps=1", "sweep.dir=four"]
+    command = ["train", "-m", *QUICK, "head=noah", rates, *words]
     try:
-        return folder / "twelve", call_noah(*command), call_noah(*command, "sweep.resume=true")
+        return folder / "four", call_noah(*command), call_noah(*command, "sweep.resume=true")
     finally:
         os.chdir(before)
 
 
 def test_a_failure_leaves_the_other_jobs_alone(with_failures: tuple[Path, Answer, Answer]) -> None:
     folder, first, _ = with_failures
-    seeds = [0, 1, 2, -3, 4, 5, 6, 7, -8, 9, 10, 11]
-    assert finished(folder) == {str(n) for n in range(12)} - {"3", "8"}
+    rates = ["0.001", "1e+30", "0.002", "1e+31"]
+    assert finished(folder) == {"0", "2"}
     assert first.status == 1
-    assert lines(first, "started") == [f"{n}  seed={seed}" for n, seed in enumerate(seeds)]
+    assert lines(first, "started") == [f"{n}  recipe.optimizer.lr={rate}" for n, rate in enumerate(rates)]
 
 
 def test_failures_are_told_at_once_and_in_the_end(with_failures: tuple[Path, Answer, Answer]) -> None:
     _, first, _ = with_failures
-    reason = "must be a whole number from 0 to 4294967295"
     told = [line for line in first.err.splitlines() if line.startswith("failed")]
-    assert told == 2 * [f"failed   3  seed=-3: seed=-3 {reason}", f"failed   8  seed=-8: seed=-8 {reason}"]
-    assert "10 of 12 jobs finished, 2 failed" in first.out
-    assert first.err.splitlines()[-1] == "noah: 2 of 12 jobs failed; sweep.resume=true repeats only those"
+    assert [line.split(": ")[0] for line in told] == 2 * [
+        "failed   1  recipe.optimizer.lr=1e+30",
+        "failed   3  recipe.optimizer.lr=1e+31",
+    ]
+    assert all("try a smaller recipe.optimizer.lr" in line for line in told)
+    assert "2 of 4 jobs finished, 2 failed" in first.out
+    assert first.err.splitlines()[-1] == "noah: 2 of 4 jobs failed; sweep.resume=true goes on with those"
 
 
 def test_each_job_has_its_own_settings(with_failures: tuple[Path, Answer, Answer]) -> None:
     folder, _, _ = with_failures
-    assert [read_config(folder / n).seed for n in ("0", "5", "11")] == [0, 5, 11]
+    assert [read_config(folder / n).recipe.optimizer.lr for n in ("0", "2")] == [0.001, 0.002]
 
 
-def test_resuming_repeats_only_what_failed(with_failures: tuple[Path, Answer, Answer]) -> None:
-    _, _, again = with_failures
-    assert [line.split()[0] for line in lines(again, "started")] == ["3", "8"]
-    assert "10 of them before" in again.out
+def test_resuming_goes_on_only_with_what_failed(with_failures: tuple[Path, Answer, Answer]) -> None:
+    folder, _, again = with_failures
+    assert lines(again, "started") == []
+    assert lines(again, "resumed") == [
+        "1  recipe.optimizer.lr=1e+30  after 2 steps",
+        "3  recipe.optimizer.lr=1e+31  after 2 steps",
+    ]
+    assert "2 of them before" in again.out
     assert again.status == 1
+    assert not (folder / ".unfinished").exists()
 
 
 def test_a_sweep_never_overwrites_another(with_failures: tuple[Path, Answer, Answer], noah: Noah) -> None:
@@ -222,28 +253,186 @@ def wait_until(true: Callable[[], bool], seconds: float = 90) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
-def test_a_killed_sweep_leaves_no_process_and_goes_on_where_it_was(noah: Noah, tmp_path: Path) -> None:
+def test_a_killed_sweep_leaves_no_process_and_goes_on_to_the_bit(noah: Noah, tmp_path: Path) -> None:
     marker = f"NOAH_TEST_{os.getpid()}_{tmp_path.name}"
-    command = ["train", "-m", *QUICK, "data.train_images=320", "seed=0,1,2,3,4,5", "sweep.dir=six"]
-    program = [sys.executable, "-m", "noah_lightning", *command]
+    words = ["head=noah", "trainer.log_every_n_steps=1", "checkpoint.every_n_steps=5"]
+    command = ["train", "-m", *QUICK, *words, "data.train_images=16,320"]
+    program = [sys.executable, "-m", "noah_lightning", *command, "sweep.dir=killed"]
     killed = subprocess.Popen(program, env={**os.environ, marker: "1"}, stdout=subprocess.DEVNULL)
     try:
-        wait_until(lambda: Path("six/4/config.yaml").exists())
+        wait_until(lambda: any(Path("killed/1/checkpoints").glob("step-*.ckpt")))
     finally:
         killed.send_signal(signal.SIGKILL)
         killed.wait()
     wait_until(lambda: not marked_processes(marker))
-    before = {n: Path(f"six/{n}/results.json").stat().st_mtime_ns for n in range(4)}
-    assert finished(Path("six")) == {"0", "1", "2", "3"}
+    assert finished(Path("killed")) == {"0"}
+    before = Path("killed/0/results.json").stat().st_mtime_ns
 
+    answer = noah(*command, "sweep.dir=killed", "sweep.resume=true")
+    assert answer.status == 0, answer.err
+    assert re.fullmatch(r"1  data.train_images=320  after \d+ steps", lines(answer, "resumed")[0])
+    assert lines(answer, "started") == []
+    assert "2 of 2 jobs finished, 1 of them before" in answer.out
+    assert Path("killed/0/results.json").stat().st_mtime_ns == before
+    assert sorted(path.name for path in Path("killed").iterdir()) == ["0", "1", "sweep.json"]
+    assert noah(*command, "sweep.dir=alone").status == 0
+    for number in ("0", "1"):
+        assert faults.differences(Path("alone", number), Path("killed", number)) == []
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_stopped_saves_its_jobs(noah: Noah) -> None:
+    """SIGTERM to all of its processes, as a cluster or a service manager sends it."""
+    words = ["data.train_images=640", "checkpoint.every_n_steps=5", "sweep.jobs=2", "seed=0,1", "sweep.dir=two"]
+    command = ["train", "-m", *QUICK, *words]
+    process = subprocess.Popen([sys.executable, "-m", "noah_lightning", *command], start_new_session=True)
+    wait_until(lambda: all(any(Path("two", n).glob("checkpoints/step-*.ckpt")) for n in "01"))
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    for number in "01":
+        assert "stopped  by SIGTERM" in Path("two", number, "train.log").read_text()
     answer = noah(*command, "sweep.resume=true")
     assert answer.status == 0, answer.err
-    assert [line.split()[0] for line in lines(answer, "started")] == ["4", "5"]
-    assert finished(Path("six")) == {str(n) for n in range(6)}
-    assert before == {n: Path(f"six/{n}/results.json").stat().st_mtime_ns for n in range(4)}
-    assert Path("six/.unfinished/4-1/config.yaml").exists(), "nothing is lost"
+    assert len(lines(answer, "resumed")) == 2
 
 
 def test_a_resolved_configuration_is_all_a_job_needs() -> None:
     jobs = plan.expand([*QUICK, "seed=0,1"])
     assert jobs[1].config == compose_config([*QUICK, "seed=1"])
+
+
+# --- what becomes of a job that did not finish
+
+
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Job 0 of ``ONE_JOB``, after two of its steps, with a checkpoint of each."""
+    from noah_lightning import checkpoints
+    from noah_lightning.app import train_in_processes
+    from noah_lightning.stopping import Stopped
+
+    agree = checkpoints.Checkpoints._agree
+
+    def stop_now(self: checkpoints.Checkpoints, trainer: pl.Trainer) -> tuple[int, bool]:
+        return (int(signal.SIGTERM) if trainer.global_step >= 2 else agree(self, trainer)[0]), False
+
+    run_dir = tmp_path_factory.mktemp("sweep") / "0"
+    [job] = plan.expand(ONE_JOB)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints.Checkpoints, "_agree", stop_now)
+        with pytest.raises(Stopped):
+            train_in_processes(job.config, run_dir)
+    return run_dir
+
+
+@pytest.fixture
+def job_dir(broken_off: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(broken_off, tmp_path / "0", symlinks=True)
+
+
+def kept(job_dir: Path) -> list[str]:
+    """The attempts that were set aside."""
+    return sorted(path.name for path in job_dir.parent.glob(".unfinished/*"))
+
+
+@pytest.mark.parametrize("free", [[], ["data.num_workers=1"]])
+def test_a_job_goes_on_from_its_last_checkpoint(job_dir: Path, free: list[str]) -> None:
+    [job] = plan.expand([*ONE_JOB, *free])
+    assert again.make_ready(job, job_dir) == 2
+    assert (job_dir / "config.yaml").exists()
+    assert kept(job_dir) == []
+
+
+def test_a_damaged_checkpoint_is_passed_over(job_dir: Path) -> None:
+    (job_dir / "checkpoints/step-00000002.ckpt").write_text("nothing")
+    assert again.make_ready(plan.expand(ONE_JOB)[0], job_dir) == 1
+    assert kept(job_dir) == []
+
+
+def test_a_job_without_a_checkpoint_begins_in_its_folder(job_dir: Path) -> None:
+    shutil.rmtree(job_dir / "checkpoints")
+    assert again.make_ready(plan.expand(ONE_JOB)[0], job_dir) == 0
+    assert (job_dir / "config.yaml").exists()
+    assert kept(job_dir) == []
+
+
+def damage(job_dir: Path) -> None:
+    for path in job_dir.glob("checkpoints/step-*.ckpt"):
+        path.write_text("nothing")
+
+
+def change(job_dir: Path) -> None:
+    """As if the defaults were others when the job was begun."""
+    path = job_dir / "config.yaml"
+    path.write_text(path.read_text().replace("label_smoothing: 0.0", "label_smoothing: 0.1"))
+
+
+def empty(job_dir: Path) -> None:
+    """What a power cut may leave."""
+    (job_dir / "config.yaml").write_text("")
+
+
+def fail_by_mistake(job_dir: Path) -> None:
+    """As if the run had begun and ended in this attempt."""
+    checkpoints = (job_dir / "checkpoints").rename(job_dir / "later")
+    with suppress(UserError), again.mistakes_noted(job_dir):
+        checkpoints.rename(job_dir / "checkpoints")
+        raise UserError("3.jpg cannot be read; data.max_unreadable=1 lets it")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (damage, "no checkpoint in {0}/checkpoints can be read"),
+        (change, "{0} was begun with recipe.label_smoothing=0.1, not 0.0"),
+        (empty, "{0}/config.yaml is no run's configuration: "),
+        (Path.unlink, "{0} is no run directory: it has no config.yaml"),
+        (fail_by_mistake, "3.jpg cannot be read"),
+    ],
+)
+def test_a_job_that_cannot_go_on_is_set_aside_and_begins_anew(
+    job_dir: Path, spoil: Callable[[Path], None], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(job_dir / "config.yaml" if spoil is Path.unlink else job_dir)
+    assert again.make_ready(plan.expand(ONE_JOB)[0], job_dir) == 0
+    assert not job_dir.exists()
+    assert kept(job_dir) == ["0-1"]
+    told = capsys.readouterr().out
+    assert told.startswith("\nanew     0  seed=0: " + why.format(job_dir))
+    assert told.endswith(f"; the attempt is kept in {job_dir.parent}/.unfinished/0-1\n")
+    assert told.count("\n") == 2
+
+
+def test_a_job_that_had_gone_on_is_not_thrown_away_for_a_mistake(job_dir: Path) -> None:
+    """Its data may be missing on this machine only."""
+    with pytest.raises(UserError), again.mistakes_noted(job_dir):
+        raise UserError("there is no folder /data")
+    assert again.make_ready(plan.expand(ONE_JOB)[0], job_dir) == 2
+
+
+def test_a_mistake_before_the_run_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError), again.mistakes_noted(tmp_path / "0"):
+        raise UserError("there is no folder /data")
+    assert not (tmp_path / "0").exists()
+
+
+def test_a_folder_in_use_is_left_alone(job_dir: Path) -> None:
+    change(job_dir)
+    with locked(job_dir):
+        assert again.make_ready(plan.expand(ONE_JOB)[0], job_dir) == 0
+    assert (job_dir / "config.yaml").exists()
+    assert kept(job_dir) == []
+
+
+def test_a_job_for_the_cluster_goes_on_or_begins_anew_too(job_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def submit(todo: list[plan.Job], *_: object) -> list[SimpleNamespace]:
+        return [SimpleNamespace(job_id="7", done=lambda: True, exception=lambda: None, results=lambda: [""])]
+
+    monkeypatch.setattr(slurm, "_submit", submit)
+    monkeypatch.setattr(slurm, "_SECONDS_BETWEEN_LOOKS", 0)
+    told: list[str] = []
+    assert slurm.run_on_slurm(plan.expand(ONE_JOB), job_dir.parent, {}, told.append) == {}
+    assert told == ["submitted 0  seed=0  as SLURM job 7  after 2 steps", "finished 0  seed=0"]
+    change(job_dir)
+    slurm.run_on_slurm(plan.expand(ONE_JOB), job_dir.parent, {}, told.append)
+    assert kept(job_dir) == ["0-1"]

@@ -127,6 +127,9 @@ def test_a_space_that_is_none_is_one_line(words: list[str], message: str) -> Non
             ["recipe.batch_size=interval(16,31)", "trainer.accumulate_grad_batches=4"],
             "recipe.batch_size=31 cannot be",
         ),
+        (["recipe.epochs=3,0"], "recipe.epochs=0 must be a whole number"),
+        (["recipe.ema=interval(0.9,1.5)"], "recipe.ema=1.5 must be a number above 0 and below 1"),
+        (["recipe.optimizer.lr=interval(-0.1,0.1)"], "recipe.optimizer.lr=-0.1 must be"),
     ],
 )
 def test_every_value_is_looked_at_before_anything_is_trained(words: list[str], message: str) -> None:
@@ -324,15 +327,15 @@ def test_jobs_at_a_time_are_asked_for_together(noah: Noah, pretend: Callable[[Fa
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 @pytest.mark.slow
-def test_a_killed_search_repeats_what_it_was_at_and_goes_on(noah: Noah, tmp_path: Path) -> None:
+def test_a_killed_search_goes_on_with_what_it_was_at(noah: Noah, tmp_path: Path) -> None:
     """With real training."""
     marker = f"NOAH_TEST_{os.getpid()}_{tmp_path.name}"
     command = ["train", "-m", *ONE_EPOCH, "data.train_images=320", "head.head_num=1,2,4", RATE, "sweep.dir=s"]
-    command += ["sweep.trials=3"]
+    command += ["sweep.trials=3", "checkpoint.every_n_steps=1"]
     program = [sys.executable, "-m", "noah_lightning", *command]
     killed = subprocess.Popen(program, env={**os.environ, marker: "1"}, stdout=subprocess.DEVNULL)
     try:
-        wait_until(lambda: Path("s/1/config.yaml").exists())
+        wait_until(lambda: any(Path("s/1/checkpoints").glob("step-*.ckpt")))
     finally:
         killed.send_signal(signal.SIGKILL)
         killed.wait()
@@ -342,7 +345,8 @@ def test_a_killed_search_repeats_what_it_was_at_and_goes_on(noah: Noah, tmp_path
 
     answer = noah(*command, "sweep.resume=true")
     assert answer.status == 0, answer.err
-    assert [line.split()[0] for line in lines(answer, "started")] == ["1", "2"]
+    assert lines(answer, "resumed")[0].startswith("1  head.head_num=")
+    assert [line.split()[0] for line in lines(answer, "started")] == ["2"]
     assert asked("s")[:2] == before
     assert finished(Path("s")) == {"0", "1", "2"}
     for number, values in enumerate(asked("s")):
@@ -350,4 +354,4 @@ def test_a_killed_search_repeats_what_it_was_at_and_goes_on(noah: Noah, tmp_path
         assert (str(config.head.head_num), config.recipe.optimizer.lr) == tuple(values.values())
     top1 = [read_results(Path("s", str(number))).top1 for number in range(3)]
     assert lines(answer, "best")[0].startswith(f"{top1.index(max(top1))}  head.head_num=")
-    assert Path("s/.unfinished/1-1/config.yaml").exists()
+    assert not Path("s/.unfinished").exists()

@@ -1,8 +1,8 @@
 """The folder of a sweep: sweep.json with its command, and a run directory for each job, named by its number; of a
 search also trials.jsonl.
 
-What a job came to is told by its run directory alone: it has finished if results.json is there. A run that did not
-finish is set aside in ``.unfinished/`` before it is repeated; nothing is lost.
+What a job came to is told by its run directory alone: it has finished if results.json is there. A run that cannot be
+gone on with is set aside in ``.unfinished/`` before the job begins anew; nothing is lost.
 """
 
 import json
@@ -55,13 +55,12 @@ def has_finished(run_dir: Path) -> bool:
     return (run_dir / RESULTS).is_file()
 
 
-def set_aside(run_dir: Path) -> None:
-    """Make room for another attempt."""
-    if run_dir.exists():
-        aside = run_dir.parent / ASIDE
-        aside.mkdir(exist_ok=True)
-        attempt = 1 + len(list(aside.glob(f"{run_dir.name}-*")))
-        run_dir.rename(aside / f"{run_dir.name}-{attempt}")
+def set_aside(run_dir: Path) -> Path:
+    """Make room for another attempt; returns where this one is kept."""
+    aside = run_dir.parent / ASIDE
+    aside.mkdir(exist_ok=True)
+    attempt = 1 + len(list(aside.glob(f"{run_dir.name}-*")))
+    return run_dir.rename(aside / f"{run_dir.name}-{attempt}")
 
 
 def _command(folder: Path) -> list[str] | None:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from noah_lightning.errors import RunFailed, UserError, one_line
 from noah_lightning.stopping import Stopped
+from noah_lightning.sweep.again import mistakes_noted
 
 
 def start(config: DictConfig, run_dir: Path, gpus: Sequence[str], quiet: bool) -> tuple[BaseProcess, Connection]:
@@ -22,7 +23,7 @@ def start(config: DictConfig, run_dir: Path, gpus: Sequence[str], quiet: bool) -
 
     Args:
         config: resolved.
-        run_dir: the run directory to be made.
+        run_dir: the run directory to be made, or that of a run to go on with.
         gpus: names of the GPUs it may use; none: as they are.
         quiet: leave its lines to the run's train.log.
     """
@@ -42,8 +43,12 @@ def _work(config: DictConfig, run_dir: Path, gpus: list[str], quiet: bool, sende
     from noah_lightning.app import train_in_processes
 
     try:
-        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if quiet else sys.stdout):
-            train_in_processes(config, run_dir)
+        with (
+            Path(os.devnull).open("w") as nowhere,
+            redirect_stdout(nowhere if quiet else sys.stdout),
+            mistakes_noted(run_dir),
+        ):
+            train_in_processes(config, run_dir, resume=True)
         sender.send("")
     except KeyboardInterrupt:
         sender.send("interrupted")

@@ -11,8 +11,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from noah_lightning.checks import whole_number
-from noah_lightning.config import compose_config, config_dir
+from noah_lightning.config import compose_config, config_dir, settings
 from noah_lightning.errors import ConfigError, HeadSettingError, did_you_mean, one_line
+from noah_lightning.run_settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def expand(overrides: Sequence[str]) -> list[Job]:
     """A job for every combination of the values that are separated by commas (or Hydra's choice and range).
 
     Raises:
-        UserError: an override that does not fit, in whatever job.
+        UserError: an override that does not fit, or a value out of range, in whatever job.
     """
     choices: list[list[str]] = []
     swept: list[bool] = []
@@ -147,19 +148,22 @@ def job_of(number: int, changes: list[str], overrides: Sequence[str]) -> Job:
     """The job with these settings.
 
     Raises:
-        UserError: settings that do not fit.
+        UserError: settings that do not fit, or one out of its range.
     """
-    return Job(number, changes, list(overrides), compose_config(overrides))
+    config = compose_config(overrides)
+    check_settings(config)
+    return Job(number, changes, list(overrides), config)
 
 
 def impossible(jobs: Sequence[Job]) -> dict[int, str]:
     """Numbers of the jobs whose head cannot be, and why; found without memory or arithmetic.
 
     Raises:
-        UserError: another mistake, such as a model that there is not.
+        UserError: another mistake, such as a model that there is not, or a setting of the data out of range.
     """
     import torch
 
+    from noah_lightning.data import create_data
     from noah_lightning.runs import build_model
 
     told: dict[str, str] = {}  # of each combination of model and head; seeds and rates make no difference
@@ -172,6 +176,7 @@ def impossible(jobs: Sequence[Job]) -> dict[int, str]:
             try:
                 with torch.device("meta"):
                     build_model(config)
+                create_data(config.data.name, **settings(config, "data", "name"))  # looks at no file yet
                 told[kind] = ""
             except HeadSettingError as error:
                 told[kind] = str(error)

@@ -1,18 +1,22 @@
 """The course of a sweep: take its jobs one by one, run them side by side, tell what came of it."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from noah_lightning.errors import ConfigError, RunFailed
 from noah_lightning.processes import processes_per_node, started_from_outside
+from noah_lightning.stopping import Stopped
 from noah_lightning.sweep import folder as folders
 from noah_lightning.sweep import job as jobs_
+from noah_lightning.sweep.again import make_ready
 from noah_lightning.sweep.grid import Grid
 from noah_lightning.sweep.plan import Job, split_options
 from noah_lightning.sweep.search import Search
@@ -34,6 +38,7 @@ def sweep(words: Sequence[str]) -> None:
     Raises:
         UserError: a mistake in the command; nothing has been trained then.
         RunFailed: not all jobs finished; each failure has been told.
+        Stopped: SIGTERM asked for it, and the jobs under way are saved.
     """
     if started_from_outside():
         raise ConfigError("a sweep starts its own processes: leave torchrun or srun out")
@@ -59,6 +64,7 @@ def _run_all(source: Source, folder: Path, at_once: int | None) -> None:
     free = _gpus()
     slots = at_once or max(1, len(free) // source.gpus)
     quiet = slots > 1
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         while True:
             while len(running) < slots and (job := source.next()):
@@ -75,9 +81,11 @@ def _run_all(source: Source, folder: Path, at_once: int | None) -> None:
                     say(f"finished {one.job.number}  {one.job}")
                 source.tell(one.job, error)
     finally:
-        for one in running:  # interrupted
+        for one in running:  # stopped or interrupted: each is saved
             one.process.terminate()
-            one.process.join()
+        for one in running:
+            _end(one)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run_on_cluster(source: Source, folder: Path, settings: dict[str, Any]) -> None:
@@ -89,10 +97,11 @@ def _run_on_cluster(source: Source, folder: Path, settings: dict[str, Any]) -> N
 
 def _start(job: Job, folder: Path, free: list[str], quiet: bool) -> _Running:
     run_dir = folder / str(job.number)
-    folders.set_aside(run_dir)
+    steps = make_ready(job, run_dir)
     need = min(_gpus_needed(job), len(free))
     gpus = [free.pop(0) for _ in range(need)]
-    say(f"\nstarted  {job.number}  {job}" + (f"  on GPU {', '.join(gpus)}" if gpus else ""))
+    began = f"resumed  {job.number}  {job}  after {steps:,} steps" if steps else f"started  {job.number}  {job}"
+    say(f"\n{began}" + (f"  on GPU {', '.join(gpus)}" if gpus else ""))
     return _Running(job, *jobs_.start(job.config, run_dir.resolve(), gpus, quiet), gpus)
 
 
@@ -120,7 +129,11 @@ def _conclude(source: Source, folder: Path) -> None:
     if source.failed:
         for number, reason in sorted(source.failed.items()):
             say(f"failed   {number}  {reason}", sys.stderr)
-        raise RunFailed(f"{len(source.failed)} of {source.total} jobs failed; sweep.resume=true repeats only those")
+        raise RunFailed(f"{len(source.failed)} of {source.total} jobs failed; sweep.resume=true goes on with those")
+
+
+def _stop(number: int, _: FrameType | None) -> NoReturn:
+    raise Stopped(number)
 
 
 def _gpus() -> list[str]:

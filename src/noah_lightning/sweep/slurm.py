@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from noah_lightning.config import config_dir
 from noah_lightning.errors import ConfigError, did_you_mean, one_line
 from noah_lightning.processes import processes_per_node
+from noah_lightning.sweep.again import make_ready, mistakes_noted
 from noah_lightning.sweep.plan import Job
 
 LOGS = ".slurm"  # in the sweep's folder: what sbatch and submitit write
@@ -44,9 +45,11 @@ def run_on_slurm(
     Raises:
         ConfigError: submitit is not installed, or this is no machine of a SLURM cluster.
     """
+    steps = [make_ready(job, folder / str(job.number)) for job in todo]
     ahead = list(zip(todo, _submit(todo, folder, settings), strict=True))
-    for job, slurm_job in ahead:
-        say(f"submitted {job.number}  {job}  as SLURM job {slurm_job.job_id}")
+    for (job, slurm_job), done in zip(ahead, steps, strict=True):
+        after = f"  after {done:,} steps" if done else ""
+        say(f"submitted {job.number}  {job}  as SLURM job {slurm_job.job_id}{after}")
     failures = {}
     while ahead:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -68,7 +71,8 @@ class Training:
         from noah_lightning.stopping import Stopped
 
         try:
-            train_in_processes(config, run_dir, resume=True)
+            with mistakes_noted(run_dir):
+                train_in_processes(config, run_dir, resume=True)
         except (UserError, RunFailed) as error:
             return str(error)
         except Stopped as stopped:
