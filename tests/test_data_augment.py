@@ -21,8 +21,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
-from noah_lightning.data import create_data
-from noah_lightning.data import module as module_file
+from noah_lightning.data import create_data, on_device
 from noah_lightning.data.augment import AugmentSettings, augment_settings
 from noah_lightning.data.imagefolder import ImageFolderDataModule
 from noah_lightning.data.module import ImageDataModule, Split
@@ -395,7 +394,7 @@ class TestErasing:
     def test_share_place_and_noise(self) -> None:
         seed_all(0)
         data = in_stage(black_data(erasing=0.25))
-        plain = data.normalize(BLACK)
+        plain = data.on_device.normalize(BLACK)
         changed = transferred(data, BLACK) != plain  # (N, 3, H, W); noise hits the old value with probability 0
         erased = changed.flatten(1).any(1)
         assert abs(erased.float().mean() - 0.25) < 0.04  # 4 standard errors
@@ -409,14 +408,14 @@ class TestErasing:
             areas.append(box.numel() / 32**2)
         assert 0.01 < min(areas) < 0.04
         assert 0.3 < max(areas) < 0.36
-        assert data.normalize(BLACK).equal(plain)
+        assert data.on_device.normalize(BLACK).equal(plain)
         assert not BLACK.any(), "the bytes stay"
 
     def test_noise_is_standard_normal_where_the_model_sees_it(self) -> None:
         seed_all(0)
         data = in_stage(black_data(erasing=1))
         result = transferred(data, BLACK)
-        changed = result != data.normalize(BLACK)
+        changed = result != data.on_device.normalize(BLACK)
         assert changed.flatten(1).any(1).all(), "each image"
         for channel in range(3):  # else than after normalisation, the channels would differ
             noise = result[:, channel][changed[:, channel]]
@@ -437,12 +436,12 @@ class TestErasing:
         data = in_stage(black_data(erasing=erasing), training)
         seed_all(0)
         before = random.getstate()
-        assert torch.equal(transferred(data, BLACK), data.normalize(BLACK))
+        assert torch.equal(transferred(data, BLACK), data.on_device.normalize(BLACK))
         assert random.getstate() == before
 
     def test_without_a_trainer_nothing_is_erased(self) -> None:
         data = black_data(erasing=1)
-        assert torch.equal(transferred(data, BLACK), data.normalize(BLACK))
+        assert torch.equal(transferred(data, BLACK), data.on_device.normalize(BLACK))
 
     def test_made_once_for_each_device(self, monkeypatch: pytest.MonkeyPatch) -> None:
         made: list[tuple[float, torch.device]] = []
@@ -451,7 +450,7 @@ class TestErasing:
             made.append((probability, device))
             return lambda images: images
 
-        monkeypatch.setattr(module_file, "RandomErasing", make)
+        monkeypatch.setattr(on_device, "RandomErasing", make)
         data = in_stage(black_data(erasing=0.5))
         for _ in range(3):
             transferred(data, BLACK[:2])
@@ -462,13 +461,13 @@ class TestErasing:
     def test_on_the_device(self) -> None:
         data = in_stage(black_data(erasing=1))
         images = BLACK.cuda()
-        changed = transferred(data, images) != data.normalize(images)
+        changed = transferred(data, images) != data.on_device.normalize(images)
         assert changed.is_cuda
         assert changed.flatten(1).any(1).all()
 
     def test_a_run_erases_in_training_only(self) -> None:
         data = black_data(erasing=1)
-        black = data.normalize(BLACK[0])
+        black = data.on_device.normalize(BLACK[0])
         seen: dict[str, list[bool]] = {"train": [], "sanity": [], "val": []}
 
         class Watcher(pl.LightningModule):

@@ -198,7 +198,7 @@ class TestDataModule:
 
     def test_configured_statistics_are_those_of_the_images(self) -> None:
         data = digits(train_images=8000)
-        images = data.normalize(sets(data)[0].images[:, None].expand(-1, 3, -1, -1))
+        images = data.on_device.normalize(sets(data)[0].images[:, None].expand(-1, 3, -1, -1))
         assert abs(images.mean()) < 0.01
         assert abs(images.std() - 1) < 0.01
 

@@ -178,7 +178,7 @@ class TestNormalize:
         data = ready()
         images = torch.randint(256, (2, 3, 5, 7), dtype=torch.uint8)
         before = images.clone()
-        result = data.normalize(images)
+        result = data.on_device.normalize(images)
         mean, std = (torch.tensor(SETTINGS[key], dtype=torch.float64) for key in ("mean", "std"))
         expected = (images.double() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
         assert result.dtype == torch.float32
@@ -189,26 +189,26 @@ class TestNormalize:
         data = ready()
         images, labels = next(iter(data.val_dataloader()))
         result, same_labels = data.on_after_batch_transfer((images, labels), 0)
-        assert torch.equal(result, data.normalize(images))
+        assert torch.equal(result, data.on_device.normalize(images))
         assert same_labels is labels
 
     def test_trainable_after_a_validation_in_inference_mode(self) -> None:
         data = ready()
         images = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
         with torch.inference_mode():
-            data.normalize(images)
+            data.on_device.normalize(images)
         layer = torch.nn.Conv2d(3, 1, 4)
-        layer(data.normalize(images)).sum().backward()
+        layer(data.on_device.normalize(images)).sum().backward()
         assert layer.weight.grad is not None
 
     def test_constants_are_copied_once_per_device(self, monkeypatch: pytest.MonkeyPatch) -> None:
         data = ready()
         images = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
-        data.normalize(images)
+        data.on_device.normalize(images)
         monkeypatch.setattr(module_file.torch, "tensor", None)  # calling it again would fail
-        data.normalize(images)
+        data.on_device.normalize(images)
         monkeypatch.undo()
-        assert data.normalize(images.to("meta")).device.type == "meta"
+        assert data.on_device.normalize(images.to("meta")).device.type == "meta"
 
 
 class TestSetup:

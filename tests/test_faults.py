@@ -20,9 +20,10 @@ from conftest import TINY, Answer, call_noah
 from noah_lightning.checkpoint_file import read_checkpoint
 from noah_lightning.errors import RunFailed
 from noah_lightning.loggers.metrics_file import MetricsFile
-from noah_lightning.processes import rank, run_in_processes
+from noah_lightning.processes import rank
 from noah_lightning.run_lock import locked
 from noah_lightning.runs import read_results
+from noah_lightning.spawn import run_in_processes
 from noah_lightning.task import ClassificationTask
 
 Noah = Callable[..., Answer]

@@ -249,7 +249,7 @@ def test_of_torchruns_processes_the_first_one_tells_what_all_met(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(app, "_train", fail)
+    monkeypatch.setattr(app, "train_here", fail)
     with pytest.raises(raised) as caught:
         app._follow(["experiment=demo"])
     assert isinstance(caught.value, RunFailed) or caught.value.code == 1

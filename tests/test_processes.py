@@ -32,15 +32,9 @@ from noah_lightning.data import create_data
 from noah_lightning.data.module import ImageDataModule, Split
 from noah_lightning.data.shuffle import EpochRepeat, EpochShuffle
 from noah_lightning.errors import ConfigError, RunFailed
-from noah_lightning.processes import (
-    _work,
-    batch_per_process,
-    processes_per_node,
-    processes_started,
-    rank,
-    run_in_processes,
-)
+from noah_lightning.processes import batch_per_process, processes_per_node, processes_started, rank
 from noah_lightning.record import read_record
+from noah_lightning.spawn import _work, run_in_processes
 from noah_lightning.task import ClassificationTask, OptimizerSettings, ScheduleSettings
 from noah_lightning.task.accuracy import AccuracyCounter
 from noah_lightning.task.predictions import Predictions
@@ -466,7 +460,7 @@ def test_processes_see_together_what_one_would(watched: list[dict[str, Any]]) ->
     data = create_data(config.data.name, **settings(config, "data", "name"))
     data.setup("fit")
     loader = data.train_dataloader()
-    alone = [data.normalize(images) for _ in range(2) for images, _ in loader]  # two epochs of three steps
+    alone = [data.on_device.normalize(images) for _ in range(2) for images, _ in loader]  # two epochs of three steps
     assert len(alone) == len(watched[0]["batches"]) == len(watched[1]["batches"]) == 6
     for images, first, second in zip(alone, watched[0]["batches"], watched[1]["batches"], strict=True):
         assert torch.equal(images, torch.stack([first, second], dim=1).flatten(0, 1))

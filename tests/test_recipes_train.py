@@ -88,7 +88,7 @@ def test_one_batch_of_photographs_can_be_learned(row: str, head: str, photos: Pa
     optimizer = task.configure_optimizers()
     losses = []
     for step in range(15):
-        loss = task.training_step((data.normalize(images), labels), step)
+        loss = task.training_step((data.on_device.normalize(images), labels), step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

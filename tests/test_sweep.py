@@ -308,7 +308,7 @@ def test_a_resolved_configuration_is_all_a_job_needs() -> None:
 def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Job 0 of ``ONE_JOB``, after two of its steps, with a checkpoint of each."""
     from noah_lightning import checkpoints
-    from noah_lightning.app import train_in_processes
+    from noah_lightning.launch import train_in_processes
     from noah_lightning.stopping import Stopped
 
     agree = checkpoints.Checkpoints._agree

@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 
 import hydra
@@ -22,9 +21,9 @@ from noah_lightning.config import (
 )
 from noah_lightning.errors import ConfigError, RunFailed, RunFailedEverywhere, UserError
 from noah_lightning.exit_status import FAILED, MISTAKE
-from noah_lightning.processes import processes_per_node, rank, run_in_processes, started_from_outside
-from noah_lightning.run_files import LOG, RESULTS
-from noah_lightning.run_settings import check_settings
+from noah_lightning.launch import train_here, train_in_processes
+from noah_lightning.processes import rank
+from noah_lightning.run_files import RESULTS
 from noah_lightning.stopping import Stopped
 
 
@@ -80,7 +79,7 @@ def _follow(overrides: Sequence[str]) -> None:
     except UserError:
         raise SystemExit(MISTAKE) from None  # the first process meets it too, and tells
     try:
-        _train(config, Path(os.devnull))
+        train_here(config, Path(os.devnull))
     except RunFailedEverywhere:
         raise SystemExit(FAILED) from None  # likewise
 
@@ -112,42 +111,6 @@ def resume(run_dir: Path, overrides: Sequence[str], force: bool = False) -> None
         if force:
             config = split_anew(config, overrides)
         train_in_processes(config, run_dir.resolve(), resume=True, force=force)
-
-
-def train_in_processes(config: DictConfig, run_dir: Path, resume: bool = False, force: bool = False) -> None:
-    """Train here, or in a process for each device; ``resume`` and ``force`` as for ``train.train``.
-
-    Raises:
-        UserError: anything the user can mend.
-        RunFailed: a process crashed.
-    """
-    # torch and Lightning only once the configuration is known to be sound
-    count = processes_per_node(config.trainer)
-    if count == 1 or started_from_outside():
-        return _train(config, run_dir, resume, force)
-    if config.trainer.num_nodes > 1:
-        raise ConfigError("trainer.num_nodes is for runs that torchrun or SLURM starts, one process for each device")
-    try:
-        run_in_processes(count, _train, config, run_dir, resume, force)
-    except (UserError, RunFailed) as error:
-        _note(run_dir / LOG, str(error))
-        raise
-
-
-def _train(config: DictConfig, run_dir: Path, resume: bool = False, force: bool = False) -> None:
-    check_settings(config)  # what is wrong there is told at once; torch and Lightning take seconds to import
-    from noah_lightning import console
-    from noah_lightning.train import train
-
-    console.start_logging()
-    train(config, run_dir, resume, force)
-
-
-def _note(log: Path, mistake: str) -> None:
-    """Leave the line in the run's log, where the first process could not know of it."""
-    if log.is_file() and mistake not in log.read_text():
-        with log.open("a") as file:
-            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} error: {mistake}\n")
 
 
 def _remove_if_empty(run_dir: Path) -> None:

@@ -42,7 +42,9 @@ class AttentionPicture(Callback):
         assert isinstance(model, Classifier)
         with isolate_rng(), evaluating(model), torch.no_grad():
             images, labels = self._images()
-            normalized = trainer.precision_plugin.convert_input(self.data.normalize(images.to(pl_module.device)))
+            normalized = trainer.precision_plugin.convert_input(
+                self.data.on_device.normalize(images.to(pl_module.device))
+            )
             with trainer.precision_plugin.forward_context():
                 guesses, attention = attention_of_guess(model, normalized)
             picture = draw_attention(images, labels, guesses.tolist(), self.data.class_names, attention.float().cpu())

@@ -75,7 +75,7 @@ def draw_demo(folder: Path, configs: dict[str, DictConfig], count: int = 6) -> P
     data.setup("validate")
     assert data.val_dataset is not None
     images, labels = _one_per_class(data.val_dataset, count)
-    normalized = data.normalize(images)
+    normalized = data.on_device.normalize(images)
     models = {head: runs.load_model(folder / head, config) for head, config in configs.items()}
     with torch.no_grad():
         probabilities = {head: model(normalized).softmax(dim=1) for head, model in models.items()}

@@ -1,36 +1,15 @@
-"""The processes of one run: how many there are, which one this is, and how they are started.
+"""The processes of one run: how many there are, and which one this is.
 
 One run is one tree of processes: the first one composes the configuration and either trains by itself or starts a
-process for each device with torch's elastic launcher, which hands each the resolved configuration and stops all of
-them if one fails. Under ``torchrun`` or SLURM the processes are there already.
+process for each device. Under ``torchrun`` or SLURM the processes are there already.
 """
 
-import logging
-import multiprocessing
 import os
-import signal
-import sys
-import tempfile
-import threading
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
-from pathlib import Path
-from types import FrameType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from noah_lightning.checks import whole_number
-from noah_lightning.errors import ConfigError, RunFailed, UserError
-from noah_lightning.exit_status import FAILED, MISTAKE
-from noah_lightning.stopping import SIGNALS, Stopped
-
-_TALKATIVE = (
-    "torch.distributed.elastic",
-    "torch.distributed.elastic.agent.server.api",  # has a level of its own
-    "torch.multiprocessing.spawn",
-)
-_interrupted = threading.Event()  # by Ctrl-C, in a process that another one has started
+from noah_lightning.errors import ConfigError
 
 
 def rank() -> int:
@@ -85,124 +64,6 @@ def batch_per_process(batch: int, trainer: Mapping[str, Any]) -> int:
         over = " × ".join(f"{number} {what}" for number, what in splits if number > 1)
         raise ConfigError(f"recipe.batch_size={batch} cannot be split over {over}; {near} can")
     return batch // parts
-
-
-def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> Any:
-    """Call ``work(*arguments)`` in ``count`` new processes of one process group; returns what rank 0 returned.
-
-    Raises:
-        UserError, RunFailed: that of the first process that met one; the others are stopped.
-        RunFailed: a process failed otherwise, after its traceback was printed.
-        Stopped: a signal asked for it.
-    """
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    for library in _TALKATIVE:
-        logging.getLogger(library).setLevel(logging.CRITICAL)  # what there is to say, we say
-    launch = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        run_id=str(os.getpid()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        start_method="spawn",
-    )
-
-    def pass_on(number: int, _: FrameType | None) -> None:
-        """As torch's launcher does with the signals it knows: tell the processes, and wait for them to end."""
-        raise SignalException(signal.Signals(number).name, signal.Signals(number))
-
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGUSR1, pass_on) if in_main_thread else None
-    with tempfile.TemporaryDirectory(prefix="noah-") as folder, _new_processes_deaf_to_interrupts():
-        first_failure = Path(folder, "first")
-        try:
-            return elastic_launch(launch, _begin)(first_failure, work, arguments)[0]
-        except ChildFailedError as failure:
-            exits = {one.exitcode - 128 for one in failure.failures.values()}
-            if len(exits) == 1 and (number := exits.pop()) in SIGNALS:  # one of them was asked to stop
-                raise Stopped(number) from None
-            if first_failure.is_file() and (told := first_failure.read_text()):
-                status, _, line = told.partition(" ")
-                raise (UserError if int(status) == MISTAKE else RunFailed)(line) from None
-            number, first = failure.get_first_failure()
-            raise RunFailed(
-                f"process {number} ended with exit status {first.exitcode}; its traceback stands above"
-            ) from None
-        except SignalException as stop:
-            raise Stopped(stop.sigval) from stop
-        finally:
-            if in_main_thread:
-                signal.signal(signal.SIGUSR1, before)
-
-
-@contextmanager
-def _new_processes_deaf_to_interrupts() -> Iterator[None]:
-    """A process begins with SIGINT blocked, until :func:`_begin` can answer it; this one hears it all the same.
-
-    A terminal's Ctrl-C goes to all processes, and one that is importing would end with a traceback.
-    """
-    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
-        yield
-        return
-    resource_tracker.ensure_running()  # with the first process it would be started, which lifts the block
-    done = threading.Event()
-    threading.Thread(target=done.wait, daemon=True).start()  # gets the signal; Python handles it in the main thread
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        done.set()
-
-
-def _begin(first_failure: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """What each new process runs: work that can be interrupted, once.
-
-    The terminal interrupts all processes, then torch's launcher interrupts those that have not ended yet: a second
-    time, which would break into the end of the run.
-    """
-    import noah_lightning.train  # noqa: F401  (now, as an interrupted import fails in ways of its own)
-
-    # A spawned process would spawn its loading processes too, and each of these import everything once more.
-    multiprocessing.set_start_method(None, force=True)
-
-    def hear(*_: Any) -> None:
-        if not _interrupted.is_set():
-            _interrupted.set()
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, hear)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    return _work(first_failure, work, arguments)
-
-
-def _work(first_failure: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """Do the work in one of several processes.
-
-    The first to fail leaves a file with its exit status and the line that says why, or an empty one and a traceback.
-    The others then fail too, for want of an answer from it, and keep that to themselves.
-    """
-    try:
-        return work(*arguments)
-    except (UserError, RunFailed) as error:
-        status = MISTAKE if isinstance(error, UserError) else FAILED
-        with suppress(FileExistsError), first_failure.open("x") as file:
-            file.write(f"{status} {error}")
-        raise SystemExit(status) from None
-    except Stopped as stopped:
-        raise SystemExit(128 + stopped.signal) from None
-    except Exception:
-        if _interrupted.is_set():  # and the others as well: what fails then is no failure
-            raise SystemExit(1) from None
-        text = traceback.format_exc()
-        with suppress(FileExistsError), first_failure.open("x"):
-            print(text, end="", file=sys.stderr, flush=True)
-        raise SystemExit(1) from None
 
 
 def _gpus(accelerator: str) -> int:

@@ -20,7 +20,7 @@ from noah_lightning.bench.report import Report
 from noah_lightning.bench.timing import alternate, ratio, spread
 from noah_lightning.data.augment import AugmentSettings
 from noah_lightning.data.imagefolder import FolderImages
-from noah_lightning.data.module import ImageDataModule
+from noah_lightning.data.on_device import OnDevice
 from noah_lightning.data.transforms import train_transform
 from noah_lightning.tables import Table
 
@@ -55,7 +55,9 @@ def bench_data(root: Path | None, workers: int, rounds: int) -> Report:
         work: dict[str, Callable[[], object]] = {
             OFFICIAL: lambda: seen.update({OFFICIAL: _drain(theirs)}),
             OURS: lambda: seen.update({OURS: _drain(own)}),
-            NORMALIZED: lambda: seen.update({NORMALIZED: _drain(own, _device().normalize)}),
+            NORMALIZED: lambda: seen.update(
+                {NORMALIZED: _drain(own, OnDevice(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD).normalize)}
+            ),
         }
         seconds = alternate(work, rounds)
         figures = [_figures(name, seen[name], seconds) for name in work]
@@ -134,19 +136,6 @@ def _drain(loader: DataLoader[Any], then: Callable[[torch.Tensor], object] | Non
         if then is not None:
             then(images)
     return count
-
-
-def _device() -> ImageDataModule:
-    """For its normalisation."""
-    return ImageDataModule(
-        num_classes=1,
-        mean=IMAGENET_DEFAULT_MEAN,
-        std=IMAGENET_DEFAULT_STD,
-        image_size=SIZE,
-        batch_size=BATCH,
-        num_workers=0,
-        seed=0,
-    )
 
 
 @contextlib.contextmanager

@@ -105,7 +105,7 @@ def bare_loop(
     for images, labels in batches:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(data.normalize(images)), labels)
+        loss = F.cross_entropy(model(data.on_device.normalize(images)), labels)
         loss.backward()
         optimizer.step()
         yield

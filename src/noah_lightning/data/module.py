@@ -8,13 +8,13 @@ from typing import Literal, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
-from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noah_lightning.checks import channel_values, whole_number
 from noah_lightning.data.augment import AugmentSettings
 from noah_lightning.data.batches import DrawnImages, EpochBatches, EpochOrder, TrainLoader
+from noah_lightning.data.on_device import OnDevice
 from noah_lightning.data.randomness import Purpose, batch_seed, draw_from
 from noah_lightning.data.shuffle import EpochRepeat, EpochShuffle, epoch_generator
 from noah_lightning.errors import DataError
@@ -102,8 +102,7 @@ class ImageDataModule(LightningDataModule):
         self.train_dataset: LabelledImages | None = None
         self.val_dataset: LabelledImages | None = None
         self.class_names: list[str] = []  # in label order, filled by setup
-        self._scale_on: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self._erasing_on: dict[torch.device, RandomErasing] = {}
+        self.on_device = OnDevice(self.mean, self.std, augment.erasing)
 
     def build(self, split: Split) -> LabelledImages:
         """The images of one split, with that split's transforms."""
@@ -201,42 +200,12 @@ class ImageDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Lightning calls this once the batch is on the device: normalises, and in training erases."""
         images, labels = batch
-        images = self.normalize(images)
-        if self.augment.erasing > 0 and self.trainer and self.trainer.training:
-            images = self.erase(images)
+        images = self.on_device.normalize(images)
+        if self.trainer and self.trainer.training:
+            images = self.on_device.erase(images)
         if self.trainer:  # Lightning has let the bytes be: 16-true or 64-true weights want such images
             images = self.trainer.precision_plugin.convert_input(images)
         return images, labels
-
-    def erase(self, images: Tensor) -> Tensor:
-        """Fills a rectangle of each image with standard normal noise, with probability ``augment.erasing``.
-
-        Args:
-            images: normalised, float (B, 3, H, W) on any device; changed in place.
-        """
-        if images.device not in self._erasing_on:
-            self._erasing_on[images.device] = RandomErasing(
-                self.augment.erasing, mode="pixel", max_count=1, device=images.device
-            )
-        erased: Tensor = self._erasing_on[images.device](images)
-        return erased
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """(x/255 - mean) / std.
-
-        Args:
-            images: uint8 (..., 3, H, W) on any device.
-
-        Returns:
-            float32 (..., 3, H, W) on the same device.
-        """
-        if images.device not in self._scale_on:  # copied once: a copy per step would make the device wait
-            self._scale_on[images.device] = (
-                torch.tensor(self.mean, device=images.device).mul(255)[:, None, None],  # (3, 1, 1)
-                torch.tensor(self.std, device=images.device).mul(255)[:, None, None],
-            )
-        mean, std = self._scale_on[images.device]
-        return images.float().sub_(mean).div_(std)
 
 
 def default_workers() -> int:

@@ -40,7 +40,7 @@ def _work(config: DictConfig, run_dir: Path, gpus: list[str], quiet: bool, sende
     _die_with_sweep()
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    from noah_lightning.app import train_in_processes
+    from noah_lightning.launch import train_in_processes
 
     try:
         with (

@@ -66,8 +66,8 @@ class Training:
 
     def __call__(self, config: DictConfig, run_dir: Path) -> str:
         """Train, or go on with the run that is in ``run_dir`` already; returns a mistake's line, or ""."""
-        from noah_lightning.app import train_in_processes
         from noah_lightning.errors import RunFailed, UserError
+        from noah_lightning.launch import train_in_processes
         from noah_lightning.stopping import Stopped
 
         try:
