@@ -31,6 +31,7 @@ test-faults: install # twenty times SIGKILL and SIGTERM, with one process and wi
 	$(BIN)/python tests/faults.py --kills 20 --devices 2
 	$(BIN)/python tests/faults.py --kills 10 --signal SIGTERM
 	$(BIN)/python tests/faults.py --kills 10 --signal SIGTERM --devices 2
+	$(BIN)/python tests/faults.py --kills 3 --signal SIGUSR1
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
