@@ -30,6 +30,19 @@ def test_help_of_train_names_groups_and_examples(noah: Noah) -> None:
         assert line in answer.out
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["data", "--workers", "-1"], "argument --workers: '-1' is no whole number of at least 0"),
+        (["step", "--rounds", "0"], "argument --rounds: '0' is no whole number of at least 1"),
+    ],
+)
+def test_a_number_that_is_none_is_one_line(noah: Noah, words: list[str], told: str) -> None:
+    answer = noah("bench", *words)
+    assert answer.status == 2
+    assert told in answer.err.splitlines()[-1]
+
+
 def test_version(noah: Noah) -> None:
     assert noah("--version").out == f"noah_lightning {noah_lightning.__version__}\n"
 

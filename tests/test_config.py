@@ -466,7 +466,7 @@ def test_a_model_without_a_name_is_asked_for_it() -> None:
     [
         ("head.head_num", "Error parsing override 'head.head_num' missing EQUAL"),
         ("head.head_num=[", "no viable alternative at input '['"),
-        ("seed=1,2", "Ambiguous value for argument 'seed=1,2'"),
+        ("seed=1,2", "seed=1,2 is several values: add -m for a run of each, or write [...] for a list"),
     ],
 )
 def test_a_malformed_override_is_quoted(malformed: str, message: str) -> None:

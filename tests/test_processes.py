@@ -205,7 +205,7 @@ def test_auto_is_what_torchrun_started(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_devices_that_are_no_number(devices: object) -> None:
     with pytest.raises(ConfigError) as caught:
         processes_per_node(trainer_settings(devices))
-    assert str(caught.value) == f"trainer.devices={devices!r} must be a whole number of at least 1"
+    assert str(caught.value) == f"trainer.devices={devices!r} must be a number of at least 1, a list of GPUs, or auto"
 
 
 def test_an_empty_list_of_gpus() -> None:

@@ -136,6 +136,20 @@ def test_settings_stay_as_they_were(noah: Noah, monkeypatch: pytest.MonkeyPatch)
     assert noah("resume", "run", "data.num_workers=1").status == 0
 
 
+def test_other_settings_are_refused_before_processes_start(
+    noah: Noah, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    interrupted_after(noah, monkeypatch, 2)
+
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("processes were started")
+
+    monkeypatch.setattr("noah_lightning.launch.run_in_processes", start)
+    answer = noah("resume", "run", "trainer.devices=2", "trainer.strategy=ddp", "seed=1")
+    assert answer.status == 2
+    assert "was begun with " in answer.err
+
+
 def test_another_number_of_processes_is_refused(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted_after(noah, monkeypatch, 2)
     path = Path("run/checkpoints/last.ckpt").resolve()
@@ -163,7 +177,7 @@ class TestForce:
         before = Path("run/config.yaml").read_bytes()
         refused = noah("resume", "run", word)
         assert refused.status == 2
-        assert "; --force lets it, and says what is not exact then\n" in refused.err
+        assert "others are taken by --force, which says what is not exact then\n" in refused.err
         assert Path("run/config.yaml").read_bytes() == before
         answer = noah("resume", "run", "--force", word)
         assert (answer.status, answer.err) == (0, "")
@@ -188,6 +202,7 @@ class TestForce:
         interrupted_after(noah, monkeypatch, 2)
         for word, told in (
             ("recipe.optimizer.lr=1", "was begun with recipe.optimizer.lr=0.003, not 1"),
+            ("data.batch_size=16", "data.batch_size follows from recipe.batch_size and the processes"),
             ("trainer.accumulate_grad_batches=5", "recipe.batch_size=32 cannot be split over 5 accumulated passes"),
         ):
             answer = noah("resume", "run", "--force", word)
@@ -226,6 +241,14 @@ def test_no_run_to_go_on_with(noah: Noah, folder: str, told: str) -> None:
     answer = noah("resume", folder)
     assert (answer.status, answer.out) == (2, "")
     assert told in answer.err
+
+
+def test_a_sweep_is_resumed_by_its_command(noah: Noah) -> None:
+    Path("sweep").mkdir()
+    Path("sweep/sweep.json").write_text('{"command": []}')
+    answer = noah("resume", "sweep")
+    assert answer.status == 2
+    assert answer.err.endswith("; a sweep goes on if its command is given again with sweep.resume=true\n")
 
 
 def test_damaged_checkpoints_are_passed_over(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:

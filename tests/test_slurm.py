@@ -96,3 +96,20 @@ def test_a_mistake_in_the_clusters_settings_leaves_nothing_behind(noah: Callable
     assert answer.status == 2
     assert "no setting 'hydra.launcher.partitoin'" in answer.err
     assert not Path("runs").exists()
+
+
+def test_jobs_that_slurm_refuses_are_one_line(
+    noah: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in ("sbatch", "srun"):
+        program = tmp_path / "bin" / name
+        program.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: nowhere' >&2\nexit 1\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    words = ["seed=0,1", "hydra/launcher=slurm", "hydra.launcher.partition=nowhere", "sweep.dir=sweep"]
+    answer = noah("train", "-m", *TINY, *words)
+    assert answer.status == 2
+    assert answer.err.startswith("noah: SLURM refuses the jobs (")
+    assert "invalid partition specified: nowhere" in answer.err
+    assert answer.err.count("\n") == 1

@@ -105,7 +105,7 @@ def test_a_mistake_in_the_sweeps_options_is_named(words: list[str], message: str
         (["head.hed_num=1,2"], "there is no setting 'head.hed_num'"),
         (["model=resnet18,resnet999"], "model has no option 'resnet999'"),
         (["head=noah", "head.head_num=5,7"], "no job of the sweep can be: NOAH: head_num=5 does not divide"),
-        (["seed=0,1", "sweep.resume=true"], "there is no sweep of this command in runs/"),
+        (["seed=0,1", "sweep.resume=true"], "there is no sweep of this very command in runs/"),
         (["recipe.epochs=3,0"], "recipe.epochs=0 must be a whole number from 1 to 1000000"),
         (["head.head_num=1,0"], "head.head_num=0 must be a whole number of at least 1"),
         (["recipe.optimizer.lr=0.1,-1"], "recipe.optimizer.lr=-1 must be a number of at least 0"),
@@ -119,6 +119,17 @@ def test_a_mistake_in_the_command_trains_nothing(words: list[str], message: str,
     assert message in answer.err
     assert answer.err.count("\n") == 1
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("flag", ["--cfg", "--resolve"])
+def test_a_flag_for_one_run_is_none_for_a_sweep(flag: str, noah: Noah) -> None:
+    answer = noah("train", "-m", *QUICK, flag, "seed=0,1")
+    assert (answer.status, answer.out) == (2, "")
+    assert answer.err == f"noah: {flag} is for one run: leave -m out\n"
+
+
+def test_help_is_help_with_a_sweep_too(noah: Noah) -> None:
+    assert noah("train", "-m", "--help").out == noah("train", "--help").out != ""
 
 
 def test_missing_data_trains_nothing(noah: Noah) -> None:
@@ -282,13 +293,25 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on_to_the_bit(noah: Noah, tmp
 
 @pytest.mark.slow
 def test_a_sweep_that_is_stopped_saves_its_jobs(noah: Noah) -> None:
-    """SIGTERM to all of its processes, as a cluster or a service manager sends it."""
+    """SIGTERM to all of its processes, as a cluster or a service manager sends it, and once more in impatience."""
     words = ["data.train_images=640", "checkpoint.every_n_steps=5", "sweep.jobs=2", "seed=0,1", "sweep.dir=two"]
     command = ["train", "-m", *QUICK, *words]
-    process = subprocess.Popen([sys.executable, "-m", "noah_lightning", *command], start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "noah_lightning", *command],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     wait_until(lambda: all(any(Path("two", n).glob("checkpoints/step-*.ckpt")) for n in "01"))
     os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(60) == 128 + signal.SIGTERM
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    # a shell says 143 of both; the latter if the second signal came when all was done
+    assert process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM), err
+    assert out.splitlines()[-1] == "sweep    stopped; the same command with sweep.resume=true goes on"
+    assert "Traceback" not in err
     for number in "01":
         assert "stopped  by SIGTERM" in Path("two", number, "train.log").read_text()
     answer = noah(*command, "sweep.resume=true")

@@ -147,6 +147,7 @@ def test_default_run_directory_is_named_after_model_and_head(noah: Noah, tmp_pat
         (["experiment=demo", "trainer.devices=null"], ["trainer.devices=None", "at least 1"]),
         (["experiment=demo", "trainer=ddp", "trainer.devices=3"], ["batch_size=64", "3 processes", "63 or 66"]),
         (["experiment=demo", "trainer=ddp", "trainer.devices=2", "trainer.num_nodes=2"], ["num_nodes", "torchrun"]),
+        (["experiment=demo", "trainer.num_nodes=2"], ["num_nodes", "torchrun"]),
         (["experiment=demo", "trainer.accelerator=cpu", "trainer.sync_batchnorm=true"], ["sync_batchnorm", "GPUs"]),
         (["experiment=demo", "trainer.log_every_n_steps=0"], ["log_every_n_steps=0", "at least 1"]),
         (["experiment=demo", "trainer.limit_val_batches=0"], ["limit_val_batches=0", "null"]),

@@ -109,7 +109,7 @@ def test_a_job_has_the_values_with_all_their_digits() -> None:
             "recipe.ema=interval(0,1) must rise from above 0, as it is tagged log",
         ),
         (["recipe.ema=tag(lg,interval(0,1))"], "recipe.ema: there is no tag 'lg' of an interval, only log"),
-        (["model=glob(res*)"], "model=glob(res*): ConfigLoader is not set; list the values with commas"),
+        (["model=glob(res*)"], "model=glob(res*) cannot be listed; write the values with commas"),
     ],
 )
 def test_a_space_that_is_none_is_one_line(words: list[str], message: str) -> None:
@@ -295,10 +295,12 @@ def test_a_grid_is_not_resumed_as_a_search(noah: Noah, pretend: Callable[[Fake],
     command = ["train", "-m", *QUICK, "head.head_num=1,2"]
     assert noah(*command).status == 0
     answer = noah(*command, "sweep.trials=2", "sweep.resume=true")
-    assert answer.err == "noah: there is no search of this command in runs/; leave sweep.resume out to begin one\n"
+    assert (
+        answer.err == "noah: there is no search of this very command in runs/; leave sweep.resume out to begin one\n"
+    )
     assert noah(*command, "sweep.trials=2", "sweep.dir=s").status == 0
     answer = noah(*command, "sweep.dir=s", "sweep.resume=true")
-    assert answer.err == "noah: there is no sweep of this command in s; leave sweep.resume out to begin one\n"
+    assert answer.err == "noah: s is a search: give sweep.trials=N too\n"
 
 
 @pytest.mark.parametrize(

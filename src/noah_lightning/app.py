@@ -36,9 +36,14 @@ def train(overrides: Sequence[str]) -> None:
     """
     register_resolvers()
     if {"-m", "--multirun"} & set(overrides):
-        from noah_lightning.sweep import sweep
+        overrides = [word for word in overrides if word not in ("-m", "--multirun")]
+        flags = [word for word in overrides if word.startswith("-")]
+        if not {"-h", "--help"} & set(flags):
+            from noah_lightning.sweep import sweep
 
-        return sweep([word for word in overrides if word not in ("-m", "--multirun")])
+            if flags:
+                raise ConfigError(f"{flags[0]} is for one run: leave -m out")
+            return sweep(overrides)
     check_overrides(overrides)
     if rank() > 0:
         _follow(overrides)
@@ -103,6 +108,7 @@ def resume(run_dir: Path, overrides: Sequence[str], force: bool = False) -> None
         Stopped: a signal asked for it, and the state is saved.
     """
     from noah_lightning.run_config import config_to_use, missing_told, split_anew
+    from noah_lightning.same_settings import check_same
 
     config = config_to_use(run_dir, overrides)
     if (run_dir / RESULTS).is_file():
@@ -110,6 +116,7 @@ def resume(run_dir: Path, overrides: Sequence[str], force: bool = False) -> None
     with missing_told(run_dir):
         if force:
             config = split_anew(config, overrides)
+        check_same(run_dir, config, force)  # before processes are started that would find it out
         train_in_processes(config, run_dir.resolve(), resume=True, force=force)
 
 

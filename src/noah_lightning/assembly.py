@@ -108,7 +108,10 @@ def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trai
             **arguments,
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
-        raise ConfigError(f"trainer: {one_line(error)}") from error
+        advice = (
+            f"; trainer.accelerator={config.trainer.accelerator} finds none here" if "backend" in str(error) else ""
+        )
+        raise ConfigError(f"trainer: {one_line(error)}{advice}") from error
     # Lightning's own would talk to the other processes from within a signal's handler; ours sets a flag.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer

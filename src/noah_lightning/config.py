@@ -184,6 +184,9 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> UserError:
     missing = re.search(r"Missing mandatory value: ([\w.]+)", str(error))  # of something that is asked for elsewhere
     if missing:
         return ConfigError(f"{missing[1]} has no value; add {missing[1]}=… to the command")
+    several = re.search(r"Ambiguous value for argument '(.+)'$", str(error), re.MULTILINE)
+    if several:
+        return ConfigError(f"{several[1]} is several values: add -m for a run of each, or write [...] for a list")
     unknown = re.search(r"Could not override '([^']+)'|Could not find '([^']+)'", str(error))
     if unknown:
         key = unknown[1] or unknown[2]

@@ -21,10 +21,10 @@ def train_in_processes(config: DictConfig, run_dir: Path, resume: bool = False, 
     """
     # torch and Lightning only once the configuration is known to be sound
     count = processes_per_node(config.trainer)
+    if config.trainer.num_nodes > 1 and not started_from_outside():
+        raise ConfigError("trainer.num_nodes is for runs that torchrun or SLURM starts, one process for each device")
     if count == 1 or started_from_outside():
         return train_here(config, run_dir, resume, force)
-    if config.trainer.num_nodes > 1:
-        raise ConfigError("trainer.num_nodes is for runs that torchrun or SLURM starts, one process for each device")
     try:
         run_in_processes(count, train_here, config, run_dir, resume, force, imports="noah_lightning.train")
     except (UserError, RunFailed) as error:

@@ -43,7 +43,9 @@ def processes_per_node(trainer: Mapping[str, Any]) -> int:
         return int(outside) if outside else _gpus(trainer["accelerator"])
     if isinstance(devices, Sequence) and not isinstance(devices, str):  # a list of GPUs
         return whole_number("number of trainer.devices", len(devices), low=1)
-    return whole_number("trainer.devices", devices, low=1)
+    if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
+        raise ConfigError(f"trainer.devices={devices!r} must be a number of at least 1, a list of GPUs, or auto")
+    return devices
 
 
 def batch_per_process(batch: int, trainer: Mapping[str, Any]) -> int:

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, Logger
-from omegaconf import DictConfig, OmegaConf
 
-from noah_lightning import runs
 from noah_lightning.batch_split import BatchSplit
 from noah_lightning.checkpoint_file import read_checkpoint
 from noah_lightning.checkpoints import checkpoints, metrics_of
@@ -18,17 +16,6 @@ from noah_lightning.errors import ConfigError, WeightsError
 from noah_lightning.run_files import CHECKPOINTS, METRICS
 
 log = logging.getLogger("noah_lightning")
-# Settings that may differ from those the run was begun with: where things are, who loads them, what ends the run.
-FREE = ("data.root", "data.num_workers", "data.max_unreadable", "trainer.nonfinite", "logger.mode")
-# How the images of a step are shared out, which may differ by force.
-SPLIT = (
-    "recipe.batch_size",
-    "data.batch_size",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.accumulate_grad_batches",
-)
 
 
 @dataclass(frozen=True)
@@ -61,25 +48,10 @@ def last_saved(run_dir: Path) -> Saved | None:
             told = error if isinstance(error, WeightsError) else f"{path} is no checkpoint of a run"
             log.warning("%s; looking at the one before", told)
     if files:
-        raise WeightsError(f"no checkpoint in {run_dir / CHECKPOINTS} can be read; remove them to begin anew")
+        raise WeightsError(
+            f"no checkpoint in {run_dir / CHECKPOINTS} can be read; without it noah resume begins anew"
+        )
     return None
-
-
-def check_same(run_dir: Path, config: DictConfig, force: bool = False) -> None:
-    """Refuse to go on with settings other than the run's own; with ``force`` the batch may be split otherwise.
-
-    Raises:
-        ConfigError: the settings differ, or there is no run.
-    """
-    free = (*FREE, *SPLIT) if force else FREE
-    begun, now = (_flat(settings) for settings in (runs.read_config(run_dir), config))
-    for key in sorted(begun.keys() | now.keys()):
-        if begun.get(key) != now.get(key) and key not in free:
-            advice = "; --force lets it, and says what is not exact then" if key in SPLIT else ""
-            raise ConfigError(
-                f"{run_dir} was begun with {key}={begun.get(key)}, not {now.get(key)}; a run goes on with its own "
-                f"settings, only {', '.join(FREE)} may change{advice}"
-            )
 
 
 def check_split(run_dir: Path, saved: Saved, now: BatchSplit) -> None:
@@ -103,18 +75,3 @@ def keep_metrics(run_dir: Path, loggers: Sequence[Logger], saved: Saved) -> None
         shutil.copyfile(kept, run_dir / METRICS)
         with kept.open(newline="") as file:
             writer.metrics_keys = next(csv.reader(file), [])
-
-
-def _flat(config: DictConfig) -> dict[str, object]:
-    """All settings by their dotted keys."""
-    found: dict[str, object] = {}
-
-    def walk(value: object, key: str) -> None:
-        if isinstance(value, dict) and value:
-            for name, part in value.items():
-                walk(part, f"{key}.{name}" if key else str(name))
-        else:
-            found[key] = value
-
-    walk(OmegaConf.to_container(config), "")
-    return found

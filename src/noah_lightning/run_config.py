@@ -13,7 +13,7 @@ from noah_lightning.config import config_dir, override
 from noah_lightning.errors import ConfigError, did_you_mean
 from noah_lightning.processes import batch_per_process
 from noah_lightning.recorded import GROUPS, read_recorded
-from noah_lightning.run_files import CONFIG
+from noah_lightning.run_files import CONFIG, SWEEP
 from noah_lightning.run_settings import check_each
 
 
@@ -26,6 +26,8 @@ def read_config(run_dir: Path) -> DictConfig:
     if not (run_dir / CONFIG).is_file():
         inside = sorted(str(config.parent) for config in run_dir.glob(f"*/{CONFIG}"))
         advice = f"; there are runs inside: {', '.join(inside)}" if inside else ""
+        if (run_dir / SWEEP).is_file():
+            advice += "; a sweep goes on if its command is given again with sweep.resume=true"
         raise ConfigError(f"{run_dir} is no run directory: it has no {CONFIG}{advice}")
     content = read_recorded(run_dir)
     for group, known in (("", GROUPS), ("trainer", _keys("trainer/default")), ("model", _keys("model/timm"))):
@@ -62,14 +64,15 @@ def config_to_use(run_dir: Path, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def split_anew(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """``config`` with the recipe's batch shared out among the processes there are now, unless ``overrides`` say how.
+    """``config`` with the recipe's batch shared out among the processes there are now.
 
     Raises:
-        ConfigError: it cannot be shared out so.
+        ConfigError: it cannot be shared out so, or ``overrides`` say how.
     """
+    if any(pair.startswith("data.batch_size=") for pair in overrides):
+        raise ConfigError("data.batch_size follows from recipe.batch_size and the processes; change these")
     config = config.copy()
-    if not any(pair.startswith("data.batch_size=") for pair in overrides):
-        config.data.batch_size = batch_per_process(config.recipe.batch_size, config.trainer)
+    config.data.batch_size = batch_per_process(config.recipe.batch_size, config.trainer)
     return config
 
 

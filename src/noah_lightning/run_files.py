@@ -3,3 +3,4 @@
 CONFIG, LOG, METRICS, RESULTS = "config.yaml", "train.log", "metrics.csv", "results.json"
 PREDICTIONS, CHECKPOINTS = "predictions.npz", "checkpoints"
 NONFINITE = "nonfinite.json"
+SWEEP = "sweep.json"  # in the folder of a sweep

@@ -10,7 +10,7 @@ checkpoints/last.ckpt      the latest state; until the run has finished it leads
 predictions.npz            what the best epoch said of every validation image
 nonfinite.json             images of the batch at which a loss was not finite, if one was
 results.json               written when training has finished
-mistake.txt                the line of the mistake that a job of a sweep ended in before its first checkpoint
+mistake.txt                the mistake that a job of a sweep ended in at its first go; resumed, it begins anew
 
 Every checkpoint holds the model's weights as ``model.*``, and their average, where there is one, as ``ema.module.*``.
 """

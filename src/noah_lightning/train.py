@@ -24,9 +24,10 @@ from noah_lightning.errors import ConfigError, RunFailed, UserError, one_line
 from noah_lightning.faults import faults_told
 from noah_lightning.loggers import close_loggers, make_loggers
 from noah_lightning.processes import processes_started, rank
-from noah_lightning.resume import check_same, check_split, keep_metrics, last_saved
+from noah_lightning.resume import check_split, keep_metrics, last_saved
 from noah_lightning.run_lock import locked
 from noah_lightning.run_settings import check_settings
+from noah_lightning.same_settings import check_same
 from noah_lightning.stopping import Stopped, StopRequest
 from noah_lightning.task import ClassificationTask, OptimizerSettings
 from noah_lightning.task.mixing import check_even

@@ -16,7 +16,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if left != pairs or (pairs and not hasattr(arguments, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     if pairs:
-        arguments.overrides += pairs
+        arguments.overrides = [*arguments.overrides, *pairs]
     return arguments
 
 
@@ -58,7 +58,9 @@ def make_parser() -> argparse.ArgumentParser:
     about = "validate a finished run, or a converted model, from its directory"
     evaluate = commands.add_parser("evaluate", help=about, description=f"{about}, as its last log line did")
     evaluate.add_argument("folder", type=Path, metavar="DIR", help="a run's directory, or what noah convert wrote")
-    evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as data.root=/data/imagenet")
+    evaluate.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="such as data.root=/data/imagenet"
+    )
     evaluate.add_argument("--checkpoint", choices=("best", "last"), default="best", help="default: best")
     evaluate.add_argument("--ema", action="store_true", help="the average of the weights (of a run with recipe.ema)")
     evaluate.set_defaults(command=run.evaluate)
@@ -68,9 +70,13 @@ def make_parser() -> argparse.ArgumentParser:
         "resume", help=about, description=f"{about}, exactly as if it had not been; from its last checkpoint"
     )
     resume.add_argument("folder", type=Path, metavar="RUN", help="the run's directory")
-    resume.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as data.root=/data/imagenet")
     resume.add_argument(
-        "--force", action="store_true", help="also with another batch or number of processes, which is not exact"
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="such as data.root=/data/imagenet"
+    )
+    resume.add_argument(
+        "--force",
+        action="store_true",
+        help="also with other processes, accumulated passes or recipe.batch_size; says what is not exact then",
     )
     resume.set_defaults(command=run.resume)
 
@@ -118,13 +124,15 @@ def make_parser() -> argparse.ArgumentParser:
 
     about = "train both heads on hand-written digits, compare and draw them"
     demo = commands.add_parser("demo", help=about, description=f"{about}; all of it lies in runs/DATE/TIME_demo/")
-    demo.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as model=resnet18 for both runs")
+    demo.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="such as model=resnet18 for both runs"
+    )
     demo.set_defaults(command=run.demo)
     return parser
 
 
 def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    about = "measure the head, the data pipeline or the training step beside the alternative"
+    about = "measure the head, the data pipeline, the training step or saving beside the alternative"
     bench = commands.add_parser("bench", help=about, description=f"{about}, in one process, in turns")
     parts = bench.add_subparsers(title="parts", metavar="PART", required=True)
     head = parts.add_parser("head", help="NOAH beside its definition and beside GAP")
@@ -133,7 +141,7 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     what.add_argument("--models", nargs="+", metavar="ROW", help="whole training steps of rows of the paper instead")
     data = parts.add_parser("data", help="images per second beside torchvision's reference pipeline")
     data.add_argument("--root", type=Path, metavar="DIR", help="with train/<class>/; default: made for the occasion")
-    data.add_argument("--workers", type=int, default=0, metavar="N", help="loading processes; default: none")
+    data.add_argument("--workers", type=_whole, default=0, metavar="N", help="loading processes; default: none")
     step = parts.add_parser("step", help="our training step beside a bare PyTorch loop")
     checkpoint = parts.add_parser("checkpoint", help="what it costs to save a run, beside its steps")
     commands_of = {
@@ -150,6 +158,10 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _positive(text: str) -> int:
     """argparse's word for a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return _whole(text, low=1)
+
+
+def _whole(text: str, low: int = 0) -> int:
+    if not text.isdecimal() or int(text) < low:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {low}")
     return int(text)

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from noah_lightning.config import settings
 from noah_lightning.errors import ConfigError, one_line
+from noah_lightning.run_files import SWEEP
 from noah_lightning.runs import Results
-from noah_lightning.sweep.folder import FACTS
 
 LONGEST_TAG = 64  # characters; W&B refuses longer ones
 
@@ -80,7 +80,7 @@ def run_id(run_dir: Path) -> str:
 def sweep_name(run_dir: Path) -> str | None:
     """The name of the sweep's folder, if the run is a job of one."""
     folder = run_dir.resolve().parent
-    return folder.name if (folder / FACTS).is_file() else None
+    return folder.name if (folder / SWEEP).is_file() else None
 
 
 def tags(config: DictConfig) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from noah_lightning.errors import ConfigError, UserError
 from noah_lightning.run_files import CHECKPOINTS
 from noah_lightning.run_lock import locked
+from noah_lightning.same_settings import check_same
 from noah_lightning.sweep import folder as folders
 from noah_lightning.sweep.plan import Job
 from noah_lightning.sweep.source import say
@@ -46,7 +47,7 @@ def mistakes_noted(run_dir: Path) -> Iterator[None]:
 
 
 def _steps_done(job: Job, run_dir: Path) -> int:
-    from noah_lightning.resume import check_same, last_saved  # here, as it imports Lightning
+    from noah_lightning.resume import last_saved  # here, as it imports Lightning
 
     try:
         if (run_dir / MISTAKE).exists():

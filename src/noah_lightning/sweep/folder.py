@@ -11,9 +11,9 @@ from datetime import datetime
 from pathlib import Path
 
 from noah_lightning.errors import ConfigError, one_line
-from noah_lightning.run_files import RESULTS
+from noah_lightning.run_files import RESULTS, SWEEP
 
-FACTS, TRIALS, ASIDE = "sweep.json", "trials.jsonl", ".unfinished"
+TRIALS, ASIDE = "trials.jsonl", ".unfinished"
 
 
 def begin(folder: str | None, command: Sequence[str], search: bool = False) -> Path:
@@ -25,7 +25,7 @@ def begin(folder: str | None, command: Sequence[str], search: bool = False) -> P
     path = Path(folder) if folder else Path("runs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S}_sweep"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with (path / FACTS).open("x") as file:
+        with (path / SWEEP).open("x") as file:
             json.dump({"command": list(command)}, file, indent=2)
         if search:
             (path / TRIALS).touch()
@@ -46,9 +46,15 @@ def find(folder: str | None, command: Sequence[str], search: bool = False) -> Pa
     for path in candidates:
         if _command(path) == list(command) and (path / TRIALS).exists() == search:
             return path
-    where = folder or "runs/"
+    if folder and (begun := _command(Path(folder))):
+        if begun != list(command):
+            raise ConfigError(f"{folder} was begun with: {' '.join(begun)}; give the same words in the same order")
+        kind = "no search: leave sweep.trials out" if search else "a search: give sweep.trials=N too"
+        raise ConfigError(f"{folder} is {kind}")
     what = "search" if search else "sweep"
-    raise ConfigError(f"there is no {what} of this command in {where}; leave sweep.resume out to begin one")
+    raise ConfigError(
+        f"there is no {what} of this very command in {folder or 'runs/'}; leave sweep.resume out to begin one"
+    )
 
 
 def has_finished(run_dir: Path) -> bool:
@@ -65,7 +71,7 @@ def set_aside(run_dir: Path) -> Path:
 
 def _command(folder: Path) -> list[str] | None:
     try:
-        command: list[str] = json.loads((folder / FACTS).read_text())["command"]
+        command: list[str] = json.loads((folder / SWEEP).read_text())["command"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return command

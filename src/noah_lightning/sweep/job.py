@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -49,16 +49,18 @@ def _work(config: DictConfig, run_dir: Path, gpus: list[str], quiet: bool, sende
             mistakes_noted(run_dir),
         ):
             train_in_processes(config, run_dir, resume=True)
-        sender.send("")
+        told = ""
     except KeyboardInterrupt:
-        sender.send("interrupted")
+        told = "interrupted"
     except Stopped as stopped:
-        sender.send(f"stopped by {stopped}; noah resume {run_dir}")
+        told = f"stopped by {stopped}; noah resume {run_dir}"
     except (UserError, RunFailed) as error:
-        sender.send(str(error))
+        told = str(error)
     except Exception as error:
         traceback.print_exc()
-        sender.send(f"{type(error).__name__}: {one_line(error)}")
+        told = f"{type(error).__name__}: {one_line(error)}"
+    with suppress(OSError):  # the sweep is gone
+        sender.send(told)
 
 
 def _die_with_sweep() -> None:

@@ -141,7 +141,7 @@ def swept_values(override: Override) -> list[str]:
     try:
         return list(override.sweep_string_iterator())
     except HydraException as error:
-        raise ConfigError(f"{override.input_line}: {one_line(error)}; list the values with commas") from error
+        raise ConfigError(f"{override.input_line} cannot be listed; write the values with commas") from error
 
 
 def job_of(number: int, changes: list[str], overrides: Sequence[str]) -> Job:

@@ -3,7 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -38,7 +39,7 @@ def sweep(words: Sequence[str]) -> None:
     Raises:
         UserError: a mistake in the command; nothing has been trained then.
         RunFailed: not all jobs finished; each failure has been told.
-        Stopped: SIGTERM asked for it, and the jobs under way are saved.
+        Stopped: SIGTERM or SIGUSR1 asked for it, and the jobs under way are saved.
     """
     if started_from_outside():
         raise ConfigError("a sweep starts its own processes: leave torchrun or srun out")
@@ -51,11 +52,32 @@ def sweep(words: Sequence[str]) -> None:
         folder = folders.begin(options.dir, command, search=bool(options.trials))
     say(f"sweep    {source.total} jobs, {folder}")
     source.open(folder)
-    if cluster is not None:
-        _run_on_cluster(source, folder, cluster)
-    else:
-        _run_all(source, folder, options.jobs)
+    with _stoppable():
+        if cluster is not None:
+            _run_on_cluster(source, folder, cluster)
+        else:
+            _run_all(source, folder, options.jobs)
     _conclude(source, folder)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 end what is inside; a second one does not cut the end short."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    except (Stopped, KeyboardInterrupt):
+        say("\nsweep    stopped; the same command with sweep.resume=true goes on")
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run_all(source: Source, folder: Path, at_once: int | None) -> None:
@@ -64,7 +86,6 @@ def _run_all(source: Source, folder: Path, at_once: int | None) -> None:
     free = _gpus()
     slots = at_once or max(1, len(free) // source.gpus)
     quiet = slots > 1
-    before = signal.signal(signal.SIGTERM, _stop)
     try:
         while True:
             while len(running) < slots and (job := source.next()):
@@ -85,7 +106,6 @@ def _run_all(source: Source, folder: Path, at_once: int | None) -> None:
             one.process.terminate()
         for one in running:
             _end(one)
-        signal.signal(signal.SIGTERM, before)
 
 
 def _run_on_cluster(source: Source, folder: Path, settings: dict[str, Any]) -> None:
@@ -130,10 +150,6 @@ def _conclude(source: Source, folder: Path) -> None:
         for number, reason in sorted(source.failed.items()):
             say(f"failed   {number}  {reason}", sys.stderr)
         raise RunFailed(f"{len(source.failed)} of {source.total} jobs failed; sweep.resume=true goes on with those")
-
-
-def _stop(number: int, _: FrameType | None) -> NoReturn:
-    raise Stopped(number)
 
 
 def _gpus() -> list[str]:

@@ -3,6 +3,8 @@
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def run_on_slurm(
     """Submit all jobs and wait for them; returns the error's line of each that failed.
 
     Raises:
-        ConfigError: submitit is not installed, or this is no machine of a SLURM cluster.
+        ConfigError: submitit is not installed, this is no machine of a SLURM cluster, or SLURM refuses the jobs.
     """
     steps = [make_ready(job, folder / str(job.number)) for job in todo]
     ahead = list(zip(todo, _submit(todo, folder, settings), strict=True))
@@ -91,6 +93,7 @@ class Training:
 def _submit(todo: Sequence[Job], folder: Path, settings: dict[str, Any]) -> list[Any]:
     try:
         from submitit import SlurmExecutor
+        from submitit.core.utils import FailedJobError
     except ImportError:
         raise ConfigError("hydra/launcher=slurm needs submitit: pip install 'noah-lightning[slurm]'") from None
     try:
@@ -116,8 +119,14 @@ def _submit(todo: Sequence[Job], folder: Path, settings: dict[str, Any]) -> list
         "additional_parameters": {"requeue": True, **settings["additional"]},
     }
     executor.update_parameters(**{name: value for name, value in options.items() if value is not None})
-    with executor.batch():
-        return [executor.submit(Training(), job.config, (folder / str(job.number)).resolve()) for job in todo]
+    try:
+        with redirect_stderr(StringIO()), executor.batch():  # what sbatch says is in the error too
+            return [executor.submit(Training(), job.config, (folder / str(job.number)).resolve()) for job in todo]
+    except FailedJobError as error:
+        raise ConfigError(
+            f"SLURM refuses the jobs ({one_line(error)}); hydra.launcher.… says what to ask of it, see "
+            "conf/hydra/launcher/slurm.yaml"
+        ) from error
 
 
 def _outcome(slurm_job: Any) -> str:
