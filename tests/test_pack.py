@@ -6,6 +6,7 @@ import os
 import signal
 import tarfile
 import time
+import traceback
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -184,11 +185,13 @@ def pack_slowly(photos: Path, out: Path) -> int:
         read = pack_shard._read
         pack_shard._read = lambda source: (time.sleep(0.05), read(source))[1]
         status = 1
-        with contextlib.suppress(BaseException), out.with_suffix(".err").open("w") as told:
+        with out.with_suffix(".err").open("w") as told, contextlib.redirect_stderr(told):
             write = pack_file.pack
             pack_file.pack = lambda root, out, size: write(root, out, SHARD)
-            with contextlib.redirect_stderr(told):
+            try:
                 status = cli.main(["pack", str(photos), str(out)])
+            except BaseException:
+                traceback.print_exc()
         os._exit(status)
     return child
 
@@ -201,7 +204,7 @@ def test_a_pack_that_was_broken_off_is_not_taken_for_finished(photos: Path, noah
         time.sleep(0.01)
     os.kill(child, how)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+    assert status == (-signal.SIGKILL if how == signal.SIGKILL else 130), Path("out.err").read_text()
     trained = noah("train", "data=packed", "data.root=out")
     assert trained.status == 2
     if how == signal.SIGKILL:
