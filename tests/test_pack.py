@@ -196,7 +196,7 @@ def pack_slowly(photos: Path, out: Path) -> int:
     return child
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda how: how.name)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
 def test_a_pack_that_was_broken_off_is_not_taken_for_finished(photos: Path, noah: Noah, how: signal.Signals) -> None:
     out = Path("out")
     child = pack_slowly(photos, out)
@@ -204,7 +204,7 @@ def test_a_pack_that_was_broken_off_is_not_taken_for_finished(photos: Path, noah
         time.sleep(0.01)
     os.kill(child, how)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status == (-signal.SIGKILL if how == signal.SIGKILL else 130), Path("out.err").read_text()
+    assert status == (-how if how == signal.SIGKILL else 128 + how), Path("out.err").read_text()
     trained = noah("train", "data=packed", "data.root=out")
     assert trained.status == 2
     if how == signal.SIGKILL:

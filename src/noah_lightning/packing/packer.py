@@ -7,7 +7,7 @@ however it ends, so nothing goes on writing beside a second attempt.
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from noah_lightning.errors import DataError
 from noah_lightning.packing.folder import claimed, finish
 from noah_lightning.packing.progress import Advance, progress
 from noah_lightning.packing.shard import Shard, read_size, tar_size, write_shard
+from noah_lightning.stopping import Stopped, StopRequest
 
 SEED = 0  # of the order of the training images in the pack
 STATS = 1000  # files whose size is asked for at a time
@@ -54,21 +55,30 @@ def pack(root: Path, out: Path, shard_bytes: int) -> Packed:
 
     Raises:
         DataError: a mistake in the tree, a file that is no image, or an ``out`` that cannot be used or written.
+        Stopped: a signal asked for it; what was written is removed.
     """
     tree = _checked_tree(root)
     assert isinstance(tree.train_dataset, FolderImages)
     assert isinstance(tree.val_dataset, FolderImages)
     images = {"train": tree.train_dataset, "val": tree.val_dataset}
-    with claimed(out), ThreadPoolExecutor() as pool:
-        stop = threading.Event()
+    # A flag, as KeyboardInterrupt in the midst of waiting for threads could leave their locks in disorder.
+    request, failed = StopRequest(), threading.Event()
+    with request.listening(), claimed(out), ThreadPoolExecutor() as pool:
+
+        def go_on() -> None:
+            if request.signal:
+                raise Stopped(request.signal)
+            if failed.is_set():
+                raise CancelledError
+
         try:
-            plan = {split: _plan(pool, images[split], split, shard_bytes) for split in SPLITS}
+            plan = {split: _plan(pool, images[split], split, shard_bytes, go_on) for split in SPLITS}
             with progress(sum(map(len, images.values()))) as advance:
                 indices: dict[str, Index] = {
-                    split: _write(pool, images[split], plan[split], out, split, advance, stop) for split in SPLITS
+                    split: _write(pool, images[split], plan[split], out, split, advance, go_on) for split in SPLITS
                 }
         except BaseException:
-            stop.set()  # Ctrl-C comes to this thread alone
+            failed.set()
             pool.shutdown(cancel_futures=True)
             raise
         finish(out, tree.class_names, indices)
@@ -94,12 +104,15 @@ def _checked_tree(root: Path) -> ImageFolderDataModule:
     return tree
 
 
-def _plan(pool: ThreadPoolExecutor, images: FolderImages, split: str, shard_bytes: int) -> list[NDArray[np.int64]]:
+def _plan(
+    pool: ThreadPoolExecutor, images: FolderImages, split: str, shard_bytes: int, go_on: Callable[[], None]
+) -> list[NDArray[np.int64]]:
     """Which images each shard gets, in order."""
     count = len(images)
     order = np.random.default_rng(SEED).permutation(count) if split == "train" else np.arange(count)
 
     def sizes_of(some: range) -> list[int]:
+        go_on()
         return [read_size(_file(images, image)) for image in some]
 
     some = [range(start, min(start + STATS, count)) for start in range(0, count, STATS)]
@@ -119,7 +132,7 @@ def _write(
     out: Path,
     split: str,
     advance: Advance,
-    stop: threading.Event,
+    go_on: Callable[[], None],
 ) -> Index:
     ends = np.cumsum([len(some) for some in plan])
     labels = images.index.labels
@@ -128,7 +141,7 @@ def _write(
         some = plan[number].tolist()
         sources = ((_file(images, image), int(labels[image])) for image in some)
         first = int(ends[number]) - len(some)
-        return write_shard(out / shard_name(split, number), sources, first, advance, stop)
+        return write_shard(out / shard_name(split, number), sources, first, advance, go_on)
 
     shards = _all_done(pool, write, range(len(plan)), out)
     return Index(

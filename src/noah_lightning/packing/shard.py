@@ -2,9 +2,8 @@
 
 import os
 import tarfile
-import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -27,10 +26,6 @@ class Shard:
     checksums: NDArray[np.uint32]
 
 
-class Stopped(Exception):
-    """Another shard has failed, or the user has had enough."""
-
-
 def tar_size(size: NDArray[np.int64]) -> NDArray[np.int64]:
     """Bytes that images of ``size`` bytes take in a shard: two headers, the label's block, and whole blocks."""
     blocks: NDArray[np.int64] = 3 + -(-size // tarfile.BLOCKSIZE)
@@ -38,7 +33,7 @@ def tar_size(size: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def write_shard(
-    path: Path, images: Iterable[tuple[Path, int]], first: int, advance: Advance, stop: threading.Event
+    path: Path, images: Iterable[tuple[Path, int]], first: int, advance: Advance, go_on: Callable[[], None]
 ) -> Shard:
     """Writes a new shard to the disk.
 
@@ -47,19 +42,17 @@ def write_shard(
         images: file and label of each.
         first: number of the first one in its split.
         advance: is told of each image.
-        stop: ends the work early.
+        go_on: is asked before each image; what it raises ends the work early.
 
     Raises:
         DataError: a file that is no image.
         OSError: the shard cannot be written.
-        Stopped: on ``stop``.
     """
     offsets, sizes, checksums = [], [], []
     with open(path, "xb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             for number, (source, label) in enumerate(images, first):
-                if stop.is_set():
-                    raise Stopped
+                go_on()
                 data = _read(source)
                 offsets.append(archive.offset + tarfile.BLOCKSIZE)  # behind the header
                 sizes.append(len(data))
