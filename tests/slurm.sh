@@ -28,7 +28,7 @@ JobRequeue=1
 KillWait=2
 UnkillableStepTimeout=120
 MailProg=/bin/true
-NodeName=$HOST CPUs=$(nproc) State=UNKNOWN
+NodeName=$HOST CPUs=$(nproc --all) State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
 
