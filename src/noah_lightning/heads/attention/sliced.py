@@ -57,7 +57,9 @@ class _Slices:
         limit = _CPU_ELEMENTS if features.device.type == "cpu" else _OTHER_ELEMENTS
         self.images = min(max(1, limit // (rows * self.positions)), len(features))  # of a slice
         size = self.images * rows * self.positions
-        self.buffers = features.new_empty((3, size + size % 2), dtype=dtype)  # even, to hold 64-bit draws
+        self.buffers = features.new_empty((3, size), dtype=dtype)
+        # 16 bits for each value; the fastest source of bits in torch gives 64 at a time
+        self.draws = features.new_empty(limit // 32, dtype=torch.int64)
         self.generator = torch.Generator(features.device).manual_seed(seed)
         self.first_kept = round(dropout * 2**16) - 2**15  # of 16 bits read as a signed number
 
@@ -83,8 +85,7 @@ class _Slices:
 
     def kept(self, scores: Tensor) -> Tensor:
         """1 for values that are kept, 0 for dropped ones: the next draw, in place of the scores (N, K, b, L)."""
-        # 16 bits for each value; the fastest source of bits in torch gives 64 at a time
-        draws = self.buffers[0].view(torch.int64)[: (scores.numel() + 3) // 4]
-        draws.random_(-(2**63), None, generator=self.generator)
-        kept = draws.view(torch.int16)[: scores.numel()].view(scores.shape) >= self.first_kept
-        return scores.copy_(kept)
+        for some in scores.view(-1).split(4 * len(self.draws)):
+            draws = self.draws.random_(-(2**63), None, generator=self.generator).view(torch.int16)[: len(some)]
+            torch.ge(draws, self.first_kept, out=some)  # straight to numbers, without a tensor of bools between
+        return scores
