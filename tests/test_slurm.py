@@ -101,6 +101,7 @@ def test_a_mistake_in_the_clusters_settings_leaves_nothing_behind(noah: Callable
 def test_jobs_that_slurm_refuses_are_one_line(
     noah: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("submitit")
     (tmp_path / "bin").mkdir()
     for name in ("sbatch", "srun"):
         program = tmp_path / "bin" / name
