@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +36,7 @@ from noah_lightning.errors import ConfigError, RunFailed
 from noah_lightning.processes import batch_per_process, processes_per_node, processes_started, rank
 from noah_lightning.record import read_record
 from noah_lightning.spawn import _work, run_in_processes
+from noah_lightning.stopping import Stopped, StopRequest
 from noah_lightning.task import ClassificationTask, OptimizerSettings, ScheduleSettings
 from noah_lightning.task.accuracy import AccuracyCounter
 from noah_lightning.task.predictions import Predictions
@@ -373,6 +375,38 @@ def start_method() -> str:
 def test_loading_processes_start_as_they_do_in_one_process() -> None:
     """Ours are spawned. Theirs would be too, and import everything anew: a minute for the eight of two processes."""
     assert run_in_processes(1, start_method) == multiprocessing.get_all_start_methods()[0]
+
+
+def save_slowly(folder: Path) -> None:
+    request = StopRequest()
+    with request.listening():
+        (folder / f"ready-{rank()}").touch()
+        while not request.signal:
+            time.sleep(0.05)
+        time.sleep(3)
+        (folder / f"saved-{rank()}").touch()
+        raise Stopped(request.signal)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_processes_have_all_the_time_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """torch's launcher would kill them half a minute after it has heard a signal; here, after a second."""
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "1")
+
+    def strike() -> None:
+        while len(list(tmp_path.glob("ready-*"))) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    Thread(target=strike, daemon=True).start()
+    with pytest.raises(Stopped) as stopped:
+        run_in_processes(2, save_slowly, tmp_path)
+    assert stopped.value.signal == number
+    assert sorted(path.name for path in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]
+    assert signal.getsignal(number) == before
 
 
 # --- the same validation in any number of processes

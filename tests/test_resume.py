@@ -7,12 +7,14 @@ import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 import faults
 from conftest import TINY, Answer
+from noah_lightning.errors import RunFailed
 
 Noah = Callable[..., Answer]
 
@@ -261,6 +263,21 @@ def test_damaged_checkpoints_are_passed_over(noah: Noah, monkeypatch: pytest.Mon
     assert "resumed  after 1 steps" in answer.out
     assert noah("train", *TINY, "checkpoint.every_n_steps=1", "hydra.run.dir=whole").status == 0
     assert faults.differences(Path("whole"), Path("run")) == []
+
+
+def test_a_damaged_checkpoint_is_none_of_those_that_are_kept(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted_after(noah, monkeypatch, 3, "checkpoint.every_n_steps=1", "checkpoint.keep=2")
+    latest = Path("run/checkpoints/step-00000003.ckpt")
+    latest.write_bytes(latest.read_bytes()[:-100])
+
+    def fit(*_: object, **__: object) -> None:
+        raise RunFailed("the power is gone")
+
+    monkeypatch.setattr(pl.Trainer, "fit", fit)
+    assert noah("resume", "run").status == 1
+    kept = Path("run/checkpoints")
+    assert sorted(path.name for path in kept.glob("step-*")) == ["step-00000002.ckpt", "step-00000002.csv"]
+    assert (kept / "last.ckpt").resolve().name == "step-00000002.ckpt"
 
 
 def test_nothing_is_begun_anew_over_damaged_checkpoints(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,15 @@ def test_a_setting_of_the_cluster_that_there_is_not_is_named() -> None:
         launcher_settings(["hydra.launcher.partitoin=gpu"])
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["setup=module load", "additional=5", "setup=[module", "partition=${oops", "partition=[a]", "cpus_per_task=many"],
+)
+def test_a_setting_of_the_cluster_of_another_kind_is_named(word: str) -> None:
+    with pytest.raises(ConfigError, match=rf"hydra\.launcher\.{word.partition('=')[0]}"):
+        launcher_settings([f"hydra.launcher.{word}"])
+
+
 def test_settings_of_a_cluster_need_a_cluster() -> None:
     with pytest.raises(ConfigError, match=r"add hydra/launcher=slurm"):
         split_options(["hydra.launcher.partition=gpu", "seed=0,1"])

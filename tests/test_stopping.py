@@ -35,6 +35,19 @@ def test_a_second_interrupt_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> No
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_two_interrupts_stop_at_once_after_a_sigterm_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = StopRequest()
+    monkeypatch.setattr(stopping, "ECHO", -1.0)
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(stopping, "ECHO", 1.0)
+        os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(stopping, "ECHO", -1.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGTERM
+
+
 def test_a_second_sigterm_changes_nothing() -> None:
     stop = StopRequest()
     with stop.listening():

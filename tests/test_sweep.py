@@ -22,7 +22,7 @@ from noah_lightning.config import compose_config
 from noah_lightning.errors import ConfigError, UserError
 from noah_lightning.run_lock import locked
 from noah_lightning.runs import read_config
-from noah_lightning.sweep import again, plan, run, slurm
+from noah_lightning.sweep import again, folder, job, plan, run, slurm
 
 Noah = Callable[..., Answer]
 QUICK = [*TINY, "data.train_images=32", "data.val_images=20", "recipe.batch_size=16", "trainer.max_epochs=1"]
@@ -110,6 +110,8 @@ def test_a_mistake_in_the_sweeps_options_is_named(words: list[str], message: str
         (["head.head_num=1,0"], "head.head_num=0 must be a whole number of at least 1"),
         (["recipe.optimizer.lr=0.1,-1"], "recipe.optimizer.lr=-1 must be a number of at least 0"),
         (["recipe.schedule.warmup_epochs=0,9"], "recipe.schedule.warmup_epochs=9 must be at most the 3 epochs"),
+        (["trainer.devices=[2,3]", "seed=0,1"], "a sweep hands out the GPUs: give trainer.devices their number"),
+        (["sweep.dir=/dev/null", "seed=0,1"], "/dev/null cannot be written ("),
         (["data.num_fragments=0,-1"], "data.num_fragments=-1 must be a whole number of at least 0"),
     ],
 )
@@ -445,6 +447,37 @@ def test_a_folder_in_use_is_left_alone(job_dir: Path) -> None:
         assert again.make_ready(plan.expand(ONE_JOB)[0], job_dir) == 0
     assert (job_dir / "config.yaml").exists()
     assert kept(job_dir) == []
+
+
+def test_what_another_process_finished_is_not_trained_again(tmp_path: Path) -> None:
+    """It was asked for before that, as by a sweep with more to do than its first job."""
+    from noah_lightning.launch import train_in_processes
+
+    [one] = plan.expand(ONE_JOB)
+    run_dir = tmp_path / "0"
+    train_in_processes(one.config, run_dir)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"has finished; noah evaluate"):
+        train_in_processes(one.config, run_dir, resume=True)
+    assert slurm.Training()(one.config, run_dir) == ""
+    process, receiver = job.start(one.config, run_dir, [], quiet=True)
+    assert receiver.recv() == ""
+    process.join()
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+def test_the_first_free_place_is_taken_for_an_attempt(job_dir: Path) -> None:
+    """Somebody short of disk may have removed an older one."""
+    (job_dir.parent / ".unfinished" / "0-2").mkdir(parents=True)
+    assert folder.set_aside(job_dir).name == "0-1"
+    job_dir.mkdir()
+    assert folder.set_aside(job_dir).name == "0-3"
+
+
+def test_an_attempt_that_cannot_be_kept_is_one_line(job_dir: Path) -> None:
+    (job_dir.parent / ".unfinished").write_text("a file")
+    with pytest.raises(ConfigError, match=r"\.unfinished cannot be written"):
+        folder.set_aside(job_dir)
 
 
 def test_a_job_for_the_cluster_goes_on_or_begins_anew_too(job_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

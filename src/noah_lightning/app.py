@@ -23,7 +23,6 @@ from noah_lightning.errors import ConfigError, RunFailed, RunFailedEverywhere, U
 from noah_lightning.exit_status import FAILED, MISTAKE
 from noah_lightning.launch import train_here, train_in_processes
 from noah_lightning.processes import rank
-from noah_lightning.run_files import RESULTS
 from noah_lightning.stopping import Stopped
 
 
@@ -108,11 +107,11 @@ def resume(run_dir: Path, overrides: Sequence[str], force: bool = False) -> None
         Stopped: a signal asked for it, and the state is saved.
     """
     from noah_lightning.run_config import config_to_use, missing_told, split_anew
+    from noah_lightning.run_lock import check_unfinished
     from noah_lightning.same_settings import check_same
 
     config = config_to_use(run_dir, overrides)
-    if (run_dir / RESULTS).is_file():
-        raise ConfigError(f"{run_dir} has finished; noah evaluate {run_dir} repeats its validation")
+    check_unfinished(run_dir)
     with missing_told(run_dir):
         if force:
             config = split_anew(config, overrides)

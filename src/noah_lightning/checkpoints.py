@@ -110,6 +110,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.ckpt"), reverse=True)
 
 
+def remove_later(checkpoint: Path) -> None:
+    """What a run goes on from becomes its latest; a damaged one that was passed over would count among those kept."""
+    _point(checkpoint.with_name(LAST), checkpoint)
+    _remove_others(checkpoint.parent, [one for one in checkpoints(checkpoint.parent) if one <= checkpoint])
+
+
 def keep_only_last(folder: Path) -> None:
     """When a run has finished: ``last.ckpt`` becomes a file, and nothing remains to go on from."""
     files = checkpoints(folder)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from noah_lightning.errors import ConfigError, one_line
-from noah_lightning.run_files import LOG
+from noah_lightning.run_files import LOG, RESULTS
 
 try:
     import fcntl
@@ -35,3 +35,13 @@ def locked(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def check_unfinished(run_dir: Path) -> None:
+    """Refuse to go on with a run that has finished: it would begin anew, over its results.
+
+    Raises:
+        ConfigError: it has.
+    """
+    if (run_dir / RESULTS).is_file():
+        raise ConfigError(f"{run_dir} has finished; noah evaluate {run_dir} repeats its validation")

@@ -11,13 +11,13 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
+from multiprocessing import active_children, resource_tracker
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from noah_lightning.errors import RunFailed, UserError
-from noah_lightning.exit_status import FAILED, MISTAKE
+from noah_lightning.exit_status import FAILED, INTERRUPTED, MISTAKE
 from noah_lightning.stopping import SIGNALS, Stopped
 
 _TALKATIVE = (
@@ -57,25 +57,37 @@ def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any, impo
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         start_method="spawn",
+        # torch kills what has not ended half a minute after a signal; a run may have a validation to end first
+        signals_to_handle="SIGHUP,SIGQUIT",
     )
+    heard: list[int] = []
 
     def pass_on(number: int, _: FrameType | None) -> None:
-        """As torch's launcher does with the signals it knows: tell the processes, and wait for them to end."""
-        raise SignalException(signal.Signals(number).name, signal.Signals(number))
+        """Tell the processes, and go on waiting for them to end; at a second Ctrl-C, or with none, end at once."""
+        started = active_children()
+        if not started or (number == signal.SIGINT and number in heard):
+            raise SignalException(signal.Signals(number).name, signal.Signals(number))
+        heard.append(number)
+        for process in started:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid or 0, number)
 
     in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGUSR1, pass_on) if in_main_thread else None
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS} if in_main_thread else {}
     with tempfile.TemporaryDirectory(prefix="noah-") as folder, _new_processes_deaf_to_interrupts():
         first_failure = Path(folder, "first")
         try:
             return elastic_launch(launch, _begin)(first_failure, imports, work, arguments)[0]
         except ChildFailedError as failure:
-            exits = {one.exitcode - 128 for one in failure.failures.values()}
-            if len(exits) == 1 and (number := exits.pop()) in SIGNALS:  # one of them was asked to stop
-                raise Stopped(number) from None
+            exits = {one.exitcode for one in failure.failures.values()}
+            for asked in SIGNALS:
+                if exits <= {128 + asked, -asked}:  # the latter before it could hear
+                    raise Stopped(asked) from None
             if first_failure.is_file() and (told := first_failure.read_text()):
                 status, _, line = told.partition(" ")
                 raise (UserError if int(status) == MISTAKE else RunFailed)(line) from None
+            if signal.SIGINT in heard:  # what fails then is no failure
+                raise Stopped(signal.SIGINT) from None
             number, first = failure.get_first_failure()
             raise RunFailed(
                 f"process {number} ended with exit status {first.exitcode}; its traceback stands above"
@@ -83,8 +95,8 @@ def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any, impo
         except SignalException as stop:
             raise Stopped(stop.sigval) from stop
         finally:
-            if in_main_thread:
-                signal.signal(signal.SIGUSR1, before)
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
 
 @contextmanager
@@ -122,9 +134,12 @@ def _begin(first_failure: Path, imports: str, work: Callable[..., Any], argument
             _interrupted.set()
             raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, hear)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    return _work(first_failure, work, arguments)
+    try:
+        signal.signal(signal.SIGINT, hear)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        return _work(first_failure, work, arguments)
+    except KeyboardInterrupt:  # of which torch makes a success
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _work(first_failure: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

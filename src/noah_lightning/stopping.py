@@ -37,7 +37,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
-        self._when = 0.0
+        self._interrupted: float | None = None  # when Ctrl-C was first heard
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -54,7 +54,8 @@ class StopRequest:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if number == signal.SIGINT and self.signal == signal.SIGINT and now - self._when > ECHO:
-            raise KeyboardInterrupt
-        if not self.signal:
-            self.signal, self._when = number, now
+        if number == signal.SIGINT:
+            self._interrupted = self._interrupted or now
+            if now - self._interrupted > ECHO:
+                raise KeyboardInterrupt
+        self.signal = self.signal or number

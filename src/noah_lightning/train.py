@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from noah_lightning import console, run_files, runs
 from noah_lightning.assembly import batch_split, make_callbacks, make_task, make_trainer
 from noah_lightning.batch_split import not_exact
-from noah_lightning.checkpoints import keep_only_last
+from noah_lightning.checkpoints import keep_only_last, remove_later
 from noah_lightning.compiled import compiled
 from noah_lightning.config import settings
 from noah_lightning.cost import count_parameters
@@ -25,7 +25,7 @@ from noah_lightning.faults import faults_told
 from noah_lightning.loggers import close_loggers, make_loggers
 from noah_lightning.processes import processes_started, rank
 from noah_lightning.resume import check_split, keep_metrics, last_saved
-from noah_lightning.run_lock import locked
+from noah_lightning.run_lock import check_unfinished, locked
 from noah_lightning.run_settings import check_settings
 from noah_lightning.same_settings import check_same
 from noah_lightning.stopping import Stopped, StopRequest
@@ -82,6 +82,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False, force: bool =
                 if rank() == 0:
                     log.info("resumed  after %s steps, from %s", f"{saved.steps:,}", saved.path)
                     keep_metrics(run_dir, loggers, saved)
+                    remove_later(saved.path)
                     if saved.split != split:
                         log.warning("forced   %s", not_exact(saved.split, split, shards=config.data.name == "packed"))
             if force and rank() == 0:
@@ -118,6 +119,7 @@ def _claim(run_dir: Path, config: DictConfig, resume: bool, force: bool) -> None
     """Begin a run, or make sure that it is the one that goes on."""
     if resume and (run_dir / run_files.CONFIG).exists():
         check_same(run_dir, config, force)
+        check_unfinished(run_dir)  # by another process, since somebody last looked
     else:
         runs.write_config(run_dir, config)
 

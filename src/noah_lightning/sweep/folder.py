@@ -8,6 +8,7 @@ gone on with is set aside in ``.unfinished/`` before the job begins anew; nothin
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 from noah_lightning.errors import ConfigError, one_line
@@ -29,9 +30,9 @@ def begin(folder: str | None, command: Sequence[str], search: bool = False) -> P
             json.dump({"command": list(command)}, file, indent=2)
         if search:
             (path / TRIALS).touch()
-    except FileExistsError:
-        raise ConfigError(f"{path} holds a sweep already; sweep.resume=true goes on with it") from None
     except OSError as error:
+        if (path / SWEEP).exists():
+            raise ConfigError(f"{path} holds a sweep already; sweep.resume=true goes on with it") from None
         raise ConfigError(f"{path} cannot be written ({one_line(error)}); give another sweep.dir=…") from error
     return path
 
@@ -62,11 +63,18 @@ def has_finished(run_dir: Path) -> bool:
 
 
 def set_aside(run_dir: Path) -> Path:
-    """Make room for another attempt; returns where this one is kept."""
+    """Make room for another attempt; returns where this one is kept.
+
+    Raises:
+        ConfigError: the sweep's folder cannot be written.
+    """
     aside = run_dir.parent / ASIDE
-    aside.mkdir(exist_ok=True)
-    attempt = 1 + len(list(aside.glob(f"{run_dir.name}-*")))
-    return run_dir.rename(aside / f"{run_dir.name}-{attempt}")
+    try:
+        aside.mkdir(exist_ok=True)
+        names = (aside / f"{run_dir.name}-{attempt}" for attempt in count(1))
+        return run_dir.rename(next(name for name in names if not name.exists()))
+    except OSError as error:
+        raise ConfigError(f"{aside} cannot be written ({one_line(error)})") from error
 
 
 def _command(folder: Path) -> list[str] | None:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from noah_lightning.errors import RunFailed, UserError, one_line
 from noah_lightning.stopping import Stopped
 from noah_lightning.sweep.again import mistakes_noted
+from noah_lightning.sweep.folder import has_finished
 
 
 def start(config: DictConfig, run_dir: Path, gpus: Sequence[str], quiet: bool) -> tuple[BaseProcess, Connection]:
@@ -55,7 +56,7 @@ def _work(config: DictConfig, run_dir: Path, gpus: list[str], quiet: bool, sende
     except Stopped as stopped:
         told = f"stopped by {stopped}; noah resume {run_dir}"
     except (UserError, RunFailed) as error:
-        told = str(error)
+        told = "" if has_finished(run_dir) else str(error)  # perhaps by another process, meanwhile
     except Exception as error:
         traceback.print_exc()
         told = f"{type(error).__name__}: {one_line(error)}"

@@ -152,6 +152,10 @@ def job_of(number: int, changes: list[str], overrides: Sequence[str]) -> Job:
     """
     config = compose_config(overrides)
     check_settings(config)
+    if not isinstance(config.trainer.devices, int | str):
+        raise ConfigError(
+            "a sweep hands out the GPUs: give trainer.devices their number, CUDA_VISIBLE_DEVICES their list"
+        )
     return Job(number, changes, list(overrides), config)
 
 

@@ -52,7 +52,8 @@ def sweep(words: Sequence[str]) -> None:
         folder = folders.begin(options.dir, command, search=bool(options.trials))
     say(f"sweep    {source.total} jobs, {folder}")
     source.open(folder)
-    with _stoppable():
+    go_on = "the same command with sweep.resume=true goes on"
+    with _stoppable(go_on if cluster is None else f"its SLURM jobs go on; when they have ended, {go_on}"):
         if cluster is not None:
             _run_on_cluster(source, folder, cluster)
         else:
@@ -61,7 +62,7 @@ def sweep(words: Sequence[str]) -> None:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
+def _stoppable(advice: str) -> Iterator[None]:
     """SIGTERM and SIGUSR1 end what is inside; a second one does not cut the end short."""
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
@@ -73,7 +74,7 @@ def _stoppable() -> Iterator[None]:
     try:
         yield
     except (Stopped, KeyboardInterrupt):
-        say("\nsweep    stopped; the same command with sweep.resume=true goes on")
+        say(f"\nsweep    stopped; {advice}")
         raise
     finally:
         for number, handler in before.items():

@@ -8,16 +8,20 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from noah_lightning.config import config_dir
 from noah_lightning.errors import ConfigError, did_you_mean, one_line
 from noah_lightning.processes import processes_per_node
 from noah_lightning.sweep.again import make_ready, mistakes_noted
+from noah_lightning.sweep.folder import has_finished
 from noah_lightning.sweep.plan import Job
 
 LOGS = ".slurm"  # in the sweep's folder: what sbatch and submitit write
 _SECONDS_BETWEEN_LOOKS = 2.0
+_KINDS = {"setup": ListConfig, "additional": DictConfig, "timeout_min": int, "cpus_per_task": int, "max_jobs": int}
 
 
 def launcher_settings(words: Sequence[str]) -> dict[str, Any]:
@@ -33,7 +37,15 @@ def launcher_settings(words: Sequence[str]) -> dict[str, Any]:
         name = key.partition(".")[0]
         if name not in settings:
             raise ConfigError(f"there is no setting 'hydra.launcher.{name}'{did_you_mean(name, map(str, settings))}")
-        settings.merge_with_dotlist([f"{key}={value}"])
+        try:
+            settings.merge_with_dotlist([f"{key}={value}"])
+            OmegaConf.resolve(settings)
+        except (OmegaConfBaseException, YAMLError, ValueError) as error:
+            raise ConfigError(f"{word!r} cannot be set: {one_line(error)}") from error
+        if not isinstance(settings[name], _KINDS.get(name, str | int | float | None)):
+            raise ConfigError(
+                f"hydra.launcher.{name}={value} is of another kind than conf/hydra/launcher/slurm.yaml has"
+            )
     container = OmegaConf.to_container(settings)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
@@ -76,7 +88,7 @@ class Training:
             with mistakes_noted(run_dir):
                 train_in_processes(config, run_dir, resume=True)
         except (UserError, RunFailed) as error:
-            return str(error)
+            return "" if has_finished(run_dir) else str(error)  # perhaps by another job, meanwhile
         except Stopped as stopped:
             # The cluster takes the job away and may start it again. What Python sees of this end, submitit would
             # take for the job's last word.
