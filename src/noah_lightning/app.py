@@ -32,6 +32,7 @@ def train(overrides: Sequence[str]) -> None:
     Raises:
         UserError: anything the user can mend, Hydra's own complaints included.
         RunFailed: a process of the run crashed, or jobs of a sweep failed.
+        Stopped: a signal asked for it, and the state is saved.
     """
     register_resolvers()
     if {"-m", "--multirun"} & set(overrides):

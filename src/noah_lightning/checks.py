@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
+from typing import TypeGuard
 
 from noah_lightning.errors import ConfigError
 
@@ -16,29 +17,29 @@ def whole_number(key: str, value: object, low: int, high: int | None = None) -> 
 
 def rate(key: str, value: object) -> float:
     """``value`` as a float if it is a number in [0, 1), the probability of leaving something out."""
-    if is_number(value) and 0 <= value < 1:  # type: ignore[operator]
-        return float(value)  # type: ignore[arg-type]
+    if is_number(value) and 0 <= value < 1:
+        return float(value)
     raise ConfigError(f"{key}={value!r} must be a number of at least 0 and below 1")
 
 
 def fraction(key: str, value: object) -> float:
     """``value`` as a float if it is a number in (0, 1]."""
-    if is_number(value) and 0 < value <= 1:  # type: ignore[operator]
-        return float(value)  # type: ignore[arg-type]
+    if is_number(value) and 0 < value <= 1:
+        return float(value)
     raise ConfigError(f"{key}={value!r} must be a number above 0 and at most 1")
 
 
 def share(key: str, value: object) -> float:
     """``value`` as a float if it is a number in (0, 1), a part that is neither nothing nor all."""
-    if is_number(value) and 0 < value < 1:  # type: ignore[operator]
-        return float(value)  # type: ignore[arg-type]
+    if is_number(value) and 0 < value < 1:
+        return float(value)
     raise ConfigError(f"{key}={value!r} must be a number above 0 and below 1")
 
 
 def positive(key: str, value: object) -> float:
     """``value`` as a float if it is a finite number above 0."""
-    if is_number(value) and 0 < value < math.inf:  # type: ignore[operator]
-        return float(value)  # type: ignore[arg-type]
+    if is_number(value) and 0 < value < math.inf:
+        return float(value)
     raise ConfigError(f"{key}={value!r} must be a number above 0")
 
 
@@ -77,6 +78,6 @@ def one_of(key: str, value: object, allowed: Collection[str]) -> str:
     raise ConfigError(f"{key}={value!r} must be one of {', '.join(allowed)}")
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether it is a number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)

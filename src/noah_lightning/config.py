@@ -79,7 +79,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
     ``+key=value`` adds a key: only the open-ended groups take any, elsewhere nothing would read it.
 
     Raises:
-        ConfigError: an added key that nothing reads, or a group whose option is no name.
+        ConfigError: an added key that nothing reads, a group whose option is no name, a word that is no override, or
+            a setting of a sweep.
     """
     for pair in overrides:
         group, equals, option = pair.lstrip("+~").partition("=")
@@ -205,9 +206,7 @@ def _unknown_option(file: str, options: Sequence[str]) -> ConfigError:
 def _known_keys(overrides: Sequence[str]) -> list[str]:
     """The settings there are with the groups that ``overrides`` choose."""
     GlobalHydra.instance().clear()
-    choices = [
-        pair for pair in overrides if (key := re.match(r"\w+(?==)", pair)) and (config_dir() / key[0]).is_dir()
-    ]
+    choices = [pair for pair in overrides if "=" in pair and _is_group(pair.partition("=")[0])]
     with suppress(*CONFIG_ERRORS), initialize_config_dir(str(config_dir()), version_base="1.3"):
         return list(_keys(compose("config", overrides=choices)))
     return []

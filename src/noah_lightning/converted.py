@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from noah_lightning.checks import flag
+from noah_lightning.cost import count_parameters
 from noah_lightning.errors import ConfigError, WeightsError, one_line
 from noah_lightning.official import convert_official, read_official, row_overrides
 from noah_lightning.rows import row_config
@@ -60,8 +61,7 @@ def convert(file: Path, row: str, head: str, output: Path, ema: bool = False) ->
     config = row_config(row, head, extra)
     model = build_model(config)
     model.load_state_dict(weights)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    facts = Facts(row, head, bool(extra), parameters, file.name, ema)
+    facts = Facts(row, head, bool(extra), count_parameters(model), file.name, ema)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as unfinished:

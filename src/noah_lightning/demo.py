@@ -28,6 +28,7 @@ def demo(overrides: Sequence[str] = ()) -> Path:
 
     Raises:
         UserError: overrides that do not fit.
+        RunFailed, Stopped: as ``train.train``.
     """
     if any(pair.startswith("head=") for pair in overrides):
         raise ConfigError("noah demo trains both heads; leave head=… out, or use noah train experiment=demo head=…")

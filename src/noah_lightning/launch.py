@@ -18,8 +18,8 @@ def train_in_processes(config: DictConfig, run_dir: Path, resume: bool = False, 
     Raises:
         UserError: anything the user can mend.
         RunFailed: a process crashed.
+        Stopped: a signal asked for it, and the state is saved.
     """
-    # torch and Lightning only once the configuration is known to be sound
     count = processes_per_node(config.trainer)
     if config.trainer.num_nodes > 1 and not started_from_outside():
         raise ConfigError("trainer.num_nodes is for runs that torchrun or SLURM starts, one process for each device")
@@ -33,7 +33,7 @@ def train_in_processes(config: DictConfig, run_dir: Path, resume: bool = False, 
 
 
 def train_here(config: DictConfig, run_dir: Path, resume: bool = False, force: bool = False) -> None:
-    """Train in this process, which may be one of several."""
+    """Train in this process, which may be one of several; raises what ``train.train`` does."""
     check_settings(config)  # what is wrong there is told at once; torch and Lightning take seconds to import
     from noah_lightning import console
     from noah_lightning.train import train

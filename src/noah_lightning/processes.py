@@ -6,6 +6,8 @@ process for each device. Under ``torchrun`` or SLURM the processes are there alr
 
 import os
 from collections.abc import Mapping, Sequence
+from multiprocessing import parent_process
+from threading import Thread
 from typing import Any
 
 from noah_lightning.checks import whole_number
@@ -75,3 +77,15 @@ def _gpus(accelerator: str) -> int:
     import torch
 
     return max(1, torch.cuda.device_count())
+
+
+def end_with_parent() -> None:
+    """A process that another one has started calls this: killed itself, that one takes it along."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()

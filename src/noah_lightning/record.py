@@ -1,7 +1,6 @@
 """What the best epoch said of every validation image, kept for the comparison of runs."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from noah_lightning.data.module import ImageDataModule
-from noah_lightning.errors import ConfigError, one_line
+from noah_lightning.errors import one_line
 from noah_lightning.processes import rank
 from noah_lightning.task import ClassificationTask
 from noah_lightning.whole_file import write_whole
@@ -18,17 +17,11 @@ from noah_lightning.whole_file import write_whole
 log = logging.getLogger("noah_lightning")
 
 
-@dataclass(frozen=True)
-class Record:
-    """Arrays over the validation images in the order of the data set, and the names of the classes."""
-
-    labels: np.ndarray  # int32 (images,)
-    guesses: np.ndarray  # int32 (images,)
-    class_names: list[str]
-
-
 class BestRecord(Callback):
-    """Writes :class:`Record` to ``path`` whenever an epoch is better than all before."""
+    """Writes what each epoch that is better than all before says to ``path``.
+
+    There are ``labels`` and ``guesses``, int32 (images,) in the order of the data set, and ``class_names``.
+    """
 
     def __init__(self, path: Path, data: ImageDataModule) -> None:
         self.path, self.data = path, data
@@ -56,16 +49,3 @@ class BestRecord(Callback):
                 )
             except OSError as error:  # as for a checkpoint: a full disk ends no run
                 log.warning("%s cannot be written (%s); the run goes on", self.path, one_line(error))
-
-
-def read_record(path: Path) -> Record:
-    """What :class:`BestRecord` wrote; nothing in the file is executed.
-
-    Raises:
-        ConfigError: no such file, or another one.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return Record(arrays["labels"], arrays["guesses"], arrays["class_names"].tolist())
-    except (OSError, KeyError, ValueError) as error:
-        raise ConfigError(f"{path} holds no predictions: {one_line(error)}") from error

@@ -29,7 +29,7 @@ def read_recorded(run_dir: Path) -> dict[str, Any]:
     for group in sorted(GROUPS & content.keys() - {"seed"}):
         if not isinstance(content[group], dict):
             raise ConfigError(f"{path} is no run's configuration: {group} is no group of settings")
-    for key, value in _pairs(content):
+    for key, value in pairs(content):
         name = key.rpartition(".")[2]
         if name.startswith("_"):  # such as Hydra's _target_, which would name what to call
             raise ConfigError(f"{path} is no run's configuration: there is no setting {key!r}")
@@ -41,10 +41,19 @@ def read_recorded(run_dir: Path) -> dict[str, Any]:
     return content
 
 
-def _pairs(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def pairs(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every value by its dotted key, groups and lists too."""
     inside = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, value in inside:
         yield f"{prefix}{key}", value
         if isinstance(value, dict | list):
-            yield from _pairs(value, f"{prefix}{key}.")
+            yield from pairs(value, f"{prefix}{key}.")
+
+
+def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting by its dotted key; a list is one value."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,14 +1,11 @@
 """Settings of a run that are refused before anything is built."""
 
-from collections.abc import Mapping
-from itertools import chain
-from typing import Any
-
 from omegaconf import DictConfig, OmegaConf
 
 from noah_lightning.checks import whole_number
 from noah_lightning.config import typed
 from noah_lightning.errors import ConfigError
+from noah_lightning.recorded import pairs
 from noah_lightning.setting_ranges import HEADS, LOGGERS, RANGES, Check
 
 
@@ -18,7 +15,7 @@ def check_settings(config: DictConfig) -> None:
     Raises:
         ConfigError: a setting out of its range, or one that does not go with another.
     """
-    given = _dotted(config)
+    given = dict(pairs(OmegaConf.to_container(config)))
     if missing := [key for key in ranges_of(config) if key not in given]:
         raise ConfigError(
             f"{missing[0]} is missing: it was taken away, or this is the configuration of another version"
@@ -35,7 +32,7 @@ def check_each(config: DictConfig) -> None:
     Raises:
         ConfigError: the first of them.
     """
-    values = _dotted(config)
+    values = dict(pairs(OmegaConf.to_container(config)))
     for key, check in ranges_of(config).items():
         if key in values:
             check(key, values[key])
@@ -45,19 +42,6 @@ def ranges_of(config: DictConfig) -> dict[str, Check]:
     """The checks of all settings that a configuration should have, by their dotted keys."""
     head, logger = (str(OmegaConf.select(config, key)) for key in ("head.name", "logger.name"))
     return RANGES | HEADS.get(head, {"head.name": HEADS["gap"]["head.name"]}) | LOGGERS.get(logger, {})
-
-
-def _dotted(config: DictConfig) -> dict[str, Any]:
-    """Plain values by their dotted keys, groups too."""
-
-    def walk(tree: Mapping[Any, Any], prefix: str) -> list[tuple[str, Any]]:
-        pairs = [(f"{prefix}{key}", value) for key, value in tree.items()]
-        inside = (walk(value, f"{key}.") for key, value in pairs if isinstance(value, dict))
-        return [*pairs, *chain.from_iterable(inside)]
-
-    plain = OmegaConf.to_container(config)
-    assert isinstance(plain, dict)
-    return dict(walk(plain, ""))
 
 
 def _check_budget(config: DictConfig) -> None:

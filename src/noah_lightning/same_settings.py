@@ -5,6 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from noah_lightning.errors import ConfigError
+from noah_lightning.recorded import flat
 from noah_lightning.run_config import read_config
 
 # Settings that may differ from those the run was begun with: where things are, who loads them, what ends the run.
@@ -27,7 +28,7 @@ def check_same(run_dir: Path, config: DictConfig, force: bool = False) -> None:
         ConfigError: the settings differ, or there is no run.
     """
     free = (*FREE, *SPLIT) if force else FREE
-    begun, now = (_flat(settings) for settings in (read_config(run_dir), config))
+    begun, now = (dict(flat(OmegaConf.to_container(one))) for one in (read_config(run_dir), config))
     for key in sorted(begun.keys() | now.keys()):
         if begun.get(key) != now.get(key) and key not in free:
             may = "by --force, which says what is not exact then" if key in SPLIT else f"only in {', '.join(FREE)}"
@@ -35,18 +36,3 @@ def check_same(run_dir: Path, config: DictConfig, force: bool = False) -> None:
                 f"{run_dir} was begun with {key}={begun.get(key)}, not {now.get(key)}; a run goes on with its own "
                 f"settings, others are taken {may}"
             )
-
-
-def _flat(config: DictConfig) -> dict[str, object]:
-    """All settings by their dotted keys."""
-    found: dict[str, object] = {}
-
-    def walk(value: object, key: str) -> None:
-        if isinstance(value, dict) and value:
-            for name, part in value.items():
-                walk(part, f"{key}.{name}" if key else str(name))
-        else:
-            found[key] = value
-
-    walk(OmegaConf.to_container(config), "")
-    return found

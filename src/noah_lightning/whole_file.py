@@ -9,7 +9,11 @@ PART = ".part"  # of a name: not yet whole
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let ``write`` fill a new file and put it in the place of ``path``; whatever goes wrong, the old one stays."""
+    """Let ``write`` fill a new file and put it in the place of ``path``; whatever goes wrong, the old one stays.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     part = path.with_name(path.name + PART)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

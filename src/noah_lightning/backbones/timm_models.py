@@ -51,9 +51,9 @@ def build_timm_model(
     _require_known(name)
     model_args |= _fit_image_size(name, image_size, model_args)
     if weights:
-        state = checked_weights(read_weights(weights), weights, name, partial(build_on_meta, name, **model_args))
+        checked = checked_weights(read_weights(weights), weights, name, partial(build_on_meta, name, **model_args))
         # timm's own loader then adapts layouts and position embeddings as it does for its own files
-        model_args |= {"pretrained": True, "pretrained_cfg_overlay": state.as_pretrained_cfg()}
+        model_args |= {"pretrained": True, "pretrained_cfg_overlay": checked}
     elif pretrained:
         return _build_pretrained(name, num_classes, model_args)
     model = _build(name, num_classes, model_args)

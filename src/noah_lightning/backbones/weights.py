@@ -1,7 +1,6 @@
 """Weights of a timm model from a local file: read safely, fitted strictly."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,6 @@ from torch import Tensor, nn
 from noah_lightning.errors import WeightsError, one_line
 
 StateDict = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class CheckedWeights:
-    """A state dict that is known to hold every weight of a backbone, and its classifier's class count."""
-
-    state: StateDict
-    num_classes: int  # 0 where the file holds no classifier
-
-    def as_pretrained_cfg(self) -> dict[str, Any]:
-        """What timm's ``pretrained_cfg_overlay`` takes; timm drops the classifier if the class count differs."""
-        return {"state_dict": dict(self.state), "num_classes": self.num_classes}
 
 
 def read_weights(path: str | Path) -> StateDict:
@@ -45,7 +32,7 @@ def read_weights(path: str | Path) -> StateDict:
 
 def checked_weights(
     state: StateDict, path: str | Path, name: str, build_on_meta: Callable[..., nn.Module]
-) -> CheckedWeights:
+) -> dict[str, Any]:
     """Make sure ``state`` is a complete set of weights for the backbone ``name``.
 
     timm loads leniently as soon as the class counts differ, so a file for another model could pass in silence.
@@ -56,6 +43,9 @@ def checked_weights(
         path: where they come from, for the message.
         name: the timm model that is to take them.
         build_on_meta: builds that model without memory and without classifier, given more arguments for timm.
+
+    Returns:
+        What timm's ``pretrained_cfg_overlay`` takes; timm drops the classifier if the class count differs.
 
     Raises:
         WeightsError: a missing, left-over or misshapen weight, with the first names.
@@ -72,4 +62,4 @@ def checked_weights(
         build_on_meta(pretrained=True, pretrained_cfg_overlay={"state_dict": backbone, "num_classes": 0})
     except Exception as error:  # each of timm's adapters trips over a foreign file in its own way
         raise WeightsError(f"{path} does not fit {name}: {one_line(error)}") from error
-    return CheckedWeights(state, num_classes)
+    return {"state_dict": dict(state), "num_classes": num_classes}

@@ -93,7 +93,11 @@ def bench_memory() -> Report:
 
 
 def bench_models(rows: Sequence[str], rounds: int) -> Report:
-    """Seconds of whole training steps of rows of the paper, with NOAH and with their own classifier."""
+    """Seconds of whole training steps of rows of the paper, with NOAH and with their own classifier.
+
+    Raises:
+        UserError: a row that there is not.
+    """
     device = _device()
     figures, cells = [], []
     for row in rows:

@@ -8,11 +8,11 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import forkserver, get_context, parent_process, resource_tracker
-from threading import Thread
+from multiprocessing import forkserver, get_context, resource_tracker
 from typing import Any
 
 from noah_lightning.check_data.image import Look, look_at
+from noah_lightning.processes import end_with_parent
 
 AHEAD = 4  # chunks for each process that are handed out beforehand
 _stop: Any = None  # in a process of the pool: a shared number, 1 as soon as nobody wants its work
@@ -116,14 +116,7 @@ def _begin(stop: Any) -> None:
     """First thing in each process: a check that is killed takes its processes along."""
     global _stop
     _stop = stop
-
-    def watch() -> None:
-        parent = parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
+    end_with_parent()
 
 
 def _look_at_chunk(root: str, chunk: Chunk) -> Seen:

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 from noah_lightning.compare.comparison import Comparison
 from noah_lightning.compare.measure import Entry
-from noah_lightning.compare.numbers import duration, p_value, signed
+from noah_lightning.compare.numbers import p_value, signed
 from noah_lightning.compare.paired import LEVEL
+from noah_lightning.console import duration
 from noah_lightning.tables import Table
 
 DASH = "–"  # there is none

@@ -17,10 +17,3 @@ def p_value(p: float) -> str:
 def count(number: int, thing: str) -> str:
     """``1 seed``, ``2 seeds``."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """``1:15``, ``1:01:40``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

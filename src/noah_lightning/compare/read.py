@@ -12,7 +12,7 @@ import numpy as np
 
 from noah_lightning.checks import is_number
 from noah_lightning.errors import ConfigError, one_line
-from noah_lightning.recorded import read_recorded
+from noah_lightning.recorded import flat, read_recorded
 from noah_lightning.run_files import CONFIG, LOG, METRICS, PREDICTIONS, RESULTS
 
 
@@ -75,20 +75,13 @@ def read_run(path: Path) -> Run:
     content = read_recorded(path)
     if "seed" not in content:
         raise ConfigError(f"{file} is no run's configuration: seed missing")
-    settings = dict(_flat(content))
+    settings = dict(flat(content))
     if not {"model.name", "head.name"} <= set(settings):
         raise ConfigError(f"{file} is no run's configuration: model.name or head.name missing")
     if not isinstance(settings["seed"], int):
         raise ConfigError(f"{file} is no run's configuration: seed={settings['seed']!r} is no whole number")
     outcome = _outcome(path / RESULTS)
     return Run(path, settings, outcome, "" if outcome else _reason(path))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return pairs
 
 
 def _outcome(path: Path) -> Outcome | None:

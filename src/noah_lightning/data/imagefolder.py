@@ -31,6 +31,9 @@ class FolderImages:
         root: folder that holds the split.
         split: its name.
         transform: a picture to uint8 (3, S, S).
+
+    Raises:
+        DataError: no such folder, or a class without images.
     """
 
     def __init__(self, root: Path, split: str, transform: Transform) -> None:

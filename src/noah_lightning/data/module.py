@@ -66,7 +66,7 @@ class ImageDataModule(LightningDataModule):
         image_size: side of the square images, in pixels.
         batch_size: images in a batch, per process.
         num_workers: loading processes; None: see :func:`default_workers`; 0: load in line.
-        seed: fixes the order of the training images and the workers' augmentation.
+        seed: fixes the order of the training images and all that is drawn for a batch.
         augment: its ``erasing`` and ``repeats`` are seen to here, the rest is for :meth:`build`.
         max_unreadable: training images that may be unreadable, in each process; others take their places.
 

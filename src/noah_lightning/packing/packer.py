@@ -113,16 +113,12 @@ def _plan(
 
     def sizes_of(some: range) -> list[int]:
         go_on()
-        return [read_size(_file(images, image)) for image in some]
+        return [read_size(images.file(image)) for image in some]
 
     some = [range(start, min(start + STATS, count)) for start in range(0, count, STATS)]
     sizes = tar_size(np.array([size for sizes in pool.map(sizes_of, some) for size in sizes]))[order]
     begins = np.cumsum(sizes) - sizes
     return np.split(order, np.flatnonzero(np.diff(begins // shard_bytes)) + 1)
-
-
-def _file(images: FolderImages, image: int) -> Path:
-    return images.folder / images.index.path(image)
 
 
 def _write(
@@ -139,7 +135,7 @@ def _write(
 
     def write(number: int) -> Shard:
         some = plan[number].tolist()
-        sources = ((_file(images, image), int(labels[image])) for image in some)
+        sources = ((images.file(image), int(labels[image])) for image in some)
         first = int(ends[number]) - len(some)
         return write_shard(out / shard_name(split, number), sources, first, advance, go_on)
 

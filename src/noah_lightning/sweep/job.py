@@ -5,15 +5,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import Thread
 
 from omegaconf import DictConfig
 
 from noah_lightning.errors import RunFailed, UserError, one_line
+from noah_lightning.processes import end_with_parent
 from noah_lightning.stopping import Stopped
 from noah_lightning.sweep.again import mistakes_noted
 from noah_lightning.sweep.folder import has_finished
@@ -38,7 +38,7 @@ def start(config: DictConfig, run_dir: Path, gpus: Sequence[str], quiet: bool) -
 
 
 def _work(config: DictConfig, run_dir: Path, gpus: list[str], quiet: bool, sender: Connection) -> None:
-    _die_with_sweep()
+    end_with_parent()
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     from noah_lightning.launch import train_in_processes
@@ -62,15 +62,3 @@ def _work(config: DictConfig, run_dir: Path, gpus: list[str], quiet: bool, sende
         told = f"{type(error).__name__}: {one_line(error)}"
     with suppress(OSError):  # the sweep is gone
         sender.send(told)
-
-
-def _die_with_sweep() -> None:
-    """A sweep that is killed takes its jobs along."""
-
-    def wait() -> None:
-        sweep = parent_process()
-        assert sweep is not None
-        sweep.join()
-        os._exit(1)
-
-    Thread(target=wait, daemon=True).start()

@@ -43,7 +43,7 @@ class MixingSettings:
 class BatchMixing:
     """timm's mixup and CutMix in its ``batch`` mode: one draw for a batch, each image with its mirror in it.
 
-    The draws come from NumPy's global generator, which ``seed_everything`` seeds.
+    The draws come from NumPy's global generator, which the data module seeds anew for each step.
 
     Args:
         settings: at least one of the two is on.
