@@ -9,7 +9,7 @@ import torch
 
 from conftest import Answer
 from noah_lightning.rows import ROWS, create_row, read_row
-from noah_lightning.runs import read_config
+from noah_lightning.run_config import read_config
 from official import MODELS
 
 Noah = Callable[..., Answer]

@@ -20,8 +20,8 @@ import faults
 from conftest import TINY, Answer
 from noah_lightning.config import compose_config
 from noah_lightning.errors import ConfigError, UserError
+from noah_lightning.run_config import read_config
 from noah_lightning.run_lock import locked
-from noah_lightning.runs import read_config
 from noah_lightning.sweep import again, folder, job, plan, run, slurm
 
 Noah = Callable[..., Answer]

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from conftest import TINY, Answer, FinishedRun, call_noah
 from noah_lightning.config import compose_config
 from noah_lightning.epoch_report import EpochReport
-from noah_lightning.runs import build_model, read_config, read_results
+from noah_lightning.run_config import read_config
+from noah_lightning.runs import build_model, read_results
 from noah_lightning.task import MixingSettings, OptimizerSettings, ScheduleSettings
 from noah_lightning.task.mixing import BatchMixing
 from noah_lightning.train import make_task, make_trainer

@@ -14,6 +14,14 @@ from noah_lightning.checks import whole_number
 from noah_lightning.errors import ConfigError
 
 
+def cores() -> int:
+    """CPUs that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))  # honours containers and job schedulers
+    except AttributeError:  # macOS, Windows
+        return os.cpu_count() or 1
+
+
 def rank() -> int:
     """Number of this process among all of the run, from 0."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))

@@ -29,7 +29,6 @@ from noah_lightning.checks import is_number, rate
 from noah_lightning.config import settings
 from noah_lightning.errors import ConfigError, RunFailed, WeightsError, one_line
 from noah_lightning.model import create_model
-from noah_lightning.run_config import read_config as read_config  # where the other functions are looked for
 from noah_lightning.run_files import CHECKPOINTS, CONFIG, RESULTS
 from noah_lightning.whole_file import write_whole
 

@@ -1,7 +1,6 @@
 """What a benchmark found, with the machine it was found on."""
 
 import json
-import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from noah_lightning.processes import cores
 from noah_lightning.tables import Table
 
 
@@ -53,7 +53,7 @@ def machine() -> dict[str, Any]:
     """What runs the benchmark."""
     return {
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,

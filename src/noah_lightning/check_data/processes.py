@@ -12,7 +12,7 @@ from multiprocessing import forkserver, get_context, resource_tracker
 from typing import Any
 
 from noah_lightning.check_data.image import Look, look_at
-from noah_lightning.processes import end_with_parent
+from noah_lightning.processes import cores, end_with_parent
 
 AHEAD = 4  # chunks for each process that are handed out beforehand
 _stop: Any = None  # in a process of the pool: a shared number, 1 as soon as nobody wants its work
@@ -31,14 +31,6 @@ class Seen:
     chunk: Chunk
     looks: list[Look]
     process: int  # its id
-
-
-def cores() -> int:
-    """CPUs that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))  # honours containers and job schedulers
-    except AttributeError:  # macOS, Windows
-        return os.cpu_count() or 1
 
 
 def look_at_all(root: str, chunks: Iterable[Chunk]) -> Generator[Seen, None, None]:

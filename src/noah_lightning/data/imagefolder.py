@@ -15,13 +15,10 @@ from noah_lightning.data.picture import Picture
 from noah_lightning.data.transforms import INTERPOLATIONS, Transform, eval_transform, train_transform
 from noah_lightning.data.tree import (
     class_folders,
-    count_classes,
     given_root,
     require_same_classes,
 )
 from noah_lightning.errors import DataError, name_first
-
-__all__ = ["ImageFolderDataModule", "count_classes"]
 
 
 class FolderImages:
