@@ -3,8 +3,10 @@
 import contextlib
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,23 @@ def call_noah(*argv: str) -> Answer:
     finally:
         if full_error is not None:
             os.environ["HYDRA_FULL_ERROR"] = full_error
+    return Answer(status, out.getvalue(), err.getvalue())
+
+
+def call_benchmark(name: str, *argv: str) -> Answer:
+    """``python -m benchmarks.<name> <argv>`` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    before = sys.argv
+    sys.argv = [f"{name}.py", *argv]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                import_module(f"benchmarks.{name}").main()
+                status = 0
+            except SystemExit as stop:
+                status = int(stop.code or 0)
+    finally:
+        sys.argv = before
     return Answer(status, out.getvalue(), err.getvalue())
 
 

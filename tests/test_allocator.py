@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from noah_lightning import allocator, assembly
-from noah_lightning.config import compose_config
+from noah_lightning import train as assembly
+from noah_lightning.config.compose import compose_config
+from noah_lightning.distributed import environment as allocator
 
 # Blocks as a training step has them, large and small, ten times over.
 PROGRAM = """
@@ -21,7 +22,7 @@ for _ in range(10):
     step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-KEEP = "from noah_lightning.allocator import keep_freed_memory; keep_freed_memory()"
+KEEP = "from noah_lightning.distributed.environment import keep_freed_memory; keep_freed_memory()"
 
 
 def page_faults(first: str) -> int:

@@ -11,11 +11,11 @@ import torch
 from timm.models import _registry
 from torch import Tensor, nn
 
-from noah_lightning.backbones import FeatureMapBackbone, make_backbone
-from noah_lightning.backbones.feature_map import grid_shape
 from noah_lightning.errors import NoSpatialMapError
 from noah_lightning.heads import NOAHHead
-from noah_lightning.model import create_model
+from noah_lightning.models import FeatureMapBackbone, make_backbone
+from noah_lightning.models.classifier import create_model
+from noah_lightning.models.feature_extractor import grid_shape
 
 # one cheap model of every class in timm; where a class is missing, test_the_recorded_classes_are_all says its name
 CLASSES: dict[str, str] = json.loads((Path(__file__).parent / "data" / "timm_classes.json").read_text())

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from noah_lightning.batch_split import BatchSplit, KeepPlace, not_exact
-from noah_lightning.data.batches import EpochBatches
-from noah_lightning.data.shuffle import EpochShuffle
+from noah_lightning.callbacks.batch_split import BatchSplit, KeepPlace, not_exact
+from noah_lightning.data.loader import EpochBatches
+from noah_lightning.data.samplers import EpochShuffle
 
 IMAGES = 240
 

@@ -1,4 +1,4 @@
-"""``noah bench data``: what its report holds, and that both pipelines see the same images."""
+"""``python -m benchmarks.data``: what its report holds, and that both pipelines see the same images."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from noah_lightning.bench import data as bench_file
-from noah_lightning.bench.data import bench_data, make_photographs, official, ours
+from benchmarks import data as bench_file
+from benchmarks.data import bench_data, make_photographs, official, ours
 from noah_lightning.errors import DataError
 
 

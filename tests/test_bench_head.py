@@ -1,15 +1,14 @@
-"""`noah bench head`: that it measures what it says; how fast things are is no matter for a test."""
+"""``python -m benchmarks.head``: that it measures what it says; how fast things are is no matter for a test."""
 
 import json
-from collections.abc import Callable
 
 import pytest
 import torch
 
-from conftest import Answer
-from noah_lightning.bench import head as bench
-from noah_lightning.bench.memory import peak_memory
-from noah_lightning.bench.timing import alternate, ratio, spread
+from benchmarks import head as bench
+from benchmarks.memory import peak_memory
+from benchmarks.timing import alternate, ratio, spread
+from conftest import call_benchmark
 from noah_lightning.heads import NOAHHead
 
 
@@ -20,12 +19,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_batch", lambda device: 8)
 
 
-def test_table_and_figures(noah: Callable[..., Answer]) -> None:
-    answer = noah("bench", "head", "--rounds", "2")
+def test_table_and_figures() -> None:
+    answer = call_benchmark("head", "--rounds", "2")
     assert answer.status == 0, answer.err
     for word in ("definition / ours", "small", "train, dropout 0.1", "geometric mean"):
         assert word in answer.out
-    report = json.loads(noah("bench", "head", "--rounds", "2", "--json").out)
+    report = json.loads(call_benchmark("head", "--rounds", "2", "--json").out)
     assert report["machine"]["threads"] == torch.get_num_threads()
     assert [figure["mode"] for figure in report["figures"]] == ["train", "train", "eval"]
     for figure in report["figures"]:
@@ -42,8 +41,8 @@ def test_both_heads_do_the_same_work() -> None:
         assert ours.shape == definition.shape
 
 
-def test_memory(noah: Callable[..., Answer]) -> None:
-    (figure,) = json.loads(noah("bench", "head", "--profile", "--json").out)["figures"]
+def test_memory() -> None:
+    (figure,) = json.loads(call_benchmark("head", "--profile", "--json").out)["figures"]
     assert figure["bytes"]["definition"] > 4 * 8 * 4 * 50 * 9 * 3  # at least three tensors of B N K L floats
     assert figure["ours_over_definition"] == figure["bytes"]["ours"] / figure["bytes"]["definition"]
 
@@ -69,13 +68,13 @@ def test_21841_classes_train_within_2_gib() -> None:
     assert peak_memory(step, torch.device("cpu")) < 2 * 2**30
 
 
-def test_models(noah: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
-    (figure,) = json.loads(noah("bench", "head", "--models", "mobilenetv2_035", "--rounds", "1", "--json").out)[
+def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    (figure,) = json.loads(call_benchmark("head", "--models", "mobilenetv2_035", "--rounds", "1", "--json").out)[
         "figures"
     ]
     assert figure["row"] == "mobilenetv2_035"
     assert min(figure["seconds"].values()) > 0
-    answer = noah("bench", "head", "--models", "resnet")
+    answer = call_benchmark("head", "--models", "resnet")
     assert answer.status == 2
     assert "did you mean resnet" in answer.err
 

@@ -1,4 +1,4 @@
-"""``noah bench step``: what its report holds, and that both ways of training do the same work."""
+"""``python -m benchmarks.step``: what its report holds, and that both ways of training do the same work."""
 
 import json
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from noah_lightning.bench import step as bench
-from noah_lightning.bench.step import BARE, OURS, Case, bench_step, compare
+from benchmarks import step as bench
+from benchmarks.step import BARE, OURS, Case, bench_step, compare
 
 CASE = Case("tiny", lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, bench.CLASSES)), 4, steps=3)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noah_lightning.compare import compare, write_html
+from noah_lightning.analysis import compare, write_html
 from test_compare import first, make_run
 
 CHROMIUM = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]

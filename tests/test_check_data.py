@@ -15,17 +15,22 @@ import pytest
 from PIL import Image
 from timm.data import ImageNetInfo
 
-import noah_lightning.check_data as check_package
+import noah_lightning.tools.check_data as check_package
 from conftest import Answer, call_noah
-from noah_lightning.check_data import processes, progress
-from noah_lightning.check_data.copies import find_copies
-from noah_lightning.check_data.findings import KINDS, NOTE, PROBLEM, Findings, printable
-from noah_lightning.check_data.image import look_at
-from noah_lightning.check_data.imagenet import compare_with_imagenet, is_imagenet
-from noah_lightning.check_data.listing import ClassFolder, Counts, list_tree
+from noah_lightning.data.image import Picture
 from noah_lightning.data.index import Names, scan
-from noah_lightning.data.picture import Picture
 from noah_lightning.errors import DataError
+from noah_lightning.tools.check_data import processes, progress
+from noah_lightning.tools.check_data.image import look_at
+from noah_lightning.tools.check_data.report import KINDS, NOTE, PROBLEM, Findings, printable
+from noah_lightning.tools.check_data.tree import (
+    ClassFolder,
+    Counts,
+    compare_with_imagenet,
+    find_copies,
+    is_imagenet,
+    list_tree,
+)
 
 Noah = Callable[..., Answer]
 WNIDS = ImageNetInfo().label_names()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from noah_lightning.checkpoint_file import WholeFiles, read_checkpoint
+from noah_lightning.callbacks.checkpoints import WholeFiles, read_checkpoint
 from noah_lightning.errors import WeightsError
 
 CONTENT = {"state_dict": {"weight": torch.arange(1000.0)}, "global_step": 7}
@@ -78,7 +78,7 @@ def test_a_full_disk_keeps_the_old_file(saved: Path, caplog: pytest.LogCaptureFi
 def test_a_process_killed_while_writing_keeps_the_old_file(saved: Path) -> None:
     code = f"""
 import os, torch
-from noah_lightning.checkpoint_file import WholeFiles
+from noah_lightning.callbacks.checkpoints import WholeFiles
 os.fsync = lambda handle: os.kill(os.getpid(), 9)
 WholeFiles().save_checkpoint({{"global_step": 8}}, {str(saved)!r})
 """

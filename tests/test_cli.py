@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 import noah_lightning
-from conftest import TINY, Answer
-from noah_lightning import console, progress
+from conftest import TINY, Answer, call_benchmark
+from noah_lightning.callbacks import progress
 from noah_lightning.cli import commands
+from noah_lightning.loggers import console
 
 Noah = Callable[..., Answer]
 REPOSITORY = Path(__file__).parents[1]
@@ -33,12 +34,12 @@ def test_help_of_train_names_groups_and_examples(noah: Noah) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["data", "--workers", "-1"], "argument --workers: '-1' is no whole number of at least 0"),
-        (["step", "--rounds", "0"], "argument --rounds: '0' is no whole number of at least 1"),
+        (["data", "--workers", "-1"], "argument --workers: '-1' is not an integer of at least 0"),
+        (["step", "--rounds", "0"], "argument --rounds: '0' is not an integer of at least 1"),
     ],
 )
-def test_a_number_that_is_none_is_one_line(noah: Noah, words: list[str], told: str) -> None:
-    answer = noah("bench", *words)
+def test_a_number_that_is_none_is_one_line(words: list[str], told: str) -> None:
+    answer = call_benchmark(*words)
     assert answer.status == 2
     assert told in answer.err.splitlines()[-1]
 

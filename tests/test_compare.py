@@ -18,15 +18,20 @@ import pytest
 import yaml
 from scipy.stats import binomtest
 
-from noah_lightning.compare import compare, csv, html, latex, markdown, show, write_html
-from noah_lightning.compare.classes import ClassGain, most_helped, most_hurt
-from noah_lightning.compare.heatmap import heat_maps
-from noah_lightning.compare.numbers import p_value, signed
-from noah_lightning.compare.paired import Paired, bootstrap, compare_paired, mcnemar
-from noah_lightning.compare.summary import summary
-from noah_lightning.compare.text import remarks
+from noah_lightning.analysis import compare, csv, html, latex, markdown, show, write_html
+from noah_lightning.analysis.figures import heat_maps
+from noah_lightning.analysis.report import p_value, remarks, signed, summary
+from noah_lightning.analysis.statistics import (
+    ClassGain,
+    Paired,
+    bootstrap,
+    compare_paired,
+    mcnemar,
+    most_helped,
+    most_hurt,
+)
+from noah_lightning.analysis.tables import Table, latex_text
 from noah_lightning.errors import ConfigError
-from noah_lightning.tables import Table, latex_text
 
 LABELS = np.arange(40) % 4
 
@@ -576,7 +581,7 @@ def test_no_heat_map_where_one_setting_varies(tmp_path: Path) -> None:
 
 
 def test_learning_curves_are_means_and_ranges_of_common_epochs(tmp_path: Path) -> None:
-    from noah_lightning.compare.curves import draw_curves, group_curve
+    from noah_lightning.analysis.figures import draw_curves, group_curve
 
     make_run(tmp_path / "a", seed=0, curve=(10, 20, 30))
     make_run(tmp_path / "b", seed=1, curve=(14, 30))
@@ -666,7 +671,7 @@ def test_numbers_round_without_a_sign_for_nothing() -> None:
 
 def test_comparing_starts_without_torch_and_without_matplotlib() -> None:
     code = (
-        "import sys, noah_lightning.compare; print({'torch', 'lightning', 'matplotlib', 'scipy'} & set(sys.modules))"
+        "import sys, noah_lightning.analysis; print({'torch', 'lightning', 'matplotlib', 'scipy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

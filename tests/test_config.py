@@ -11,13 +11,13 @@ import pytest
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from noah_lightning import rows
-from noah_lightning.config import compose_config, config_dir, override, settings, typed
+from noah_lightning.config.compose import compose_config, config_dir, override, settings, typed
 from noah_lightning.data import REGISTRY
-from noah_lightning.data.augment import AugmentSettings
-from noah_lightning.data.module import ImageDataModule
+from noah_lightning.data.datamodule import ImageDataModule
+from noah_lightning.data.transforms import AugmentSettings
 from noah_lightning.errors import ConfigError, DataError, UserError
 from noah_lightning.heads import NOAHHead, head_names
+from noah_lightning.models import rows
 from noah_lightning.task import OptimizerSettings, ScheduleSettings
 from noah_lightning.task.mixing import MixingSettings
 

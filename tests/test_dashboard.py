@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from noah_lightning import dashboard as dashboard_module
-from noah_lightning.config import compose_config
-from noah_lightning.dashboard import PANELS, VIEW, dashboard, make_plan, make_report, make_workspace
+from noah_lightning.config.compose import compose_config
 from noah_lightning.errors import ConfigError
-from noah_lightning.runs import write_config
+from noah_lightning.loggers import dashboard as dashboard_module
+from noah_lightning.loggers.dashboard import PANELS, VIEW, dashboard, make_plan, make_report, make_workspace
+from noah_lightning.run_dir import write_config
 
 
 def make_run(run_dir: Path, identity: str, *overrides: str) -> None:

@@ -21,13 +21,13 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
-from noah_lightning.data import create_data, on_device
-from noah_lightning.data.augment import AugmentSettings, augment_settings
+from noah_lightning.data import create_data
+from noah_lightning.data import transforms as on_device
+from noah_lightning.data.datamodule import ImageDataModule, Split
+from noah_lightning.data.image import Picture
 from noah_lightning.data.imagefolder import ImageFolderDataModule
-from noah_lightning.data.module import ImageDataModule, Split
-from noah_lightning.data.picture import Picture
-from noah_lightning.data.shuffle import EpochRepeat, EpochShuffle
-from noah_lightning.data.transforms import RandomCrop, train_transform
+from noah_lightning.data.samplers import EpochRepeat, EpochShuffle
+from noah_lightning.data.transforms import AugmentSettings, RandomCrop, augment_settings, train_transform
 from noah_lightning.errors import ConfigError
 from test_data_folder import as_picture, assert_near
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from noah_lightning.data import batches
-from noah_lightning.data.batches import DrawnImages, EpochBatches, TrainLoader
-from noah_lightning.data.randomness import Purpose, batch_seed, draw_from, drawing_from
-from noah_lightning.data.shuffle import EpochRepeat, EpochShuffle
+from noah_lightning.data import loader as batches
+from noah_lightning.data.loader import DrawnImages, EpochBatches, TrainLoader
+from noah_lightning.data.samplers import EpochRepeat, EpochShuffle
+from noah_lightning.data.seeding import Purpose, batch_seed, draw_from, drawing_from
 from noah_lightning.errors import DataError
 
 

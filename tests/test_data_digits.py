@@ -10,8 +10,17 @@ import yaml
 from sklearn.datasets import load_digits
 
 from noah_lightning.data import create_data
-from noah_lightning.data.clutter import TRAIN, VAL, Layout, draw_layout, render, split_sources
-from noah_lightning.data.digits import DigitsDataModule, DigitsDataset, load_glyphs
+from noah_lightning.data.digits import (
+    TRAIN,
+    VAL,
+    DigitsDataModule,
+    DigitsDataset,
+    Layout,
+    draw_layout,
+    load_glyphs,
+    render,
+    split_sources,
+)
 from noah_lightning.errors import ConfigError, DataError
 
 CONFIG = yaml.safe_load((Path(__file__).parents[1] / "conf" / "data" / "digits.yaml").read_text())

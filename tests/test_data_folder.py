@@ -14,8 +14,8 @@ from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision import transforms as v1
 
 from noah_lightning.data import create_data
+from noah_lightning.data.image import Picture
 from noah_lightning.data.imagefolder import ImageFolderDataModule
-from noah_lightning.data.picture import Picture
 from noah_lightning.data.transforms import eval_transform
 from noah_lightning.data.tree import count_classes
 from noah_lightning.errors import ConfigError, DataError

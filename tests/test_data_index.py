@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from torchvision.datasets import ImageFolder
 
+from noah_lightning.data import index as index_cache
 from noah_lightning.data import index as index_file
-from noah_lightning.data import index_cache
-from noah_lightning.data.index import TreeIndex, scan
-from noah_lightning.data.index_cache import cache_file, find_images
+from noah_lightning.data.index import TreeIndex, cache_file, find_images, scan
 from noah_lightning.data.tree import class_folders
 from noah_lightning.errors import DataError
 

@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from conftest import Answer
-from noah_lightning.config import compose_config
+from noah_lightning.config.compose import compose_config
 from noah_lightning.data import create_data
+from noah_lightning.data.image import Picture
 from noah_lightning.data.packed import OPEN_SHARDS, PackedImages
-from noah_lightning.data.picture import Picture
-from noah_lightning.data.shard_shuffle import ShardShuffle
+from noah_lightning.data.samplers import ShardShuffle
 from noah_lightning.errors import ConfigError, DataError
-from noah_lightning.packing import pack
+from noah_lightning.tools.pack import pack
 from noah_lightning.train import train
 from test_processes import TWO, in_process_group
 

@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from noah_lightning.data import decode as decode_file
-from noah_lightning.data.jpeg import sequential_jpeg
-from noah_lightning.data.picture import Picture
+from noah_lightning.data import image as decode_file
+from noah_lightning.data.image import Picture, sequential_jpeg
 from noah_lightning.errors import DataError
 
 

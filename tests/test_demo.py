@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from conftest import TINY, Answer
-from noah_lightning.attention_picture import attention_of_guess
-from noah_lightning.backbones.feature_map import FeatureMapBackbone
+from noah_lightning.analysis.attention_figure import draw_comparison
+from noah_lightning.callbacks.attention_images import attention_of_guess
 from noah_lightning.demo import verdict
-from noah_lightning.model import create_model
-from noah_lightning.picture import draw_comparison
-from noah_lightning.runs import Results, read_results
+from noah_lightning.models.classifier import create_model
+from noah_lightning.models.feature_extractor import FeatureMapBackbone
+from noah_lightning.run_dir import Results, read_results
 
 Noah = Callable[..., Answer]
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from conftest import TINY, Answer, FinishedRun, call_noah
 from noah_lightning.errors import ConfigError
-from noah_lightning.run_config import read_config
-from noah_lightning.runs import build_model, load_model, read_results
+from noah_lightning.models.from_config import build_model, load_model
+from noah_lightning.run_dir import read_config, read_results
 from noah_lightning.task import ClassificationTask, OptimizerSettings, ScheduleSettings
 from test_task import BATCH, CLASSES, MetricRecord, count_with_numpy, loader, make_trainer, toy_data
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import TINY, Answer, FinishedRun, call_noah
-from noah_lightning.model import create_model
+from noah_lightning.models.classifier import create_model
 
 Noah = Callable[..., Answer]
 VAL = re.compile(r"val (top-1 .* loss \S+)")

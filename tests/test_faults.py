@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from conftest import TINY, Answer, call_noah
-from noah_lightning.checkpoint_file import read_checkpoint
+from noah_lightning.callbacks.checkpoints import read_checkpoint
+from noah_lightning.distributed.environment import rank
+from noah_lightning.distributed.launcher import run_in_processes
 from noah_lightning.errors import RunFailed
-from noah_lightning.loggers.metrics_file import MetricsFile
-from noah_lightning.processes import rank
-from noah_lightning.run_lock import locked
-from noah_lightning.runs import read_results
-from noah_lightning.spawn import run_in_processes
+from noah_lightning.loggers.metrics_csv import MetricsFile
+from noah_lightning.run_dir import locked, read_results
 from noah_lightning.task import ClassificationTask
 
 Noah = Callable[..., Answer]
@@ -263,7 +262,7 @@ def test_predictions_that_find_no_room_end_no_run(noah: Noah, monkeypatch: pytes
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("noah_lightning.record.write_whole", full)
+    monkeypatch.setattr("noah_lightning.callbacks.best_predictions.write_whole", full)
     answer = noah("train", *RUN, "trainer.max_epochs=1")
     assert (answer.status, answer.err) == (0, "")
     assert "predictions.npz cannot be written ([Errno 28] No space left on device); the run goes on" in answer.out

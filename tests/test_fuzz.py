@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 
 from fuzz.readers import READERS
 from fuzz.seeds import seeds
-from noah_lightning.config import compose_config, override
+from noah_lightning.config.compose import compose_config, override
+from noah_lightning.config.settings import check_settings
 from noah_lightning.errors import UserError
-from noah_lightning.run_settings import check_settings
 
 FEW = settings(
     max_examples=20,

@@ -32,7 +32,7 @@ def test_a_run_on_the_gpu_evaluates_to_its_own_log(noah: Noah, trainer: list[str
 @pytest.mark.gpu
 def test_a_training_step_does_not_wait_for_the_device() -> None:
     """CUDA's sync debug mode raises at the first operation that would."""
-    from noah_lightning.model import create_model
+    from noah_lightning.models.classifier import create_model
     from noah_lightning.task import ClassificationTask, OptimizerSettings, ScheduleSettings
 
     model = create_model("test_resnet", head="noah", num_classes=10, head_num=4, key_ratio=0.5)

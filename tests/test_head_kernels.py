@@ -15,8 +15,9 @@ from packaging.version import Version
 from torch import Tensor
 
 from noah_lightning.errors import HeadSettingError
-from noah_lightning.heads import NOAHHead, attention
-from noah_lightning.heads.attention import operator, sliced
+from noah_lightning.heads import NOAHHead
+from noah_lightning.heads import kernels as attention
+from noah_lightning.heads.kernels import operator, sliced
 
 # Settings that take every branch: groups or none, shared channels or not, tiles and slices that do not come out even.
 SETTINGS = {
@@ -38,7 +39,7 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
     if request.param == "sliced":
         monkeypatch.setattr(sliced, "_CPU_ELEMENTS", 1000)  # several slices, the last one shorter
         return "sliced", "cpu"
-    fused = pytest.importorskip("noah_lightning.heads.attention.fused")
+    fused = pytest.importorskip("noah_lightning.heads.kernels.fused")
     if (
         DEVICE == "cpu"
         and Version(version("triton")) < Version("3.7")
@@ -315,7 +316,7 @@ import sys, torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from noah_lightning.heads import NOAHHead
-from noah_lightning.heads.attention import fused, operator
+from noah_lightning.heads.kernels import fused, operator
 
 TYPES = {"keys_ptr": "*i64", "logits_ptr": "*fp32", "grad_ptr": "*fp32", "scale": "fp32", "drop_below": "u32"}
 head = NOAHHead(512, 1000).bfloat16()

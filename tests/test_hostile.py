@@ -21,13 +21,13 @@ from PIL import Image
 from torchvision.datasets import imagenet as torchvision_imagenet
 
 from conftest import TINY, Answer, FinishedRun
+from noah_lightning.config.plain_yaml import read_yaml
+from noah_lightning.data.image import Picture
 from noah_lightning.data.imagenet import unpack_archives
 from noah_lightning.data.packed import PackedDataModule
-from noah_lightning.data.picture import Picture
 from noah_lightning.errors import ConfigError, DataError, WeightsError
-from noah_lightning.official import read_official
-from noah_lightning.packing import pack
-from noah_lightning.plain_yaml import read_yaml
+from noah_lightning.models.official_checkpoints import read_official
+from noah_lightning.tools.pack import pack
 
 Noah = Callable[..., Answer]
 SYSTEM = os.system  # the fixture below puts a guard in its place
@@ -116,7 +116,7 @@ TARGETS = (
     {"_target_": "subprocess.run", "args": ["touch", "pwned"]},
     {"_target_": "builtins.eval", "_args_": ["open('pwned', 'w')"]},
     {"_target_": "torch.hub.load", "repo_or_dir": "evil/repo", "model": "x"},
-    {"_target_": "noah_lightning.model.create_model", "name": "hf-hub:evil/model"},
+    {"_target_": "noah_lightning.models.classifier.create_model", "name": "hf-hub:evil/model"},
 )
 PLACES = (
     *("head", "data", "model", "model.args", "recipe", "recipe.optimizer", "recipe.optimizer.options"),

@@ -20,12 +20,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import TINY, Answer, FinishedRun
-from noah_lightning.attention_picture import attention_of_guess, evaluating
-from noah_lightning.config import compose_config
+from noah_lightning.callbacks.attention_images import attention_of_guess, evaluating
+from noah_lightning.config.compose import compose_config
 from noah_lightning.errors import ConfigError
 from noah_lightning.loggers.wandb_run import run_id, run_name, tags
-from noah_lightning.model import create_model
-from noah_lightning.runs import read_results
+from noah_lightning.models.classifier import create_model
+from noah_lightning.run_dir import read_results
 from test_sweep import marked_processes, wait_until
 
 Noah = Callable[..., Answer]
@@ -285,7 +285,7 @@ def test_an_interrupted_or_crashed_run_is_closed_as_failed(
     def fail(*_: object) -> None:
         raise error("now")
 
-    monkeypatch.setattr("noah_lightning.progress.PlainProgress.on_train_batch_end", fail)
+    monkeypatch.setattr("noah_lightning.callbacks.progress.PlainProgress.on_train_batch_end", fail)
     command = ["train", *QUICK, "logger=wandb", "hydra.run.dir=run"]
     if error is RuntimeError:
         with pytest.raises(RuntimeError, match="now"):
@@ -300,7 +300,7 @@ def test_a_crash_after_the_last_epoch_is_a_failure_too(noah: Noah, monkeypatch: 
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("noah_lightning.runs.write_results", fail)
+    monkeypatch.setattr("noah_lightning.run_dir.write_results", fail)
     with pytest.raises(OSError, match="disk full"):
         noah("train", *QUICK, "logger=wandb", "trainer.max_epochs=1", "hydra.run.dir=run")
     assert [told.exit_code for told in offline_runs(Path("run"))] == [1]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from noah_lightning.errors import ConfigError, HeadSettingError, UnknownModelError, UserError
 from noah_lightning.heads import NOAHHead, head_names, register_head, registry
-from noah_lightning.model import Classifier, create_model
+from noah_lightning.models.classifier import Classifier, create_model
 
 CLASSES: dict[str, str] = json.loads((Path(__file__).parent / "data" / "timm_classes.json").read_text())
 TINY_SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}

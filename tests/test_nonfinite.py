@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from conftest import TINY, Answer
-from noah_lightning import app
-from noah_lightning.checkpoint_file import read_checkpoint
-from noah_lightning.config import compose_config, settings
+from noah_lightning.callbacks.checkpoints import read_checkpoint
+from noah_lightning.cli import hydra_app as app
+from noah_lightning.config.compose import compose_config, settings
 from noah_lightning.data import create_data
 from noah_lightning.errors import RunFailed, RunFailedEverywhere
 from noah_lightning.task import ClassificationTask, nonfinite

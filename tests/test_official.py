@@ -18,8 +18,8 @@ from torchvision.transforms import InterpolationMode
 import noah_lightning
 from conftest import Answer
 from noah_lightning.errors import ConfigError, WeightsError
-from noah_lightning.official import convert_official, read_official, row_overrides
-from noah_lightning.rows import create_row
+from noah_lightning.models.official_checkpoints import convert_official, read_official, row_overrides
+from noah_lightning.models.rows import create_row
 from official import CASES, MODELS, filled, recorded_images
 
 Noah = Callable[..., Answer]

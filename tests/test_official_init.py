@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from noah_lightning.errors import ConfigError
-from noah_lightning.model import Classifier, create_model
-from noah_lightning.rows import HEADS, ROWS, create_row
+from noah_lightning.models.classifier import Classifier, create_model
+from noah_lightning.models.rows import HEADS, ROWS, create_row
 
 SIGMAS = 6
 LARGE = {"resnet18", "resnet50", "resnet101", "resnet152", "deit_base", "deit_small"}

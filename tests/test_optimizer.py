@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from noah_lightning.errors import ConfigError
-from noah_lightning.model import create_model
+from noah_lightning.models.classifier import create_model
 from noah_lightning.task import OptimizerSettings, make_optimizer, parameter_groups, scaled_to
 
 

@@ -13,12 +13,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from noah_lightning.backbones import make_backbone
-from noah_lightning.backbones.models.mobilenetv3_small import InvertedResidual
-from noah_lightning.backbones.models.pvt_v1 import Block, ReducedAttention
 from noah_lightning.errors import WeightsError
-from noah_lightning.model import create_model
-from noah_lightning.rows import count_parameters, create_row
+from noah_lightning.models import make_backbone
+from noah_lightning.models.classifier import create_model
+from noah_lightning.models.rows import count_parameters, create_row
+from noah_lightning.models.zoo.mobilenetv3_small import InvertedResidual
+from noah_lightning.models.zoo.pvt_v1 import Block, ReducedAttention
 from noah_lightning.task.optimizer import parameter_groups
 
 # name -> what is left of two images of 224 pixels without pooling

@@ -19,12 +19,12 @@ from webdataset import WebDataset
 
 from conftest import Answer
 from noah_lightning import cli
-from noah_lightning import packing as pack_file
 from noah_lightning.data.pack_format import read_classes, read_index
 from noah_lightning.errors import DataError
-from noah_lightning.packing import pack
-from noah_lightning.packing import progress as pack_progress
-from noah_lightning.packing import shard as pack_shard
+from noah_lightning.tools import pack as pack_file
+from noah_lightning.tools.pack import pack
+from noah_lightning.tools.pack import progress as pack_progress
+from noah_lightning.tools.pack import shard as pack_shard
 
 Noah = Callable[..., Answer]
 SHARD = 6000  # bytes: a few images of the tree

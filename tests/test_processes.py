@@ -28,18 +28,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conftest import TINY, Answer, call_noah
-from noah_lightning.compare.read import read_predictions, read_run
-from noah_lightning.config import compose_config, settings
+from noah_lightning.analysis.read import read_predictions, read_run
+from noah_lightning.config.compose import compose_config, settings
+from noah_lightning.config.processes import batch_per_process, processes_per_node
 from noah_lightning.data import create_data
-from noah_lightning.data.module import ImageDataModule, Split
-from noah_lightning.data.shuffle import EpochRepeat, EpochShuffle
+from noah_lightning.data.datamodule import ImageDataModule, Split
+from noah_lightning.data.samplers import EpochRepeat, EpochShuffle
+from noah_lightning.distributed.environment import processes_started, rank
+from noah_lightning.distributed.launcher import _work, run_in_processes
+from noah_lightning.distributed.signals import Stopped, StopRequest
 from noah_lightning.errors import ConfigError, RunFailed
-from noah_lightning.processes import batch_per_process, processes_per_node, processes_started, rank
-from noah_lightning.spawn import _work, run_in_processes
-from noah_lightning.stopping import Stopped, StopRequest
 from noah_lightning.task import ClassificationTask, OptimizerSettings, ScheduleSettings
-from noah_lightning.task.accuracy import AccuracyCounter
-from noah_lightning.task.predictions import Predictions
+from noah_lightning.task.metrics import AccuracyCounter, Predictions
 from noah_lightning.train import make_trainer, train
 
 ROOT = Path(__file__).parents[1]

@@ -11,10 +11,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from conftest import Answer
-from noah_lightning.config import settings
+from noah_lightning.config.compose import settings
 from noah_lightning.data import create_data
-from noah_lightning.rows import row_config
-from noah_lightning.runs import build_model
+from noah_lightning.models.from_config import build_model
+from noah_lightning.models.rows import row_config
 from noah_lightning.train import make_task
 
 Noah = Callable[..., Answer]

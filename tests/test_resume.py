@@ -61,7 +61,7 @@ def interrupted_after(
     noah: Noah, monkeypatch: pytest.MonkeyPatch, steps: int, *words: str, command: Sequence[str] = TRAIN
 ) -> Answer:
     """A run in this process that gets SIGINT's flag after so many steps."""
-    from noah_lightning import checkpoints
+    from noah_lightning.callbacks import checkpoints
 
     agree = checkpoints.Checkpoints._agree
 
@@ -146,7 +146,7 @@ def test_other_settings_are_refused_before_processes_start(
     def start(*_: object, **__: object) -> None:
         raise AssertionError("processes were started")
 
-    monkeypatch.setattr("noah_lightning.launch.run_in_processes", start)
+    monkeypatch.setattr("noah_lightning.sweep.launch.run_in_processes", start)
     answer = noah("resume", "run", "trainer.devices=2", "trainer.strategy=ddp", "seed=1")
     assert answer.status == 2
     assert "was begun with " in answer.err

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from conftest import Answer
-from noah_lightning.rows import ROWS, create_row, read_row
-from noah_lightning.run_config import read_config
+from noah_lightning.models.rows import ROWS, create_row, read_row
+from noah_lightning.run_dir import read_config
 from official import MODELS
 
 Noah = Callable[..., Answer]
@@ -116,7 +116,7 @@ def test_heads_takes_any_model_of_timm(noah: Noah) -> None:
     ("words", "message"),
     [
         (["resnet51"], "has no model 'resnet51'; did you mean resnet51q"),
-        (["resnet50", "--num-classes", "0"], "'0' is no whole number of at least 1"),
+        (["resnet50", "--num-classes", "0"], "'0' is not an integer of at least 1"),
     ],
 )
 def test_heads_refuses_what_there_is_not(noah: Noah, words: list[str], message: str) -> None:

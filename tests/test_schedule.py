@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from noah_lightning.config import compose_config
+from noah_lightning.config.compose import compose_config
 from noah_lightning.errors import ConfigError
 from noah_lightning.task import ScheduleSettings, learning_rate
 from noah_lightning.train import make_task

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from noah_lightning import stopping
+from noah_lightning.distributed import signals as stopping
+from noah_lightning.distributed.signals import StopRequest
 from noah_lightning.errors import ConfigError
-from noah_lightning.run_lock import locked
-from noah_lightning.stopping import StopRequest
+from noah_lightning.run_dir import locked
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -59,7 +59,7 @@ def test_a_second_sigterm_changes_nothing() -> None:
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from noah_lightning.run_lock import locked
+from noah_lightning.run_dir import locked
 with locked(Path({str(tmp_path)!r})):
     pass
 """

@@ -8,10 +8,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from conftest import TINY, Answer
-from noah_lightning.config import compose_config, config_dir, override
+from noah_lightning.config.compose import compose_config, config_dir, override
+from noah_lightning.config.settings import check_settings, ranges_of
 from noah_lightning.errors import ConfigError, UserError
-from noah_lightning.packing import pack
-from noah_lightning.run_settings import check_settings, ranges_of
+from noah_lightning.tools.pack import pack
 from noah_lightning.train import train
 
 Noah = Callable[..., Answer]

@@ -18,10 +18,9 @@ import pytest
 
 import faults
 from conftest import TINY, Answer
-from noah_lightning.config import compose_config
+from noah_lightning.config.compose import compose_config
 from noah_lightning.errors import ConfigError, UserError
-from noah_lightning.run_config import read_config
-from noah_lightning.run_lock import locked
+from noah_lightning.run_dir import locked, read_config
 from noah_lightning.sweep import again, folder, job, plan, run, slurm
 
 Noah = Callable[..., Answer]
@@ -332,9 +331,9 @@ def test_a_resolved_configuration_is_all_a_job_needs() -> None:
 @pytest.fixture(scope="module")
 def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Job 0 of ``ONE_JOB``, after two of its steps, with a checkpoint of each."""
-    from noah_lightning import checkpoints
-    from noah_lightning.launch import train_in_processes
-    from noah_lightning.stopping import Stopped
+    from noah_lightning.callbacks import checkpoints
+    from noah_lightning.distributed.signals import Stopped
+    from noah_lightning.sweep.launch import train_in_processes
 
     agree = checkpoints.Checkpoints._agree
 
@@ -451,7 +450,7 @@ def test_a_folder_in_use_is_left_alone(job_dir: Path) -> None:
 
 def test_what_another_process_finished_is_not_trained_again(tmp_path: Path) -> None:
     """It was asked for before that, as by a sweep with more to do than its first job."""
-    from noah_lightning.launch import train_in_processes
+    from noah_lightning.sweep.launch import train_in_processes
 
     [one] = plan.expand(ONE_JOB)
     run_dir = tmp_path / "0"

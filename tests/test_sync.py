@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from noah_lightning import sync as sync_module
 from noah_lightning.errors import ConfigError, RunFailed
-from noah_lightning.sync import sync, wandb_runs
+from noah_lightning.loggers import sync as sync_module
+from noah_lightning.loggers.sync import sync, wandb_runs
 
 RECORDER = "import sys; open('asked', 'a').write('\\n'.join(sys.argv[1:]) + '\\n')"
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from noah_lightning.errors import ConfigError
 from noah_lightning.task import ClassificationTask, MixingSettings, OptimizerSettings, ScheduleSettings, learning_rate
-from noah_lightning.task.accuracy import AccuracyCounter
+from noah_lightning.task.metrics import AccuracyCounter
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

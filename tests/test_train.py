@@ -14,10 +14,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from conftest import TINY, Answer, FinishedRun, call_noah
-from noah_lightning.config import compose_config
-from noah_lightning.epoch_report import EpochReport
-from noah_lightning.run_config import read_config
-from noah_lightning.runs import build_model, read_results
+from noah_lightning.callbacks.epoch_report import EpochReport
+from noah_lightning.config.compose import compose_config
+from noah_lightning.models.from_config import build_model
+from noah_lightning.run_dir import read_config, read_results
 from noah_lightning.task import MixingSettings, OptimizerSettings, ScheduleSettings
 from noah_lightning.task.mixing import BatchMixing
 from noah_lightning.train import make_task, make_trainer

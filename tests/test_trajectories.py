@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from noah_lightning.official import convert_official
-from noah_lightning.rows import row_config
-from noah_lightning.runs import build_model
+from noah_lightning.models.from_config import build_model
+from noah_lightning.models.official_checkpoints import convert_official
+from noah_lightning.models.rows import row_config
 from noah_lightning.train import make_task
 from official import TRAJECTORIES, filled, trajectory_batch
 

@@ -19,8 +19,7 @@ from omegaconf import DictConfig
 
 from conftest import TINY, Answer
 from noah_lightning.errors import ConfigError, UserError
-from noah_lightning.run_config import read_config
-from noah_lightning.runs import Results, read_results, write_results
+from noah_lightning.run_dir import Results, read_config, read_results, write_results
 from noah_lightning.sweep import job as jobs
 from noah_lightning.sweep.plan import expand, split_options
 from noah_lightning.sweep.search import Search

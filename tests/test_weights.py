@@ -16,11 +16,11 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from noah_lightning.backbones import make_backbone
-from noah_lightning.backbones.timm_models import build_timm_model
-from noah_lightning.backbones.weights import read_weights
 from noah_lightning.errors import ConfigError, UnknownModelError, WeightsError
-from noah_lightning.model import create_model
+from noah_lightning.models import make_backbone
+from noah_lightning.models.classifier import create_model
+from noah_lightning.models.timm_models import build_timm_model
+from noah_lightning.models.weights import read_weights
 
 HEADS = ["gap", "noah"]
 TINY_BEIT = {"embed_dim": 32, "depth": 2, "num_heads": 2}

@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from noah_lightning.heads import NOAHHead
-    from noah_lightning.model import create_model
-    from noah_lightning.official import convert_official
-    from noah_lightning.rows import create_row
+    from noah_lightning.models.classifier import create_model
+    from noah_lightning.models.official_checkpoints import convert_official
+    from noah_lightning.models.rows import create_row
 
 __version__ = "0.1.0"
 __all__ = ["NOAHHead", "__version__", "convert_official", "create_model", "create_row"]
 
 _HOMES = {
     "NOAHHead": "noah_lightning.heads",
-    "convert_official": "noah_lightning.official",
-    "create_model": "noah_lightning.model",
-    "create_row": "noah_lightning.rows",
+    "convert_official": "noah_lightning.models.official_checkpoints",
+    "create_model": "noah_lightning.models.classifier",
+    "create_row": "noah_lightning.models.rows",
 }
 
 

@@ -8,16 +8,17 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from noah_lightning import runs
-from noah_lightning.attention_picture import attention_of_guess
-from noah_lightning.config import compose_config, settings
-from noah_lightning.console import duration, log
+from noah_lightning import run_dir as runs
+from noah_lightning.analysis.attention_figure import draw_comparison
+from noah_lightning.analysis.tables import Table
+from noah_lightning.callbacks.attention_images import attention_of_guess
+from noah_lightning.config.compose import compose_config, settings
 from noah_lightning.data import create_data
-from noah_lightning.data.module import LabelledImages
+from noah_lightning.data.datamodule import LabelledImages
 from noah_lightning.errors import ConfigError
-from noah_lightning.model import Classifier
-from noah_lightning.picture import draw_comparison
-from noah_lightning.tables import Table
+from noah_lightning.loggers.console import duration, log
+from noah_lightning.models.classifier import Classifier
+from noah_lightning.models.from_config import load_model
 from noah_lightning.train import train
 
 HEADS = ("gap", "noah")
@@ -77,7 +78,7 @@ def draw_demo(folder: Path, configs: dict[str, DictConfig], count: int = 6) -> P
     assert data.val_dataset is not None
     images, labels = _one_per_class(data.val_dataset, count)
     normalized = data.on_device.normalize(images)
-    models = {head: runs.load_model(folder / head, config) for head, config in configs.items()}
+    models = {head: load_model(folder / head, config) for head, config in configs.items()}
     with torch.no_grad():
         probabilities = {head: model(normalized).softmax(dim=1) for head, model in models.items()}
         noah = models["noah"]

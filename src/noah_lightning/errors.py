@@ -69,3 +69,6 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     """The message of a library's error with its line breaks folded, cut at ``limit`` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+FAILED, MISTAKE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141

@@ -4,15 +4,16 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from noah_lightning import run_config, runs
-from noah_lightning.assembly import make_trainer
-from noah_lightning.compiled import compiled
-from noah_lightning.config import settings
-from noah_lightning.converted import converted_config, is_converted, load_converted
+from noah_lightning import run_dir as run_config
+from noah_lightning.config.compose import settings
 from noah_lightning.data import create_data
 from noah_lightning.errors import ConfigError
+from noah_lightning.models.compiled import compiled
+from noah_lightning.models.from_config import load_model
 from noah_lightning.task import ClassificationTask, OptimizerSettings, ScheduleSettings
-from noah_lightning.task.accuracy import Accuracy
+from noah_lightning.task.metrics import Accuracy
+from noah_lightning.tools.convert import converted_config, is_converted, load_converted
+from noah_lightning.train import make_trainer
 
 
 def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = (), ema: bool = False) -> Accuracy:
@@ -20,7 +21,7 @@ def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = 
 
     It runs in this process, however many the training had; the counts are the same.
 
-    With ``ema`` it is that of the average of the weights, as :func:`runs.load_model` says.
+    With ``ema`` it is that of the average of the weights, as :func:`load_model` says.
     ``overrides`` such as ``data.root=/elsewhere`` change the recorded configuration for this evaluation only. A
     converted model has the configuration of its row, in which they may choose the data too: ``data=imagefolder``.
 
@@ -39,7 +40,7 @@ def _evaluate(folder: Path, checkpoint: str, overrides: Sequence[str], ema: bool
         model = load_converted(folder, config)
     else:
         config = run_config.config_to_use(folder, overrides)
-        model = runs.load_model(folder, config, checkpoint, ema)
+        model = load_model(folder, config, checkpoint, ema)
     config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"  # here, in this process
     data = create_data(config.data.name, **settings(config, "data", "name"))
     channels_last = config.trainer.get("channels_last", False)  # runs of older versions lack it, as they do compile

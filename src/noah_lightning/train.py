@@ -1,35 +1,56 @@
 """One training run: config → model → data → task → trainer, and nothing else."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
+from torch import nn
 
-from noah_lightning import console, run_files, runs
-from noah_lightning.assembly import batch_split, make_callbacks, make_task, make_trainer
-from noah_lightning.batch_split import not_exact
-from noah_lightning.checkpoints import keep_only_last, remove_later
-from noah_lightning.compiled import compiled
-from noah_lightning.config import settings
-from noah_lightning.cost import count_parameters
+from noah_lightning import run_dir as run_files
+from noah_lightning import run_dir as runs
+from noah_lightning.callbacks.attention_images import AttentionPicture
+from noah_lightning.callbacks.batch_split import BatchSplit, KeepPlace, not_exact
+from noah_lightning.callbacks.best_predictions import BestRecord
+from noah_lightning.callbacks.checkpoints import (
+    BestWeights,
+    Checkpoints,
+    WholeFiles,
+    check_split,
+    keep_metrics,
+    keep_only_last,
+    last_saved,
+    remove_later,
+)
+from noah_lightning.callbacks.epoch_report import EpochReport, EpochSpeed
+from noah_lightning.callbacks.progress import progress
+from noah_lightning.config.checks import whole_number
+from noah_lightning.config.compose import settings, typed
+from noah_lightning.config.processes import processes_per_node
+from noah_lightning.config.settings import check_settings
 from noah_lightning.data import create_data
-from noah_lightning.data.module import ImageDataModule
-from noah_lightning.epoch_report import EpochReport
+from noah_lightning.data.datamodule import ImageDataModule
+from noah_lightning.distributed.environment import keep_freed_memory, processes_started, rank
+from noah_lightning.distributed.signals import Stopped, StopRequest
 from noah_lightning.errors import ConfigError, RunFailed, UserError, one_line
-from noah_lightning.faults import faults_told
-from noah_lightning.loggers import close_loggers, make_loggers
-from noah_lightning.processes import processes_started, rank
-from noah_lightning.resume import check_split, keep_metrics, last_saved
-from noah_lightning.run_lock import check_unfinished, locked
-from noah_lightning.run_settings import check_settings
-from noah_lightning.same_settings import check_same
-from noah_lightning.stopping import Stopped, StopRequest
-from noah_lightning.task import ClassificationTask, OptimizerSettings
+from noah_lightning.loggers import console
+from noah_lightning.loggers.factory import close_loggers, make_loggers
+from noah_lightning.loggers.wandb_run import WandbRun
+from noah_lightning.models.compiled import compiled
+from noah_lightning.models.cost import count_parameters
+from noah_lightning.models.from_config import build_model
+from noah_lightning.run_dir import check_same, check_unfinished, locked
+from noah_lightning.task import ClassificationTask, MixingSettings, OptimizerSettings, ScheduleSettings, scaled_to
+from noah_lightning.task.failures import faults_told
 from noah_lightning.task.mixing import check_even
 
 log = logging.getLogger("noah_lightning")
@@ -49,7 +70,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False, force: bool =
     """
     check_settings(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    model = runs.build_model(config)  # before the data, which may take long to look through
+    model = build_model(config)  # before the data, which may take long to look through
     data = create_data(config.data.name, **settings(config, "data", "name"))
     report, stop = EpochReport(), StopRequest()
     loggers = make_loggers(config, run_dir)
@@ -164,3 +185,117 @@ def _conclude(run_dir: Path, task: ClassificationTask, report: EpochReport) -> r
     if ema:
         log.info("best ema %s", report.best_ema)
     return results
+
+
+def make_task(config: DictConfig, model: nn.Module, batch: int) -> ClassificationTask:
+    """The training task of a recipe, around a model, with the rate for ``batch`` images per optimiser step.
+
+    Raises:
+        ConfigError: recipe settings out of their range.
+    """
+    optimizer = typed(OptimizerSettings, config, "recipe.optimizer")
+    if str(config.trainer.precision) in ("16", "16-mixed") and config.trainer.gradient_clip_val:
+        # Lightning has no gradients to clip where a fused optimiser is to unscale them.
+        optimizer = replace(optimizer, options={"fused": False} | dict(optimizer.options))
+    return ClassificationTask(
+        model,
+        scaled_to(optimizer, batch),
+        typed(ScheduleSettings, config, "recipe.schedule"),
+        label_smoothing=config.recipe.label_smoothing,
+        mixing=typed(MixingSettings, config, "recipe.mixing"),
+        num_classes=config.data.num_classes,
+        ema=config.recipe.ema,
+        channels_last=config.trainer.channels_last,
+        nonfinite=config.trainer.nonfinite,
+    )
+
+
+def batch_split(config: DictConfig, data: ImageDataModule) -> BatchSplit:
+    """How the processes of this run share out the images of a step."""
+    return BatchSplit(processes_started(), data.batch_size, config.trainer.accumulate_grad_batches)
+
+
+def make_callbacks(
+    config: DictConfig,
+    run_dir: Path,
+    loggers: Sequence[Logger],
+    report: EpochReport,
+    data: ImageDataModule,
+    stop: StopRequest,
+) -> list[Callback]:
+    """What goes along with a training: progress, ``report``, the record of the best epoch, checkpoints, loggers.
+
+    ``stop`` is asked after each step.
+
+    Raises:
+        ConfigError: settings of the logger out of range.
+    """
+    record = BestRecord(run_dir / run_files.PREDICTIONS, data)
+    return [
+        progress(config.trainer.log_every_n_steps),
+        report,
+        record,
+        *_checkpoints(run_dir, config, stop),
+        KeepPlace(batch_split(config, data)),
+        *logger_callbacks(config, loggers, report, data),
+    ]
+
+
+def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trainer:
+    """Lightning's trainer with the settings of ``config.trainer``, in a process that keeps the memory of a step.
+
+    Raises:
+        ConfigError: settings Lightning does not accept.
+    """
+    keep_freed_memory()
+    try:
+        trainer = pl.Trainer(
+            **settings(config, "trainer", "devices", "channels_last", "compile", "nonfinite"),
+            devices=_devices(config),
+            use_distributed_sampler=False,  # the data module shares out the images
+            default_root_dir=run_dir,
+            enable_model_summary=False,
+            enable_progress_bar=console.on_terminal(),
+            plugins=[WholeFiles()],
+            **arguments,
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        advice = (
+            f"; trainer.accelerator={config.trainer.accelerator} finds none here" if "backend" in str(error) else ""
+        )
+        raise ConfigError(f"trainer: {one_line(error)}{advice}") from error
+    # Lightning's own would talk to the other processes from within a signal's handler; ours sets a flag.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+def _devices(config: DictConfig) -> Any:
+    """``trainer.devices`` as Lightning takes it; ``auto`` becomes the number of processes that there are."""
+    devices = settings(config, "trainer")["devices"]
+    return processes_per_node(config.trainer) if devices in ("auto", -1) else devices
+
+
+def _checkpoints(run_dir: Path, config: DictConfig, stop: StopRequest) -> list[Callback]:
+    """The weights of the best epoch, and the whole state as the run goes."""
+    best: list[Callback] = [BestWeights(run_dir, "best", "val/top1")]
+    if config.recipe.ema is not None:
+        best.append(BestWeights(run_dir, "best_ema", "val/ema_top1"))
+    when = config.checkpoint
+    return [*best, Checkpoints(run_dir, when.every_n_steps, when.every_minutes, when.keep, stop)]
+
+
+def logger_callbacks(
+    config: DictConfig, loggers: Sequence[Logger], report: EpochReport, data: ImageDataModule
+) -> list[Callback]:
+    """What feeds the loggers beside the task; to stand behind ``report`` in the trainer's list.
+
+    Raises:
+        ConfigError: ``logger.picture_every_n_epochs`` is no whole number.
+    """
+    callbacks: list[Callback] = [EpochSpeed(report)]
+    every = config.logger.get("picture_every_n_epochs")
+    if every is not None:
+        whole_number("logger.picture_every_n_epochs", every, low=0)
+    if every and config.head.name == "noah":
+        callbacks += [AttentionPicture(logger, data, every) for logger in loggers if isinstance(logger, WandbRun)]
+    return callbacks

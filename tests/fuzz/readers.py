@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from noah_lightning.checkpoint_file import read_checkpoint
-from noah_lightning.compare.read import Outcome, Run, read_curve, read_predictions, read_run
-from noah_lightning.data import index_cache
+from noah_lightning.analysis.read import Outcome, Run, read_curve, read_predictions, read_run
+from noah_lightning.callbacks.checkpoints import read_checkpoint
+from noah_lightning.data import index as index_cache
+from noah_lightning.data.image import Picture
 from noah_lightning.data.pack_format import FACTS, read_facts, read_index
-from noah_lightning.data.picture import Picture
 from noah_lightning.errors import UserError
-from noah_lightning.official import read_official
-from noah_lightning.run_config import config_to_use
+from noah_lightning.models.official_checkpoints import read_official
+from noah_lightning.run_dir import config_to_use
 
 FOLDER = Path(tempfile.mkdtemp(prefix="noah-fuzz-"))
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)

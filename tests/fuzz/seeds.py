@@ -10,9 +10,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from fuzz.readers import FOLDER
-from noah_lightning.config import compose_config
-from noah_lightning.data.index import Names, TreeIndex
-from noah_lightning.data.index_cache import _write
+from noah_lightning.config.compose import compose_config
+from noah_lightning.data.index import Names, TreeIndex, _write
 from noah_lightning.data.pack_format import Index
 
 

@@ -8,9 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from noah_lightning.cli.parser import parse
-from noah_lightning.errors import RunFailed, UserError
-from noah_lightning.exit_status import BROKEN_PIPE, FAILED, INTERRUPTED, MISTAKE
-from noah_lightning.stopping import Stopped
+from noah_lightning.distributed.signals import Stopped
+from noah_lightning.errors import BROKEN_PIPE, FAILED, INTERRUPTED, MISTAKE, RunFailed, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv[:1] == ["train"]:  # Hydra parses the rest by itself
-            from noah_lightning.app import train
+            from noah_lightning.cli.hydra_app import train
 
             train(argv[1:])
         else:

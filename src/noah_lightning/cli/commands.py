@@ -4,17 +4,12 @@ They import what they need when they run, so that ``noah --help`` answers at onc
 """
 
 import argparse
-from typing import TYPE_CHECKING
 
-from noah_lightning.exit_status import FAILED
-
-if TYPE_CHECKING:
-    from noah_lightning.bench.report import Report
-    from noah_lightning.check_data import Report as CheckReport
+from noah_lightning.errors import FAILED
 
 
 def rows(arguments: argparse.Namespace) -> None:
-    from noah_lightning.rows_table import cost_table, rows_table
+    from noah_lightning.tools.rows_table import cost_table, rows_table
 
     table = cost_table() if arguments.cost else rows_table()
     if arguments.markdown:
@@ -24,7 +19,7 @@ def rows(arguments: argparse.Namespace) -> None:
 
 
 def heads(arguments: argparse.Namespace) -> None:
-    from noah_lightning.preflight import preflight
+    from noah_lightning.tools.preflight import preflight
 
     look = preflight(arguments.model, arguments.num_classes)
     channels, rows, columns = look.feature_map
@@ -38,8 +33,8 @@ def heads(arguments: argparse.Namespace) -> None:
 
 
 def convert(arguments: argparse.Namespace) -> None:
-    from noah_lightning.converted import convert
-    from noah_lightning.official import holds_average
+    from noah_lightning.models.official_checkpoints import holds_average
+    from noah_lightning.tools.convert import convert
 
     facts = convert(arguments.file, arguments.model, arguments.head, arguments.output, arguments.ema)
     print(f"{facts.row} with {facts.head}, {facts.parameters:,} parameters: {arguments.output}")
@@ -51,8 +46,8 @@ def convert(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    from noah_lightning import console
     from noah_lightning.evaluate import evaluate
+    from noah_lightning.loggers import console
 
     console.start_logging()
     accuracy = evaluate(arguments.folder, arguments.checkpoint, arguments.overrides, arguments.ema)
@@ -61,21 +56,24 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def resume(arguments: argparse.Namespace) -> None:
-    from noah_lightning.app import resume
+    from noah_lightning.cli.hydra_app import resume
 
     resume(arguments.folder, arguments.overrides, arguments.force)
 
 
 def check_data(arguments: argparse.Namespace) -> int:
-    from noah_lightning.check_data import check_data
+    from noah_lightning.tools.check_data import check_data
 
     report = check_data(arguments.root)
-    _report(report, arguments)
+    if arguments.json:
+        print(report.json())
+    else:
+        report.show()
     return 0 if report.clean else FAILED
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    from noah_lightning import compare as runs
+    from noah_lightning import analysis as runs
 
     comparison = runs.compare(arguments.folders)
     if arguments.markdown:
@@ -91,69 +89,28 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def sync(arguments: argparse.Namespace) -> None:
-    from noah_lightning.sync import sync
+    from noah_lightning.loggers.sync import sync
 
     sync(arguments.folders)
 
 
 def dashboard(arguments: argparse.Namespace) -> None:
-    from noah_lightning.dashboard import dashboard
+    from noah_lightning.loggers.dashboard import dashboard
 
     print(dashboard(arguments.folders, arguments.entity, arguments.project, arguments.dry_run))
 
 
-def bench_head(arguments: argparse.Namespace) -> None:
-    from noah_lightning.bench import head
-
-    if arguments.profile:
-        report = head.bench_memory()
-    elif arguments.models:
-        report = head.bench_models(arguments.models, arguments.rounds)
-    else:
-        report = head.bench_head(arguments.rounds)
-    _report(report, arguments)
-
-
-def bench_data(arguments: argparse.Namespace) -> None:
-    from noah_lightning.bench.data import bench_data
-
-    _report(bench_data(arguments.root, arguments.workers, arguments.rounds), arguments)
-
-
-def bench_step(arguments: argparse.Namespace) -> None:
-    from noah_lightning import console
-    from noah_lightning.bench.step import bench_step
-
-    console.silence_libraries()
-    _report(bench_step(arguments.rounds), arguments)
-
-
-def bench_checkpoint(arguments: argparse.Namespace) -> None:
-    from noah_lightning import console
-    from noah_lightning.bench.checkpoint import bench_checkpoint
-
-    console.silence_libraries()
-    _report(bench_checkpoint(arguments.rounds), arguments)
-
-
-def _report(report: "Report | CheckReport", arguments: argparse.Namespace) -> None:
-    if arguments.json:
-        print(report.json())
-    else:
-        report.show()
-
-
 def pack(arguments: argparse.Namespace) -> None:
-    from noah_lightning import console
-    from noah_lightning.packing import pack
+    from noah_lightning.loggers import console
+    from noah_lightning.tools.pack import pack
 
     console.start_logging()
     print(pack(arguments.root, arguments.out, arguments.shard_size * 10**6))
 
 
 def demo(arguments: argparse.Namespace) -> None:
-    from noah_lightning import console
     from noah_lightning.demo import demo
+    from noah_lightning.loggers import console
 
     console.start_logging()
     demo(arguments.overrides)

@@ -113,8 +113,6 @@ def make_parser() -> argparse.ArgumentParser:
     dashboard.add_argument("--dry-run", action="store_true", help="print what would be built, as JSON")
     dashboard.set_defaults(command=run.dashboard)
 
-    _add_bench(commands)
-
     about = "write a folder tree of images into a few large files, which data=packed reads"
     pack = commands.add_parser("pack", help=about, description=f"{about}; the images stay as they are")
     pack.add_argument("root", type=Path, metavar="ROOT", help="holds train/CLASS/ and val/CLASS/")
@@ -131,37 +129,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    about = "measure the head, the data pipeline, the training step or saving beside the alternative"
-    bench = commands.add_parser("bench", help=about, description=f"{about}, in one process, in turns")
-    parts = bench.add_subparsers(title="parts", metavar="PART", required=True)
-    head = parts.add_parser("head", help="NOAH beside its definition and beside GAP")
-    what = head.add_mutually_exclusive_group()
-    what.add_argument("--profile", action="store_true", help="memory instead of time")
-    what.add_argument("--models", nargs="+", metavar="ROW", help="whole training steps of rows of the paper instead")
-    data = parts.add_parser("data", help="images per second beside torchvision's reference pipeline")
-    data.add_argument("--root", type=Path, metavar="DIR", help="with train/<class>/; default: made for the occasion")
-    data.add_argument("--workers", type=_whole, default=0, metavar="N", help="loading processes; default: none")
-    step = parts.add_parser("step", help="our training step beside a bare PyTorch loop")
-    checkpoint = parts.add_parser("checkpoint", help="what it costs to save a run, beside its steps")
-    commands_of = {
-        head: run.bench_head,
-        data: run.bench_data,
-        step: run.bench_step,
-        checkpoint: run.bench_checkpoint,
-    }
-    for part, command in commands_of.items():
-        part.add_argument("--rounds", type=_positive, default=7, metavar="N", help="default: 7")
-        part.add_argument("--json", action="store_true", help="for machines")
-        part.set_defaults(command=command)
-
-
 def _positive(text: str) -> int:
-    """argparse's word for a whole number of at least 1."""
-    return _whole(text, low=1)
-
-
-def _whole(text: str, low: int = 0) -> int:
-    if not text.isdecimal() or int(text) < low:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {low}")
+    """argparse's type of an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
     return int(text)

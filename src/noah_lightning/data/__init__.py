@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from noah_lightning.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from noah_lightning.data.module import ImageDataModule
+    from noah_lightning.data.datamodule import ImageDataModule
 
 # data=<name> -> (file in this package, class)
 REGISTRY: dict[str, tuple[str, str]] = {

@@ -1,20 +1,117 @@
-"""Cluttered translated digits: a task that needs no download and asks a head to look in the right place.
-
-Each image shows one of scikit-learn's 1797 hand-written digits somewhere on a canvas strewn with fragments of
-other digits. A fifth of the hand-written digits is kept for validation, whole and as fragments.
-"""
+"""Digits among fragments of other digits: who goes where, and the painting. Pure functions of their input."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from noah_lightning.checks import whole_number
-from noah_lightning.data.clutter import TRAIN, VAL, Bytes, Ints, draw_layout, render, split_sources
-from noah_lightning.data.module import ImageDataModule, Split
+from noah_lightning.config.checks import whole_number
+from noah_lightning.data.datamodule import ImageDataModule, Split
+
+Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+
+VAL_PART = 0.2
+# Streams of one seed: the split itself, then the images of each split.
+_SPLITTING, TRAIN, VAL = range(3)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where N images put their digit and their F fragments; positions are (row, column) in pixels."""
+
+    source: Ints  # (N,) glyph shown
+    digit_at: Ints  # (N, 2) its top left corner on the canvas
+    fragment_source: Ints  # (N, F) glyphs the fragments are cut from
+    cut_at: Ints  # (N, F, 2) corner of the cut, within the glyph
+    fragment_at: Ints  # (N, F, 2) corner of the fragment on the canvas
+
+
+def split_sources(labels: Ints, seed: int) -> tuple[Ints, Ints]:
+    """Which source images train and which validate: sorted, disjoint, a fifth of each class validates."""
+    rng = np.random.default_rng([seed, _SPLITTING])
+    val = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        val.append(members[: round(VAL_PART * len(members))])
+    val_index = np.sort(np.concatenate(val))
+    return np.setdiff1d(np.arange(len(labels)), val_index), val_index
+
+
+def draw_layout(
+    pool: Ints,
+    *,
+    count: int,
+    seed: int,
+    stream: int,
+    image_size: int,
+    digit_size: int,
+    num_fragments: int,
+    fragment_size: int,
+) -> Layout:
+    """The layout of ``count`` images that use glyphs of ``pool`` only.
+
+    Image i is a pure function of (seed, stream, i), whatever ``count`` is, and shows glyph ``pool[i % P]``.
+    A fragment never comes from the glyph shown.
+
+    Args:
+        pool: (P,) indices of glyphs, at least 2.
+        stream: TRAIN or VAL.
+    """
+    drawn = np.empty((count, 2 + 5 * num_fragments))  # uniform in [0, 1)
+    for i in range(count):
+        drawn[i] = np.random.default_rng([seed, stream, i]).random(drawn.shape[1])
+    of_digit, of_fragments = drawn[:, :2], drawn[:, 2:].reshape(count, num_fragments, 5)
+
+    shown = np.arange(count) % len(pool)  # (N,)
+    other = _choose(of_fragments[:, :, 0], len(pool) - 1)  # (N, F)
+    other += other >= shown[:, None]  # skip the glyph shown
+    return Layout(
+        source=pool[shown],
+        digit_at=_choose(of_digit, image_size - digit_size + 1),
+        fragment_source=pool[other],
+        cut_at=_choose(of_fragments[:, :, 1:3], digit_size - fragment_size + 1),
+        fragment_at=_choose(of_fragments[:, :, 3:5], image_size - fragment_size + 1),
+    )
+
+
+def render(glyphs: Bytes, layout: Layout, image_size: int, fragment_size: int) -> Bytes:
+    """Paints the layout.
+
+    Args:
+        glyphs: (G, D, D), 0 is the background.
+
+    Returns:
+        (N, image_size, image_size); overlapping parts keep the brighter pixel.
+    """
+    canvas = np.zeros((len(layout.source), image_size, image_size), dtype=np.uint8)
+    _paste(canvas, glyphs[layout.source], layout.digit_at)
+    side = np.arange(fragment_size)
+    for k in range(layout.fragment_source.shape[1]):
+        rows = layout.cut_at[:, k, 0, None, None] + side[:, None]  # (N, f, 1)
+        columns = layout.cut_at[:, k, 1, None, None] + side  # (N, 1, f)
+        fragments = glyphs[layout.fragment_source[:, k, None, None], rows, columns]  # (N, f, f)
+        _paste(canvas, fragments, layout.fragment_at[:, k])
+    return canvas
+
+
+def _choose(uniform: NDArray[np.float64], options: int) -> Ints:
+    """Numbers in [0, 1) to whole numbers in 0..options-1."""
+    return (uniform * options).astype(np.int64)
+
+
+def _paste(canvas: Bytes, patches: Bytes, at: Ints) -> None:
+    """Lays patch n (h, w) on canvas n at (row, column) ``at[n]``, in place."""
+    height, width = patches.shape[1:]
+    images = np.arange(len(canvas))[:, None, None]
+    rows = at[:, 0, None, None] + np.arange(height)[:, None]  # (N, h, 1)
+    columns = at[:, 1, None, None] + np.arange(width)  # (N, 1, w)
+    canvas[images, rows, columns] = np.maximum(canvas[images, rows, columns], patches)
 
 
 class DigitsDataset:

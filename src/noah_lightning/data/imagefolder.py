@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from noah_lightning.checks import fraction, one_of
-from noah_lightning.data.augment import augment_settings
-from noah_lightning.data.index_cache import find_images
-from noah_lightning.data.module import ImageDataModule, LabelledImages, Split
-from noah_lightning.data.picture import Picture
-from noah_lightning.data.transforms import INTERPOLATIONS, Transform, eval_transform, train_transform
-from noah_lightning.data.tree import (
-    class_folders,
-    given_root,
-    require_same_classes,
+from noah_lightning.config.checks import fraction, one_of
+from noah_lightning.data.datamodule import ImageDataModule, LabelledImages, Split
+from noah_lightning.data.image import Picture
+from noah_lightning.data.index import find_images
+from noah_lightning.data.transforms import (
+    INTERPOLATIONS,
+    Transform,
+    augment_settings,
+    eval_transform,
+    train_transform,
 )
+from noah_lightning.data.tree import class_folders, given_root, require_same_classes
 from noah_lightning.errors import DataError, name_first
 
 
@@ -58,7 +59,7 @@ class ImageFolderDataModule(ImageDataModule):
         root: folder that holds train/ and val/; ``~`` is expanded.
         crop_ratio: in validation, side of the central crop over the shorter side of the scaled photograph.
         interpolation: of that scaling, bilinear or bicubic.
-        augment: settings of :class:`~noah_lightning.data.augment.AugmentSettings`, by name.
+        augment: settings of :class:`~noah_lightning.data.transforms.AugmentSettings`, by name.
 
     Raises:
         ConfigError: a value out of range, or a setting of ``augment`` that there is not.

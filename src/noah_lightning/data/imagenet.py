@@ -9,7 +9,7 @@ from typing import Any
 from torchvision.datasets import ImageNet
 from torchvision.datasets import imagenet as torchvision_imagenet
 
-from noah_lightning.checks import flag
+from noah_lightning.config.checks import flag
 from noah_lightning.data.imagefolder import ImageFolderDataModule
 from noah_lightning.data.tree import list_split, require_root
 from noah_lightning.errors import DataError, one_line

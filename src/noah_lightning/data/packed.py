@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from noah_lightning.checks import whole_number
+from noah_lightning.config.checks import whole_number
+from noah_lightning.data.datamodule import ImageDataModule, Split
+from noah_lightning.data.image import Picture
 from noah_lightning.data.imagefolder import ImageFolderDataModule
-from noah_lightning.data.module import ImageDataModule, Split
 from noah_lightning.data.pack_format import read_classes, read_index, shard_name
-from noah_lightning.data.picture import Picture
-from noah_lightning.data.shard_shuffle import ShardShuffle
+from noah_lightning.data.samplers import ShardShuffle
 from noah_lightning.data.transforms import Transform, eval_transform, train_transform
 from noah_lightning.errors import DataError
 
@@ -89,7 +89,7 @@ class PackedImages:
 class PackedDataModule(ImageFolderDataModule):
     """Photographs in shards, for storage that is slow with a million small files.
 
-    Training goes from shard to shard, see :class:`~noah_lightning.data.shard_shuffle.ShardShuffle`. Validation has
+    Training goes from shard to shard, see :class:`~noah_lightning.data.samplers.ShardShuffle`. Validation has
     the order of the folder tree, of which process r of W takes every W-th image, so every machine reads all of val/.
 
     Args, beyond those of :class:`ImageFolderDataModule`:

@@ -1,25 +1,110 @@
-"""The transforms for photographs: a picture in its file in, uint8 (3, S, S) out.
-
-Those of timm and of torchvision's ImageNet reference up to their ToTensor, but scaled by torch: PIL's algorithm with
-other roundings, some three times as fast; pixels differ by a tenth of a level on average. Conversion to float,
-normalisation and what has to follow it are left to the device, see ``ImageDataModule.on_after_batch_transfer``.
-"""
+"""What happens to training photographs, as ``recipe.augment`` words it."""
 
 import math
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2.functional import resized_crop
 
-from noah_lightning.data.augment import AugmentSettings
-from noah_lightning.data.picture import Picture
+from noah_lightning.config.checks import one_of, whole_number
+from noah_lightning.data.image import Picture
+from noah_lightning.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """How training photographs are varied; nothing but crops and flips unless told otherwise.
+
+    Attributes:
+        crop_aspect: smallest and largest width / height of the random crop.
+        interpolation: of the crop: ``bilinear``, ``bicubic``, or ``random`` (one of the two for each image).
+        rand_augment: RandAugment in timm's notation, such as ``rand-m9-mstd0.5-inc1``; None: none.
+        color_jitter: largest relative change of brightness, contrast and saturation; by timm's rule none beside
+            RandAugment.
+        erasing: probability that a rectangle of the image becomes noise.
+        repeats: times an image is drawn in a row, each time augmented anew; an epoch keeps its length.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "bilinear"
+    rand_augment: str | None = None
+    color_jitter: float = 0.0
+    erasing: float = 0.0
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        if not _is_rising_pair(self.crop_aspect):
+            raise ConfigError(
+                f"recipe.augment.crop_aspect={self.crop_aspect!r} must be 2 rising numbers above 0 (width / height)"
+            )
+        low, high = self.crop_aspect
+        object.__setattr__(self, "crop_aspect", (low, high))  # YAML gives a list
+        one_of("recipe.augment.interpolation", self.interpolation, ("bilinear", "bicubic", "random"))
+        if self.rand_augment is not None and not _is_rand_augment(self.rand_augment):
+            raise ConfigError(
+                f"recipe.augment.rand_augment={self.rand_augment!r} must be null or RandAugment in timm's notation, "
+                "such as rand-m9-mstd0.5-inc1"
+            )
+        if not _is_number(self.color_jitter) or self.color_jitter < 0:
+            raise ConfigError(f"recipe.augment.color_jitter={self.color_jitter!r} must be a number of at least 0")
+        if not _is_number(self.erasing) or not 0 <= self.erasing <= 1:
+            raise ConfigError(f"recipe.augment.erasing={self.erasing!r} must be a number from 0 to 1")
+        whole_number("recipe.augment.repeats", self.repeats, low=1)
+
+
+def augment_settings(given: Mapping[str, Any]) -> AugmentSettings:
+    """The group ``recipe.augment`` as the dataclass that describes it; what is left out has its default.
+
+    Raises:
+        ConfigError: no group, a setting that there is not, or a value out of its range.
+    """
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"recipe.augment={given!r} must be a group of settings; set the ones in it")
+    known = [field.name for field in fields(AugmentSettings)]
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"there is no setting 'recipe.augment.{name}'{did_you_mean(str(name), known)}")
+    return AugmentSettings(**given)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_rising_pair(values: object) -> bool:
+    if not isinstance(values, list | tuple) or len(values) != 2 or not all(map(_is_number, values)):
+        return False
+    return 0 < values[0] <= values[1]  # equal: all crops have one shape
+
+
+def _is_rand_augment(text: object) -> bool:
+    """Whether timm builds RandAugment from it, every part of the text being used."""
+    from timm.data.auto_augment import rand_augment_transform  # slow to import
+
+    if not isinstance(text, str):
+        return False
+    # timm skips parts without a number, such as the "inc" of rand-m9-inc; t names a set of operations
+    if not all(re.search(r"^t|\d", part) for part in text.split("-")[1:]):
+        return False
+    try:
+        rand_augment_transform(text)
+    except (AssertionError, ValueError):  # an unknown part; a number that is none
+        return False
+    return True
+
 
 INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 Transform = Callable[[Picture], Tensor]
@@ -102,3 +187,53 @@ def eval_transform(image_size: int, crop_ratio: float, interpolation: str) -> Tr
             v2.CenterCrop(image_size),
         ]
     )
+
+
+class OnDevice:
+    """Bytes to normalised floats, and rectangles of noise.
+
+    Args:
+        mean: of red, green and blue, on the scale where white is 1.
+        std: likewise.
+        erasing: probability that a part of an image is erased.
+    """
+
+    def __init__(
+        self, mean: tuple[float, float, float], std: tuple[float, float, float], erasing: float = 0.0
+    ) -> None:
+        self.mean, self.std, self.erasing = mean, std, erasing
+        # Copied to each device once: a copy per step would make it wait.
+        self._scale: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._erasing: dict[torch.device, RandomErasing] = {}
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(x/255 - mean) / std.
+
+        Args:
+            images: uint8 (..., 3, H, W) on any device.
+
+        Returns:
+            float32 (..., 3, H, W) on the same device.
+        """
+        if images.device not in self._scale:
+            self._scale[images.device] = (
+                torch.tensor(self.mean, device=images.device).mul(255)[:, None, None],  # (3, 1, 1)
+                torch.tensor(self.std, device=images.device).mul(255)[:, None, None],
+            )
+        mean, std = self._scale[images.device]
+        return images.float().sub_(mean).div_(std)
+
+    def erase(self, images: Tensor) -> Tensor:
+        """Fills a rectangle of each image with standard normal noise, with probability ``erasing``.
+
+        Args:
+            images: normalised, float (B, 3, H, W) on any device; changed in place.
+        """
+        if not self.erasing:
+            return images
+        if images.device not in self._erasing:
+            self._erasing[images.device] = RandomErasing(
+                self.erasing, mode="pixel", max_count=1, device=images.device
+            )
+        erased: Tensor = self._erasing[images.device](images)
+        return erased

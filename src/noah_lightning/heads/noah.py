@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from noah_lightning.errors import HeadSettingError
-from noah_lightning.heads.attention import KERNELS, non_global_attention
+from noah_lightning.heads.kernels import KERNELS, non_global_attention
 from noah_lightning.heads.registry import register_head
 
 

@@ -9,10 +9,9 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from omegaconf import DictConfig, OmegaConf
 
-from noah_lightning.config import settings
+from noah_lightning.config.compose import settings
 from noah_lightning.errors import ConfigError, one_line
-from noah_lightning.run_files import SWEEP
-from noah_lightning.runs import Results
+from noah_lightning.run_dir import SWEEP, Results
 
 LONGEST_TAG = 64  # characters; W&B refuses longer ones
 

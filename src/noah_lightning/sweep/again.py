@@ -5,9 +5,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from noah_lightning.errors import ConfigError, UserError
-from noah_lightning.run_files import CHECKPOINTS
-from noah_lightning.run_lock import locked
-from noah_lightning.same_settings import check_same
+from noah_lightning.run_dir import CHECKPOINTS, check_same, locked
 from noah_lightning.sweep import folder as folders
 from noah_lightning.sweep.plan import Job
 from noah_lightning.sweep.source import say
@@ -47,7 +45,7 @@ def mistakes_noted(run_dir: Path) -> Iterator[None]:
 
 
 def _steps_done(job: Job, run_dir: Path) -> int:
-    from noah_lightning.resume import last_saved  # here, as it imports Lightning
+    from noah_lightning.callbacks.checkpoints import last_saved  # here, as it imports Lightning
 
     try:
         if (run_dir / MISTAKE).exists():

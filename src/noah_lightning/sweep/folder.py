@@ -12,9 +12,9 @@ from itertools import count
 from pathlib import Path
 
 from noah_lightning.errors import ConfigError, one_line
-from noah_lightning.run_files import RESULTS, SWEEP
+from noah_lightning.run_dir import ASIDE, RESULTS, SWEEP
 
-TRIALS, ASIDE = "trials.jsonl", ".unfinished"
+TRIALS = "trials.jsonl"
 
 
 def begin(folder: str | None, command: Sequence[str], search: bool = False) -> Path:

@@ -4,8 +4,8 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from noah_lightning.config.processes import processes_per_node
 from noah_lightning.errors import ConfigError
-from noah_lightning.processes import processes_per_node
 from noah_lightning.sweep import folder as folders
 from noah_lightning.sweep.plan import Job, expand, impossible
 from noah_lightning.sweep.source import Source, say

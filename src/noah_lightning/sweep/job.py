@@ -12,9 +12,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from noah_lightning.distributed.environment import end_with_parent
+from noah_lightning.distributed.signals import Stopped
 from noah_lightning.errors import RunFailed, UserError, one_line
-from noah_lightning.processes import end_with_parent
-from noah_lightning.stopping import Stopped
 from noah_lightning.sweep.again import mistakes_noted
 from noah_lightning.sweep.folder import has_finished
 
@@ -41,7 +41,7 @@ def _work(config: DictConfig, run_dir: Path, gpus: list[str], quiet: bool, sende
     end_with_parent()
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    from noah_lightning.launch import train_in_processes
+    from noah_lightning.sweep.launch import train_in_processes
 
     try:
         with (

@@ -10,10 +10,10 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from noah_lightning.checks import whole_number
-from noah_lightning.config import compose_config, config_dir, settings
+from noah_lightning.config.checks import whole_number
+from noah_lightning.config.compose import compose_config, config_dir, settings
+from noah_lightning.config.settings import check_settings
 from noah_lightning.errors import ConfigError, HeadSettingError, did_you_mean, one_line
-from noah_lightning.run_settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def impossible(jobs: Sequence[Job]) -> dict[int, str]:
     import torch
 
     from noah_lightning.data import create_data
-    from noah_lightning.runs import build_model
+    from noah_lightning.models.from_config import build_model
 
     told: dict[str, str] = {}  # of each combination of model and head; seeds and rates make no difference
     reasons = {}

@@ -12,9 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from noah_lightning.config.processes import processes_per_node
+from noah_lightning.distributed.environment import started_from_outside
+from noah_lightning.distributed.signals import Stopped
 from noah_lightning.errors import ConfigError, RunFailed
-from noah_lightning.processes import processes_per_node, started_from_outside
-from noah_lightning.stopping import Stopped
 from noah_lightning.sweep import folder as folders
 from noah_lightning.sweep import job as jobs_
 from noah_lightning.sweep.again import make_ready

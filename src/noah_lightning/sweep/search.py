@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from noah_lightning.config.processes import processes_per_node
 from noah_lightning.errors import ConfigError, UserError, one_line
-from noah_lightning.processes import processes_per_node
 from noah_lightning.sweep import folder as folders
 from noah_lightning.sweep.plan import Job, impossible
 from noah_lightning.sweep.source import Source, say
@@ -128,7 +128,7 @@ class Search(Source):
         return False
 
     def _top1(self, number: int) -> float:
-        from noah_lightning.runs import read_results
+        from noah_lightning.run_dir import read_results
 
         return read_results(self._folder / str(number)).top1
 

@@ -12,9 +12,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from noah_lightning.config import config_dir
+from noah_lightning.config.compose import config_dir
+from noah_lightning.config.processes import processes_per_node
 from noah_lightning.errors import ConfigError, did_you_mean, one_line
-from noah_lightning.processes import processes_per_node
 from noah_lightning.sweep.again import make_ready, mistakes_noted
 from noah_lightning.sweep.folder import has_finished
 from noah_lightning.sweep.plan import Job
@@ -80,9 +80,9 @@ class Training:
 
     def __call__(self, config: DictConfig, run_dir: Path) -> str:
         """Train, or go on with the run that is in ``run_dir`` already; returns a mistake's line, or ""."""
+        from noah_lightning.distributed.signals import Stopped
         from noah_lightning.errors import RunFailed, UserError
-        from noah_lightning.launch import train_in_processes
-        from noah_lightning.stopping import Stopped
+        from noah_lightning.sweep.launch import train_in_processes
 
         try:
             with mistakes_noted(run_dir):

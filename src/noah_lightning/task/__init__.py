@@ -1,9 +1,9 @@
 """What a model is trained to do: loss, accuracy, optimiser and learning rate."""
 
 from noah_lightning.task.classification import ClassificationTask
+from noah_lightning.task.lr_schedule import ScheduleSettings, learning_rate
 from noah_lightning.task.mixing import MixingSettings
 from noah_lightning.task.optimizer import OptimizerSettings, make_optimizer, parameter_groups, scaled_to
-from noah_lightning.task.schedule import ScheduleSettings, learning_rate
 
 __all__ = [
     "ClassificationTask",

@@ -9,15 +9,14 @@ import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
+from noah_lightning.distributed.collectives import of_every_process
 from noah_lightning.errors import ConfigError
-from noah_lightning.task.accuracy import Accuracy, AccuracyCounter
 from noah_lightning.task.ema import WeightAverage
-from noah_lightning.task.gather import of_every_process
+from noah_lightning.task.lr_schedule import ScheduleSettings, learning_rate
+from noah_lightning.task.metrics import Accuracy, AccuracyCounter, Predictions
 from noah_lightning.task.mixing import BatchMixing, MixingSettings
 from noah_lightning.task.nonfinite import LossWatch, StepGuard
 from noah_lightning.task.optimizer import OptimizerSettings, make_optimizer
-from noah_lightning.task.predictions import Predictions
-from noah_lightning.task.schedule import ScheduleSettings, learning_rate
 
 Batch = tuple[Tensor, Tensor]  # normalised images (B, 3, H, W), labels (B,)
 PADDING = -1  # label of what only fills up a validation batch, so that all processes have equally many

@@ -6,7 +6,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from noah_lightning.errors import ConfigError
-from noah_lightning.task.schedule import is_non_negative
+from noah_lightning.task.lr_schedule import is_non_negative
 
 
 class WeightAverage(ModelEmaV3):

@@ -6,7 +6,7 @@ from timm.data.mixup import Mixup
 from torch import Tensor
 
 from noah_lightning.errors import ConfigError
-from noah_lightning.task.schedule import is_non_negative
+from noah_lightning.task.lr_schedule import is_non_negative
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from noah_lightning.distributed.collectives import of_every_process
 from noah_lightning.errors import RunFailedEverywhere
-from noah_lightning.task.gather import of_every_process
 
 log = logging.getLogger("noah_lightning")
 MOST_IN_A_ROW = 20  # float16's scaler, too, needs no more to find its scale

@@ -8,9 +8,9 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from noah_lightning.checks import whole_number
+from noah_lightning.config.checks import whole_number
 from noah_lightning.errors import ConfigError, did_you_mean, one_line
-from noah_lightning.task.schedule import is_non_negative
+from noah_lightning.task.lr_schedule import is_non_negative
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 

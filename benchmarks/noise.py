@@ -1,0 +1,52 @@
+"""Images that cost nothing to load: noise in memory."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from noah_lightning.data.datamodule import ImageDataModule, LabelledImages, Split
+
+
+class NoiseImages:
+    """So many random images, uint8 (3, S, S); there are ``different`` ones, which come again and again."""
+
+    def __init__(self, size: int, count: int, classes: int, different: int = 256) -> None:
+        self.classes = [str(number) for number in range(classes)]
+        self.count = count
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randint(256, (different, 3, size, size), dtype=torch.uint8, generator=generator)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index % len(self.images)], index % len(self.classes)
+
+
+class NoiseDataModule(ImageDataModule):
+    """Noise, normalised like all other images, for one epoch of ``batches`` training batches; loaded in line.
+
+    Attributes:
+        given_batches: what the trainer is given instead of :meth:`loader`, where it is set.
+    """
+
+    def __init__(self, size: int, batch: int, batches: int, classes: int) -> None:
+        grey = (0.5, 0.5, 0.5)
+        super().__init__(
+            num_classes=classes, mean=grey, std=grey, image_size=size, batch_size=batch, num_workers=0, seed=0
+        )
+        self.batches = batches
+        self.given_batches: Any = None
+
+    def build(self, split: Split) -> LabelledImages:
+        batches = self.batches if split == "train" else 1
+        return NoiseImages(self.image_size, batches * self.batch_size, self.num_classes)
+
+    def loader(self) -> DataLoader[Any]:
+        """The training batches, the same ones in the same order at each call."""
+        return super().train_dataloader()
+
+    def train_dataloader(self) -> Any:
+        return self.loader() if self.given_batches is None else self.given_batches

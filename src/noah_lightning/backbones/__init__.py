@@ -1,6 +1,0 @@
-"""Image → feature map (B, C, L), for any model timm knows."""
-
-from noah_lightning.backbones.feature_map import FeatureMapBackbone, make_backbone
-from noah_lightning.backbones.timm_models import build_timm_model
-
-__all__ = ["FeatureMapBackbone", "build_timm_model", "make_backbone"]

@@ -1,1 +1,0 @@
-"""``noah bench``: ours beside the alternative, in one process, in turns; the result is a ratio."""

@@ -1,0 +1,81 @@
+"""What NOAH attends to, drawn every few epochs while it learns."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from noah_lightning.analysis.attention_figure import draw_attention
+from noah_lightning.data.datamodule import ImageDataModule
+from noah_lightning.distributed.environment import rank
+from noah_lightning.models.classifier import Classifier
+from noah_lightning.task import ClassificationTask
+
+
+class AttentionPicture(Callback):
+    """Logs ``val/attention`` to W&B: a few validation images under the attention of their most probable class.
+
+    The first process alone does it, without a word to the others. The model's modes and the random numbers are left
+    as they were, so a run with pictures trains exactly as one without.
+
+    Args:
+        logger: takes the picture.
+        data: the images come from all over its validation set, the same ones every time.
+        every: epochs from one picture to the next; the last epoch always has one.
+        count: images.
+    """
+
+    def __init__(self, logger: WandbLogger, data: ImageDataModule, every: int, count: int = 6) -> None:
+        self.logger, self.data, self.every, self.count = logger, data, every, count
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, ClassificationTask)
+        epoch = trainer.current_epoch + 1
+        if rank() > 0 or (epoch % self.every and epoch != trainer.max_epochs):
+            return
+        model = pl_module.model
+        assert isinstance(model, Classifier)
+        with isolate_rng(), evaluating(model), torch.no_grad():
+            images, labels = self._images()
+            normalized = trainer.precision_plugin.convert_input(
+                self.data.on_device.normalize(images.to(pl_module.device))
+            )
+            with trainer.precision_plugin.forward_context():
+                guesses, attention = attention_of_guess(model, normalized)
+            picture = draw_attention(images, labels, guesses.tolist(), self.data.class_names, attention.float().cpu())
+        self.logger.log_image(
+            "val/attention", [picture], step=trainer.global_step - 1, caption=[f"epoch {epoch}"]
+        )  # the step that the epoch's metrics have
+
+    def _images(self) -> tuple[Tensor, list[int]]:
+        """uint8 (count, 3, H, W), evenly spaced over the validation set, and their labels."""
+        dataset = self.data.val_dataset
+        assert dataset is not None
+        count = min(self.count, len(dataset))
+        samples = [dataset[i * len(dataset) // count] for i in range(count)]
+        return torch.stack([image for image, _ in samples]), [label for _, label in samples]
+
+
+def attention_of_guess(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The most probable class (B,) of normalised images, and its attention (B, L), averaged over the heads."""
+    explanation = model.explain(images)
+    guesses = explanation.logits.argmax(dim=1)
+    attention = explanation.attention[torch.arange(len(images)), :, guesses]  # (B, N, K, L) -> (B, N, L)
+    return guesses, attention.mean(dim=1)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards each of its modules is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

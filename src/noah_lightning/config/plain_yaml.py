@@ -1,0 +1,81 @@
+"""YAML from files that anybody may have written: plain values or one clear error, whatever is in them.
+
+Nothing is executed and nothing grows: PyYAML's parser in C crashes on a few thousand brackets, and a few hundred
+bytes of aliases stand for gigabytes.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from noah_lightning.errors import ConfigError, one_line
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LARGEST, DEEPEST = 1_000_000, 20  # bytes, and groups within groups; ours have some thousand, and four
+_BEGIN = (yaml.MappingStartEvent, yaml.SequenceStartEvent)
+_END = (yaml.MappingEndEvent, yaml.SequenceEndEvent)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a file: texts as keys, and numbers, texts, true, false, null, lists and groups of these.
+
+    Raises:
+        ConfigError: no readable file, no YAML, or something else in it.
+    """
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ConfigError(f"{path} is no run's configuration: it has more than {LARGEST:,} bytes")
+        text = path.read_text(encoding="utf-8")
+        _require_flat(text)
+        content = yaml.load(text, _LOADER)
+        _require_plain(content)
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: also a date or a number that is none
+        raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is no run's configuration: it holds no settings")
+    return content
+
+
+def _require_flat(text: str) -> None:
+    """Raises ValueError for what must not be composed."""
+    depth = 0
+    for event in yaml.parse(text, _LOADER):
+        depth += isinstance(event, _BEGIN) - isinstance(event, _END)
+        if depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} groups within each other")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"it refers to another part of itself (*{event.anchor})")
+
+
+def _require_plain(value: object) -> None:
+    """Raises ValueError for dates, bytes and the like, and for keys that are no texts."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"the key {key!r} is no text")
+            _require_plain(part)
+    elif isinstance(value, list):
+        for part in value:
+            _require_plain(part)
+    elif value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f"{value!r} is neither number nor text")
+
+
+def pairs(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value by its dotted key, groups and lists too."""
+    inside = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in inside:
+        yield f"{prefix}{key}", value
+        if isinstance(value, dict | list):
+            yield from pairs(value, f"{prefix}{key}.")
+
+
+def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting by its dotted key; a list is one value."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

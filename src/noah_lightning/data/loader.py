@@ -1,0 +1,144 @@
+"""Training batches: which images, and from which seed they are augmented."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, default_collate
+
+from noah_lightning.data.seeding import Purpose, batch_seed, drawing_from
+from noah_lightning.errors import DataError
+
+log = logging.getLogger("noah_lightning")
+
+Drawn = tuple[int, list[int]]  # a batch before it is loaded: the seed of its augmentation, the numbers of its images
+
+
+class EpochOrder(Protocol):
+    """The images of this process, epoch by epoch."""
+
+    coming: int  # the epoch of the next pass
+    rank: int
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[int]: ...
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+
+class EpochBatches(Sampler[Drawn]):
+    """The batches of an epoch.
+
+    Args:
+        sampler: the images of this process; Lightning announces the epoch to it.
+        batch_size: images in a batch.
+        drop_last: leave out the last batch if it is shorter.
+        seed: of the run.
+        rank: number of this process.
+        first: batch that the first pass begins with, where a run goes on in the middle of an epoch.
+    """
+
+    def __init__(
+        self, sampler: EpochOrder, batch_size: int, drop_last: bool, seed: int, rank: int, first: int = 0
+    ) -> None:
+        self.sampler = sampler
+        self.batch_size, self.drop_last = batch_size, drop_last
+        self.seed, self.rank = seed, rank
+        self.first = first
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        images = len(self.sampler)
+        return images // self.batch_size if self.drop_last else -(-images // self.batch_size)
+
+    def __iter__(self) -> Iterator[Drawn]:
+        epoch, first = self.sampler.coming, self.first
+        self.first = 0
+        images = list(self.sampler)
+        for batch in range(first, len(self)):
+            seed = batch_seed(Purpose.AUGMENTATION, self.seed, self.rank, epoch, batch)
+            yield seed, images[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
+class Loaded(NamedTuple):
+    """A batch before it is collated: its images and labels, and why images (by number) could not be read."""
+
+    samples: list[tuple[Tensor, int]]
+    unreadable: dict[int, str]
+
+
+class DrawnImages:
+    """A data set that is asked for whole batches, each of which draws from its own seed, in whatever process.
+
+    An unreadable image gives its place, and its draw, to the first one behind it in the data set that can be read.
+
+    Args:
+        images: the data set.
+        max_unreadable: how many of them may be so; with 0 the first one raises its own error.
+    """
+
+    def __init__(self, images: Any, max_unreadable: int = 0) -> None:
+        self.images, self.max_unreadable = images, max_unreadable
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, batch: Drawn) -> Loaded:
+        """torch's loader calls this where there is one."""
+        seed, numbers = batch
+        unreadable: dict[int, str] = {}
+        with drawing_from(seed):
+            return Loaded([self._readable(number, unreadable) for number in numbers], unreadable)
+
+    def _readable(self, number: int, unreadable: dict[int, str]) -> tuple[Tensor, int]:
+        while True:
+            try:
+                sample: tuple[Tensor, int] = self.images[number]
+                return sample
+            except DataError as error:
+                if not self.max_unreadable:
+                    raise
+                unreadable[number] = str(error)
+                check_count(unreadable, self.max_unreadable)  # before hours are spent on a folder that is all broken
+            number = (number + 1) % len(self.images)
+
+
+class TrainLoader(DataLoader[tuple[Tensor, Tensor]]):
+    """Yields (images, labels) and tells of each unreadable image once.
+
+    What loading processes have met comes with their batches, so the count is the same at every run.
+    """
+
+    def __init__(self, dataset: DrawnImages, batches: EpochBatches, **arguments: Any) -> None:
+        # The data set is map-style without inheriting from Dataset; a batch is no list, it brings its seed.
+        super().__init__(dataset, batch_sampler=batches, collate_fn=_collate, **arguments)  # type: ignore[arg-type]
+        self.most = dataset.max_unreadable
+        self.unreadable: dict[int, str] = {}
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]  # a generator is all it takes
+        for images, labels, unreadable in super().__iter__():
+            for number in unreadable.keys() - self.unreadable.keys():
+                self.unreadable[number] = unreadable[number]
+                log.warning("%s; the next one takes its place", unreadable[number])
+            check_count(self.unreadable, self.most)
+            yield images, labels
+
+
+def check_count(unreadable: Mapping[int, str], most: int) -> None:
+    """Refuse more unreadable training images than there may be.
+
+    Raises:
+        DataError: there are more.
+    """
+    if len(unreadable) > most:
+        raise DataError(
+            f"{len(unreadable)} unreadable training images, and data.max_unreadable={most}; noah check-data finds "
+            f"all of a folder tree; the last one: {list(unreadable.values())[-1]}"
+        )
+
+
+def _collate(loaded: Loaded) -> tuple[Tensor, Tensor, dict[int, str]]:
+    images, labels = default_collate(loaded.samples)
+    return images, labels, loaded.unreadable

@@ -1,0 +1,231 @@
+"""NOAH's logits and gradients with Triton: a tile of classes against all positions stays in a GPU's registers.
+
+Going forward nothing larger than the logits of each head leaves the chip. Going backward attention and values are
+computed once more, and what is written out, a slice of the batch at a time, are the gradients of scores and values,
+for torch's own matrix products to finish.
+
+Shapes: B images, C channels, L positions, N heads, K classes, D channels that a row of a projection reads.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from noah_lightning.heads.kernels.projection import Weights, gradients
+
+_TILE = 2**13  # elements: scores and values of that many, and what comes of them, fit into the registers
+_SLICE = 2**23  # elements of each of the two gradients that are in memory at a time
+
+
+def logits(features: Tensor, weights: Weights, classes: int, dropout: float, seed: int) -> Tensor:
+    """Logits (B, K), float32, from features (B, C, L); the weights are taken in their precision."""
+    launch = _Launch(features, weights, classes, dropout, seed)
+    head_logits = features.new_empty((len(features), launch.heads, classes), dtype=torch.float32)
+    launch(_logits_kernel, features, launch.keys, head_logits)
+    return head_logits.sum(1)
+
+
+def backward(grad: Tensor, features: Tensor, weights: Weights, dropout: float, seed: int) -> tuple[Tensor, Weights]:
+    """Gradients of features and weights, from that of the logits (B, K)."""
+    batch, classes = grad.shape
+    launch = _Launch(features, weights, classes, dropout, seed)
+    groups, rows, _ = weights.value_bias.shape
+    grad = grad.float().contiguous()
+    images = max(1, _SLICE // (launch.heads * classes * features.shape[2]))
+    images = min(max(images // 8 * 8, 1), batch)  # of 8, so that rows of b L elements are aligned
+
+    def slopes(part: slice, x: Tensor) -> tuple[Tensor, Tensor]:
+        grad_scores = x.new_empty((groups, rows, x.shape[1]))  # (G, M, b L), in memory as (N, K, b, L)
+        grad_values = torch.empty_like(grad_scores)
+        launch(_slopes_kernel, features[part], launch.keys[part], grad[part], grad_scores, grad_values)
+        return grad_scores, grad_values
+
+    slices = (slice(start, min(start + images, batch)) for start in range(0, batch, images))
+    return gradients(features, launch.weights, slices, slopes)
+
+
+class _Launch:
+    """What the kernels have in common: weights, sizes, tiles, and the keys from which dropped values are drawn."""
+
+    def __init__(self, features: Tensor, weights: Weights, classes: int, dropout: float, seed: int) -> None:
+        batch, channels, positions = features.shape
+        self.groups, _, key_width = weights.query.shape
+        value_width = weights.value.shape[2]
+        self.heads, self.classes = weights.value_bias.numel() // classes, classes
+        generator = torch.Generator(features.device).manual_seed(seed)
+        self.keys = torch.empty((batch, self.heads), dtype=torch.int64, device=features.device)
+        self.keys.random_(-(2**63), None, generator=generator)
+        block_l = max(16, triton.next_power_of_2(positions))
+        self.block_k = max(16, min(triton.next_power_of_2(classes), _TILE // block_l, 128))
+        self.weights = Weights(weights.query.to(features.dtype), weights.value.to(features.dtype), weights.value_bias)
+        self.settings = {
+            "heads": self.heads,
+            "classes": classes,
+            "positions": positions,
+            "key_width": key_width,
+            "value_width": value_width,
+            "first_value": channels - self.groups * value_width,
+            "drop_below": round(dropout * 2**32),
+            "scale": 1 / (1 - dropout),
+            "SPLIT": self.groups > 1,
+            "DROPOUT": dropout > 0,
+            "BLOCK_K": self.block_k,
+            "BLOCK_L": block_l,
+            "BLOCK_D": min(max(16, triton.next_power_of_2(min(key_width, value_width))), 64 if block_l <= 64 else 32),
+            "num_warps": max(4, self.block_k * block_l // 1024),  # 32 elements of a tile for each thread
+        }
+
+    def __call__(self, kernel: "triton.JITFunction", features: Tensor, *tensors: Tensor) -> None:
+        grid = (triton.cdiv(self.classes, self.block_k), self.heads, len(features))
+        kernel[grid](*tensors, features, *features.stride(), *self.weights, **self.settings)
+
+
+@triton.jit
+def _logits_kernel(
+    keys_ptr,  # (B, N)
+    logits_ptr,  # (B, N, K), written
+    features_ptr,  # (B, C, L)
+    stride_b,
+    stride_c,
+    stride_l,
+    query_ptr,  # (N K, Dk)
+    value_ptr,  # (N K, Dv)
+    bias_ptr,  # (N K,)
+    heads,
+    classes,
+    positions,
+    key_width,
+    value_width,
+    first_value,
+    drop_below,
+    scale,
+    SPLIT: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    tile, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    k = tile * BLOCK_K + tl.arange(0, BLOCK_K)
+    attention, values, kept = _attend(
+        features_ptr + image * stride_b, stride_c, stride_l, query_ptr, value_ptr, bias_ptr,
+        keys_ptr + image * heads + head, head, k, heads, classes, positions, key_width, value_width, first_value,
+        drop_below, SPLIT, DROPOUT, BLOCK_K, BLOCK_L, BLOCK_D,
+    )  # fmt: skip
+    if DROPOUT:
+        values = tl.where(kept, values, 0.0)
+    head_logits = tl.sum(attention * values, axis=1) * scale
+    tl.store(logits_ptr + (image * heads + head) * classes + k, head_logits, mask=k < classes)
+
+
+@triton.jit
+def _slopes_kernel(
+    keys_ptr,  # (b, N)
+    grad_ptr,  # (b, K)
+    grad_scores_ptr,  # (N, K, b, L), written
+    grad_values_ptr,  # (N, K, b, L), written
+    features_ptr,
+    stride_b,
+    stride_c,
+    stride_l,
+    query_ptr,
+    value_ptr,
+    bias_ptr,
+    heads,
+    classes,
+    positions,
+    key_width,
+    value_width,
+    first_value,
+    drop_below,
+    scale,
+    SPLIT: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    tile, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    k = tile * BLOCK_K + tl.arange(0, BLOCK_K)
+    attention, values, kept = _attend(
+        features_ptr + image * stride_b, stride_c, stride_l, query_ptr, value_ptr, bias_ptr,
+        keys_ptr + image * heads + head, head, k, heads, classes, positions, key_width, value_width, first_value,
+        drop_below, SPLIT, DROPOUT, BLOCK_K, BLOCK_L, BLOCK_D,
+    )  # fmt: skip
+    grad = tl.load(grad_ptr + image * classes + k, mask=k < classes, other=0.0) * scale
+    weight = grad[:, None]  # of attention x value in the loss
+    if DROPOUT:
+        weight = tl.where(kept, weight, 0.0)
+    weighted = values * weight
+    grad_scores = attention * (weighted - tl.sum(attention * weighted, axis=1)[:, None])
+    grad_values = attention * weight
+    # row (head, class), column (image, position)
+    row = (head * classes + k).to(tl.int64) * tl.num_programs(2) + image
+    at = tl.arange(0, BLOCK_L)[None, :]
+    inside = (k < classes)[:, None] & (at < positions)
+    offsets = row[:, None] * positions + at
+    tl.store(grad_scores_ptr + offsets, grad_scores, mask=inside)
+    tl.store(grad_values_ptr + offsets, grad_values, mask=inside)
+
+
+@triton.jit
+def _attend(
+    image_ptr, stride_c, stride_l, query_ptr, value_ptr, bias_ptr, key_ptr, head, k, heads, classes, positions,
+    key_width, value_width, first_value, drop_below, SPLIT: tl.constexpr, DROPOUT: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Attention, values, and which of them are kept, of one image and head: (BLOCK_K, BLOCK_L), float32."""
+    at = tl.arange(0, BLOCK_L)
+    group = head if SPLIT else 0
+    key_channels = image_ptr + group * key_width * stride_c
+    value_channels = image_ptr + (first_value + group * value_width) * stride_c
+    row = head * classes + k
+    scores = _project(
+        query_ptr, key_channels, row, k < classes, at, positions, key_width, stride_c, stride_l,
+        BLOCK_K, BLOCK_L, BLOCK_D,
+    )  # fmt: skip
+    scores = tl.where(at[None, :] < positions, scores, float("-inf"))
+    attention = tl.exp(scores - tl.max(scores, axis=1)[:, None])
+    attention /= tl.sum(attention, axis=1)[:, None]
+    values = _project(
+        value_ptr, value_channels, row, k < classes, at, positions, value_width, stride_c, stride_l,
+        BLOCK_K, BLOCK_L, BLOCK_D,
+    )  # fmt: skip
+    values += tl.load(bias_ptr + row, mask=k < classes, other=0.0).to(tl.float32)[:, None]
+    kept = tl.full((BLOCK_K, BLOCK_L), 1, tl.int1)
+    if DROPOUT:
+        kept = _draw(tl.load(key_ptr), k[:, None] * positions + at[None, :]) >= drop_below
+    return attention, values, kept
+
+
+@triton.jit
+def _project(
+    weight_ptr, x_ptr, row, row_inside, at, positions, width, stride_c, stride_l,
+    BLOCK_K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK_K, D) weights times (D, BLOCK_L) features, summed in float32."""
+    total = tl.zeros((BLOCK_K, BLOCK_L), dtype=tl.float32)
+    for start in range(0, width, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        weight = tl.load(
+            weight_ptr + row[:, None] * width + d[None, :],
+            mask=row_inside[:, None] & (d < width)[None, :],
+            other=0.0,
+        )
+        x = tl.load(
+            x_ptr + d[:, None] * stride_c + at[None, :] * stride_l,
+            mask=(d < width)[:, None] & (at < positions)[None, :],
+            other=0.0,
+        )
+        total = tl.dot(weight, x, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def _draw(key, count):
+    """32 random bits for each count: an integer hash, keyed before and within by the halves of a 64-bit key."""
+    bits = count.to(tl.uint32) * 0x9E3779B1 + key.to(tl.uint32)
+    bits = (bits ^ (bits >> 16)) * 0x21F0AAAD + (key >> 32).to(tl.uint32)
+    bits = (bits ^ (bits >> 15)) * 0x735A2D97
+    return bits ^ (bits >> 15)

@@ -1,0 +1,109 @@
+"""The join: a backbone and a head become one image classifier."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from noah_lightning.config.checks import rate
+from noah_lightning.errors import ConfigError
+from noah_lightning.heads import make_head
+from noah_lightning.heads.noah import Explanation, NOAHHead
+from noah_lightning.models import FeatureMapBackbone, build_timm_model, make_backbone
+
+# Arguments of timm's that are asked for elsewhere, say where weights come from, or make something else than a model.
+_NOT_TIMMS_TO_SET = {
+    *("num_classes", "in_chans", "pretrained", "checkpoint_path"),
+    *("pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir", "model_name"),
+    *("features_only", "feature_cls", "feature_cfg", "out_indices", "scriptable", "exportable", "no_jit"),
+}
+
+
+class Classifier(nn.Module):
+    """``head(backbone(images))``: images (B, 3, H, W) → logits (B, K)."""
+
+    def __init__(self, backbone: FeatureMapBackbone, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(images))
+
+    def explain(self, images: Tensor) -> Explanation:
+        """NOAH's logits with the attention and the contribution of every position.
+
+        Raises:
+            TypeError: another head, which cannot explain itself.
+        """
+        if not isinstance(self.head, NOAHHead):
+            raise TypeError(f"only NOAH explains its logits, not {type(self.head).__name__}")
+        return self.head.explain(self.backbone(images))
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameter names that weight decay should spare, as the backbone's authors do."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+
+def create_model(
+    name: str,
+    head: str = "gap",
+    num_classes: int = 1000,
+    pretrained: bool = False,
+    *,
+    weights: str | None = None,
+    image_size: int | None = None,
+    class_token: bool | None = None,
+    backbone_init: str = "timm",
+    model_args: Mapping[str, Any] | None = None,
+    **head_settings: Any,
+) -> nn.Module:
+    """Any timm model with its own classifier (``head="gap"``) or with one of ours.
+
+    ``head="gap"`` returns ``timm.create_model(name, num_classes=num_classes)`` untouched. Every other head replaces
+    what the model does from its pooling on.
+
+    Args:
+        name: a timm model name.
+        head: ``gap``, ``noah``, or another registered head.
+        num_classes: K.
+        pretrained: start from timm's pretrained weights.
+        weights: start from a local file of weights in timm's layout instead.
+        image_size: side of the square input in pixels, for models built for one size; None keeps theirs.
+        class_token: whether a ViT under another head than ``gap`` keeps its class token; None: only where loaded
+            weights were trained with it.
+        backbone_init: rule of the backbone's starting weights where none are loaded: ``timm``, or ``official``: as
+            the official code of NOAH starts the paper's models.
+        model_args: further arguments for timm's constructor.
+        **head_settings: settings of the head, such as ``head_num`` and ``key_ratio``; ``gap`` has only ``dropout``,
+            before the classifier.
+
+    Raises:
+        UserError: a subclass of it, in one line: unknown model or head, impossible settings, no spatial map,
+            weights that do not fit.
+
+    >>> create_model("resnet18", head="noah", num_classes=10, head_num=4, key_ratio=0.5)
+    """
+    model_args = dict(model_args or {})
+    if owned := sorted(_NOT_TIMMS_TO_SET & model_args.keys()):
+        raise ConfigError(
+            f"model.args cannot set {', '.join(owned)}: images have 3 channels, the data knows its classes, "
+            "and weights come from model.pretrained or model.weights"
+        )
+    if head == "gap":
+        if class_token is not None:
+            raise ConfigError("head=gap is the published model, class token and all; leave class_token unset")
+        model_args = _gap_settings(**head_settings) | model_args
+        return build_timm_model(name, num_classes, pretrained, weights, image_size, backbone_init, **model_args)
+    backbone = make_backbone(name, pretrained, weights, image_size, class_token, backbone_init, **model_args)
+    return Classifier(backbone, make_head(head, backbone.out_channels, num_classes, **head_settings))
+
+
+def _gap_settings(dropout: float = 0.0, **unknown: Any) -> dict[str, Any]:
+    """The settings of the model's own classifier as timm calls them."""
+    if unknown:
+        raise ConfigError(
+            f"head=gap is the model's own classifier and has no setting {', '.join(unknown)}, only dropout; "
+            "create_model takes the settings of NOAH with head='noah'"
+        )
+    return {"drop_rate": dropout} if rate("head.dropout", dropout) else {}

@@ -1,0 +1,202 @@
+"""Checkpoints of the official release of NOAH: their layouts, their parameter names, and a strict way to ours."""
+
+import argparse
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.efficientnet import EfficientNet
+from timm.models.resnet import ResNet
+from torch import Tensor, nn
+
+from noah_lightning.errors import WeightsError, name_first, one_line
+from noah_lightning.models.classifier import Classifier
+from noah_lightning.models.rows import create_row
+from noah_lightning.models.zoo.mobilenetv3_small import MobileNetV3Small
+from noah_lightning.models.zoo.pvt_v1 import PyramidVisionTransformer
+from noah_lightning.models.zoo.shufflenet_v2 import ShuffleNetV2
+
+StateDict = dict[str, Tensor]
+
+# Where the official scripts keep the trained weights, and where their moving average.
+_RAW, _AVERAGED = ("state_dict", "model"), ("state_dict_ema", "model_ema")
+
+
+class _Ignored:
+    """Stands for what is not wanted: it takes anything and keeps nothing."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+# What stands beside the weights in such files, by the names that pickle knows it by. An accuracy as numpy's number,
+# saved by numpy 1 or 2, is not made: numpy would take bytes from the file for addresses in memory.
+_HARMLESS: list[Any] = [
+    argparse.Namespace,  # the arguments of the script
+    (_Ignored, "numpy.dtype"),
+    (_Ignored, "numpy.core.multiarray.scalar"),
+    (_Ignored, "numpy._core.multiarray.scalar"),
+]
+
+_MOBILENETV2_STAGES = (0, 1, 3, 6, 10, 13, 16)  # blocks before each stage; the official code counts through
+_MOBILENETV2_LAYERS = {
+    "conv_pw": "conv.0.0",
+    "bn1": "conv.0.1",
+    "conv_dw": "conv.1.0",
+    "bn2": "conv.1.1",
+    "conv_pwl": "conv.2",
+    "bn3": "conv.3",
+}
+_MOBILENETV2_FIRST = {"conv_dw": "conv.0.0", "bn1": "conv.0.1", "conv_pw": "conv.1", "bn2": "conv.2"}
+
+
+def _mobilenetv2_block(match: re.Match[str]) -> str:
+    stage, block, layer = int(match[1]), int(match[2]), match[3]
+    layers = _MOBILENETV2_FIRST if stage == 0 else _MOBILENETV2_LAYERS
+    return f"features.{1 + _MOBILENETV2_STAGES[stage] + block}.{layers[layer]}."
+
+
+def _after(offset: int, text: str) -> Callable[[re.Match[str]], str]:
+    """A replacement that counts blocks or stages from ``offset`` instead of 0."""
+    return lambda match: text.format(int(match[1]) + offset)
+
+
+# Our names to the official ones, where they differ: pattern and replacement, the first that matches.
+_POOLED_HEAD = (r"^fc\.", "head.2.")
+_RULES: dict[type[nn.Module], list[tuple[str, Any]]] = {
+    ResNet: [_POOLED_HEAD],
+    ShuffleNetV2: [_POOLED_HEAD],
+    EfficientNet: [
+        (r"^conv_stem\.", "features.0.0."),
+        (r"^bn1\.", "features.0.1."),
+        (r"^blocks\.(\d+)\.(\d+)\.(\w+)\.", _mobilenetv2_block),
+        (r"^conv_head\.", "features.18.0."),
+        (r"^bn2\.", "features.18.1."),
+        (r"^classifier\.", "head.2."),
+    ],
+    MobileNetV3Small: [
+        (r"^stem\.", "features.0."),
+        (r"^blocks\.(\d+)\.5\.reduce\.", _after(1, "features.{}.conv.5.fc.0.")),
+        (r"^blocks\.(\d+)\.5\.expand\.", _after(1, "features.{}.conv.5.fc.2.")),
+        (r"^blocks\.(\d+)\.", _after(1, "features.{}.conv.")),
+        (r"^conv_last\.", "features.12."),
+        (r"^conv_head\.", "features.14."),  # 13 is the pooling, which a model with NOAH lacks
+        (r"^classifier\.", "classifier.1."),
+    ],
+    PyramidVisionTransformer: [
+        (r"^stages\.(\d+)\.blocks\.", _after(1, "block{}.")),
+        (r"^stages\.(\d+)\.pos_embed$", _after(1, "pos_embed{}")),
+        (r"^stages\.(\d+)\.patch_embed\.", _after(1, "patch_embed{}.")),
+    ],
+}
+
+
+def convert_official(state_dict: Mapping[str, Tensor], model: str, head: str) -> StateDict:
+    """The official weights of a row of the paper under our names: what ``create_row(model, head)`` loads.
+
+    The released DeiT-Tiny ×0.75 and ×0.5 have a layer more than was published; their weights fit
+    ``create_row(model, head, ["model.args.pre_logits=true"])``.
+
+    Args:
+        state_dict: official names, with or without the ``module.`` of a parallel model.
+        model: a row, such as ``resnet50``.
+        head: ``gap`` or ``noah``.
+
+    Raises:
+        ConfigError: no such row or head.
+        WeightsError: a missing, left-over or misshapen weight, with the first names.
+    """
+    state = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
+    with torch.device("meta"):
+        target = create_row(model, head, row_overrides(model, state))
+    ours = target.state_dict()
+    names = official_names(target)  # ours -> official
+    what = f"these are no official weights of {model} with {head}"
+    official = set(names.values())
+    if missing := [name for name in names.values() if name not in state]:
+        raise WeightsError(f"{what}: {len(missing)} missing ({name_first(missing)}){_other_head(state, head)}")
+    if left_over := [name for name in state if name not in official]:
+        raise WeightsError(f"{what}: {len(left_over)} left over ({name_first(left_over)})")
+    for name, key in names.items():
+        if state[key].shape != ours[name].shape:
+            raise WeightsError(f"{what}: {key} is {tuple(state[key].shape)}, not {tuple(ours[name].shape)}")
+    return {name: state[key].to(ours[name].dtype).contiguous() for name, key in names.items()}
+
+
+def official_names(model: nn.Module) -> dict[str, str]:
+    """For each entry of the state dict of a row's model, its name in the official code, in our order."""
+    if not isinstance(model, Classifier):
+        return {name: _official_name(name, type(model)) for name in model.state_dict()}
+    names = {}
+    v3 = isinstance(model.backbone.model, MobileNetV3Small)
+    for name in model.state_dict():
+        if name.startswith("head."):
+            names[name] = name.replace("head.", "classifier.", 1) if v3 else name
+        else:
+            official = _official_name(name.removeprefix("backbone.model."), type(model.backbone.model))
+            names[name] = official.replace("features.14.", "features.13.") if v3 else official
+    return names
+
+
+def row_overrides(row: str, state: Mapping[str, Tensor]) -> list[str]:
+    """Settings of the row that these weights need: the layer that the released narrow DeiTs have."""
+    narrow = row in ("deit_tiny_075", "deit_tiny_050")
+    return ["model.args.pre_logits=true"] if narrow and "pre_logits.fc.weight" in state else []
+
+
+def read_official(path: Path, ema: bool = False) -> StateDict:
+    """The weights in an official checkpoint file; nothing in the file is executed.
+
+    Bare state dicts and those under ``state_dict`` or ``model`` are read, with ``ema`` those under
+    ``state_dict_ema`` or ``model_ema``.
+
+    Raises:
+        WeightsError: no such file, an unreadable one, or no such weights in it.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no checkpoint file at {path}")
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle and zipfile each raise their own
+        raise WeightsError(f"{path} cannot be read as a checkpoint: {one_line(error)}") from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds no state dict but a {type(content).__name__}")
+    if not ema and _is_state_dict(content):
+        return dict(content)
+    for key in _AVERAGED if ema else _RAW:
+        if _is_state_dict(content.get(key)):
+            return dict(content[key])
+    raise WeightsError(f"{path} holds no {'averaged ' if ema else ''}weights; it has {name_first(list(content))}")
+
+
+def holds_average(path: Path) -> bool:
+    """Whether a readable checkpoint file has averaged weights too."""
+    try:
+        read_official(path, ema=True)
+    except WeightsError:
+        return False
+    return True
+
+
+def _is_state_dict(content: Any) -> bool:
+    return isinstance(content, Mapping) and bool(content) and all(isinstance(t, Tensor) for t in content.values())
+
+
+def _official_name(name: str, kind: type[nn.Module]) -> str:
+    for pattern, replacement in _RULES.get(kind, []):
+        official, count = re.subn(pattern, replacement, name)
+        if count:
+            return official
+    return name
+
+
+def _other_head(state: Mapping[str, Tensor], head: str) -> str:
+    """Advice for weights of the row's other head."""
+    has_noah = any(key.endswith("query.weight") for key in state)
+    if has_noah == (head == "noah"):
+        return ""
+    return f"; they look like --head {'noah' if has_noah else 'gap'}"

@@ -1,0 +1,125 @@
+"""The paper's MobileNetV3-Small: 2.94 M parameters, where the model that timm has under this name has 2.54 M.
+
+It differs in its squeeze-and-excitation (before the activation, without biases), in the first block, which expands
+too, and in a wider last layer. Source: the official release of NOAH (arXiv 2402.02377).
+"""
+
+from typing import Any
+
+from timm.models import build_model_with_cfg, register_model
+from torch import Tensor, nn
+
+from noah_lightning.models.zoo.pretrained_cfg import untrained
+
+default_cfgs = untrained("mobilenetv3_small_noah", first_conv="stem.0", classifier="classifier")
+
+# kernel, expansion width, output width, squeeze-and-excitation, activation, stride
+_BLOCKS = (
+    (3, 16, 16, True, nn.ReLU, 2),
+    (3, 72, 24, False, nn.ReLU, 2),
+    (3, 88, 24, False, nn.ReLU, 1),
+    (5, 96, 40, True, nn.Hardswish, 2),
+    (5, 240, 40, True, nn.Hardswish, 1),
+    (5, 240, 40, True, nn.Hardswish, 1),
+    (5, 120, 48, True, nn.Hardswish, 1),
+    (5, 144, 48, True, nn.Hardswish, 1),
+    (5, 288, 96, True, nn.Hardswish, 2),
+    (5, 576, 96, True, nn.Hardswish, 1),
+    (5, 576, 96, True, nn.Hardswish, 1),
+)
+_STEM, _LAST, _HIDDEN = 16, 576, 1280
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by a gate that sees the mean of all."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(width, width // 4, bias=False)
+        self.expand = nn.Linear(width // 4, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.expand(self.reduce(x.mean((2, 3))).relu())  # (B, C, H, W) -> (B, C)
+        return x * nn.functional.hardsigmoid(gate)[:, :, None, None]
+
+
+class InvertedResidual(nn.Sequential):
+    """Expand, filter each channel, gate, project; added to its input where the shape stays."""
+
+    def __init__(
+        self, inputs: int, kernel: int, width: int, outputs: int, gated: bool, act: type[nn.Module], stride: int
+    ) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, width, 1, bias=False),
+            nn.BatchNorm2d(width),
+            act(),
+            nn.Conv2d(width, width, kernel, stride, kernel // 2, groups=width, bias=False),
+            nn.BatchNorm2d(width),
+            SqueezeExcite(width) if gated else nn.Identity(),
+            act(),
+            nn.Conv2d(width, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x) if self.residual else super().forward(x)
+
+
+class MobileNetV3Small(nn.Module):
+    """Images (B, 3, H, W) → logits (B, K).
+
+    The last convolution comes after pooling in the published model; with ``global_pool=""`` it runs on every
+    position of the map, as in the official model with NOAH.
+    """
+
+    def __init__(
+        self, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg", drop_rate: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.num_features, self.head_hidden_size = _LAST, _HIDDEN
+        self.stem = _conv_bn_act(in_chans, _STEM, 3, 2)
+        widths = [_STEM, *(block[2] for block in _BLOCKS)]
+        self.blocks = nn.Sequential(
+            *(InvertedResidual(inputs, *block) for inputs, block in zip(widths, _BLOCKS, strict=False))
+        )
+        self.conv_last = _conv_bn_act(widths[-1], _LAST, 1, 1)
+        self.conv_head = nn.Conv2d(_LAST, _HIDDEN, 1)
+        self.act = nn.Hardswish()
+        self.head_drop = nn.Dropout(drop_rate)
+        self.reset_classifier(num_classes, global_pool)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier for ``num_classes`` (0: none), and pooling ``avg`` or ``""``."""
+        if global_pool is not None:
+            assert global_pool in ("avg", ""), "pooling is avg or none"
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        self.classifier = nn.Linear(_HIDDEN, num_classes) if num_classes else nn.Identity()
+
+    def get_classifier(self) -> nn.Module:
+        return self.classifier
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.conv_last(self.blocks(self.stem(x)))  # (B, 576, H/32, W/32)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        if not self.global_pool:
+            return self.act(self.conv_head(x))  # (B, 1280, H/32, W/32)
+        x = self.act(self.conv_head(x.mean((2, 3), keepdim=True))).flatten(1)  # (B, 1280)
+        return x if pre_logits else self.classifier(self.head_drop(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _conv_bn_act(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.Hardswish()
+    )
+
+
+@register_model
+def mobilenetv3_small_noah(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """MobileNetV3-Small as in the official release of NOAH."""
+    return build_model_with_cfg(MobileNetV3Small, "mobilenetv3_small_noah", pretrained, **kwargs)

@@ -1,0 +1,217 @@
+"""Pyramid Vision Transformer, version 1 (arXiv 2102.12122); timm has only version 2.
+
+Shapes: B images, L = H·W positions of a stage (one more where there is a class token), C its width.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from timm.layers import DropPath, Mlp, PatchEmbed, calculate_drop_path_rates, resample_abs_pos_embed, trunc_normal_
+from timm.models import build_model_with_cfg, register_model
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from noah_lightning.models.zoo.pretrained_cfg import untrained
+
+default_cfgs = untrained(
+    "pvt_v1_tiny",
+    "pvt_v1_tiny_075",
+    "pvt_v1_tiny_050",
+    interpolation="bicubic",
+    first_conv="stages.0.patch_embed.proj",
+    classifier="head",
+)
+
+_STRIDES = (4, 2, 2, 2)  # of the patch embeddings
+
+
+class ReducedAttention(nn.Module):
+    """Attention whose keys and values come from a map ``reduction`` times smaller in height and width."""
+
+    def __init__(self, width: int, heads: int, reduction: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        if reduction > 1:
+            self.sr = nn.Conv2d(width, width, reduction, reduction)
+            self.norm = nn.LayerNorm(width)
+        self.reduction = reduction
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        source = x
+        if self.reduction > 1:
+            source = self.sr(x.transpose(1, 2).unflatten(2, size))  # (B, L, C) -> (B, C, H/R, W/R)
+            source = self.norm(source.flatten(2).transpose(1, 2))  # (B, L/R², C)
+        q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, C/heads)
+        k, v = self.kv(source).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L/R², C/heads)
+        return self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # (B, L, C)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int, reduction: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = ReducedAttention(width, heads, reduction)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, width * mlp_ratio)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), size))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Stage(nn.Module):
+    """Patches embedded, their positions added, and transformer blocks."""
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        stride: int,
+        grid: tuple[int, int],
+        prefix_tokens: int,
+        blocks: Sequence[Block],
+    ) -> None:
+        super().__init__()
+        self.grid, self.prefix_tokens = grid, prefix_tokens
+        self.patch_embed = PatchEmbed(None, stride, inputs, width, norm_layer=nn.LayerNorm)
+        self.pos_embed = nn.Parameter(torch.empty(1, prefix_tokens + grid[0] * grid[1], width))
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, prefix: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
+        """Map (B, C', H', W') → tokens (B, L, C), after those of ``prefix`` (1, P, C), and their (H, W)."""
+        stride = self.patch_embed.patch_size
+        size = (x.shape[2] // stride[0], x.shape[3] // stride[1])
+        x = self.patch_embed(x)  # (B, L, C)
+        if prefix is not None:
+            x = torch.cat([prefix.expand(len(x), -1, -1), x], dim=1)  # (B, P + L, C)
+        x = x + resample_abs_pos_embed(  # as it is where the size is that of the embedding
+            self.pos_embed, size, self.grid, self.prefix_tokens, interpolation="bilinear", antialias=False
+        )
+        for block in self.blocks:
+            x = block(x, size)
+        return x, size
+
+
+class PyramidVisionTransformer(nn.Module):
+    """Images (B, 3, H, W), H and W multiples of 32 → logits (B, K).
+
+    Args:
+        num_classes: K; 0 leaves the classifier out.
+        in_chans: channels of the images.
+        img_size: side in pixels that the position embeddings are made for; other sizes resize them.
+        widths, depths, heads, mlp_ratios, reductions: one number for each of the four stages.
+        class_token: prepend a class token in the last stage.
+        global_pool: what is classified: the class ``token``, the ``avg`` of the positions, or ``""``: no pooling,
+            ``forward`` then gives all tokens (B, L, C).
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0 over all blocks.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        img_size: int | tuple[int, int] = 224,
+        widths: Sequence[int] = (64, 128, 320, 512),
+        depths: Sequence[int] = (2, 2, 2, 2),
+        heads: Sequence[int] = (1, 2, 5, 8),
+        mlp_ratios: Sequence[int] = (8, 8, 4, 4),
+        reductions: Sequence[int] = (8, 4, 2, 1),
+        class_token: bool = True,
+        global_pool: str = "token",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_features = self.head_hidden_size = widths[-1]
+        self.num_prefix_tokens = int(class_token)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, widths[-1])) if class_token else None
+        drop_path: Iterator[Any] = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        stages = []
+        for i, inputs in enumerate((in_chans, *widths[:-1])):
+            height, width = height // _STRIDES[i], width // _STRIDES[i]
+            blocks = [
+                Block(widths[i], heads[i], mlp_ratios[i], reductions[i], next(drop_path)) for _ in range(depths[i])
+            ]
+            prefix_tokens = self.num_prefix_tokens if i == len(widths) - 1 else 0
+            stages.append(Stage(inputs, widths[i], _STRIDES[i], (height, width), prefix_tokens, blocks))
+        self.stages = nn.ModuleList(stages)
+        self.norm = nn.LayerNorm(widths[-1], eps=1e-6)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.reset_classifier(num_classes, global_pool)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Truncated normal 0.02 for linear layers and embeddings, zero for the biases of linear layers."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, Stage):
+                trunc_normal_(module.pos_embed, std=0.02)
+        if self.cls_token is not None:
+            trunc_normal_(self.cls_token, std=0.02)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay spares although they have more than one dimension."""
+        return {"cls_token", *(f"stages.{i}.pos_embed" for i in range(len(self.stages)))}
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier for ``num_classes`` (0: none), and pooling ``token``, ``avg`` or ``""``."""
+        if global_pool is not None:
+            assert global_pool in ("token", "avg", ""), "pooling is token, avg or none"
+            assert global_pool != "token" or self.cls_token is not None, "token pooling needs the class token"
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images → normed tokens (B, P + L, C) of the last stage, P = 1 with a class token."""
+        *earlier, last = self.stages
+        for stage in earlier:
+            tokens, size = stage(x)
+            x = tokens.transpose(1, 2).unflatten(2, size)  # (B, L, C) -> (B, C, H, W)
+        return self.norm(last(x, self.cls_token)[0])
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        if not self.global_pool:
+            return x
+        x = x[:, 0] if self.global_pool == "token" else x[:, self.num_prefix_tokens :].mean(1)  # (B, C)
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _pvt(name: str, widths: Sequence[int], pretrained: bool, **kwargs: Any) -> nn.Module:
+    return build_model_with_cfg(PyramidVisionTransformer, name, pretrained, **{"widths": widths, **kwargs})
+
+
+@register_model
+def pvt_v1_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """PVT-Tiny."""
+    return _pvt("pvt_v1_tiny", (64, 128, 320, 512), pretrained, **kwargs)
+
+
+@register_model
+def pvt_v1_tiny_075(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """PVT-Tiny ×0.75."""
+    return _pvt("pvt_v1_tiny_075", (48, 96, 240, 384), pretrained, **kwargs)
+
+
+@register_model
+def pvt_v1_tiny_050(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """PVT-Tiny ×0.5."""
+    return _pvt("pvt_v1_tiny_050", (32, 64, 160, 256), pretrained, **kwargs)

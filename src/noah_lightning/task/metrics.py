@@ -1,0 +1,103 @@
+"""Accuracy counts and predictions of a whole pass."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed import get_world_size
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+
+class Accuracy(NamedTuple):
+    """Counts over a whole pass: images seen, right at first guess, right among five, and the mean loss."""
+
+    images: int
+    correct: int
+    correct_top5: int
+    loss: float
+
+    @property
+    def top1(self) -> float:
+        """Percent."""
+        return 100 * self.correct / max(self.images, 1)  # none, where each step of an epoch was left out
+
+    @property
+    def top5(self) -> float:
+        """Percent; with fewer than five classes it is 100."""
+        return 100 * self.correct_top5 / self.images
+
+    def __str__(self) -> str:
+        return (
+            f"top-1 {self.top1:.3f} % ({self.correct:,} of {self.images:,})  top-5 {self.top5:.3f} %  "
+            f"loss {self.loss:.4f}"
+        )
+
+
+class AccuracyCounter(Metric):
+    """Adds up integers on the device, so a step never waits for it; summed over ranks when computed."""
+
+    full_state_update = False
+    images: Tensor
+    correct: Tensor
+    correct_top5: Tensor
+    loss_sum: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("images", "correct", "correct_top5"):
+            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("loss_sum", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor, loss_sum: Tensor) -> None:
+        """Count a batch: logits (B, K), labels (B,), below 0 for padding, and the loss summed over its images."""
+        guesses = logits.detach().topk(min(5, logits.shape[1])).indices  # (B, 5), best first
+        hits = guesses == labels.unsqueeze(1)  # none for padding
+        self.images += (labels >= 0).sum()
+        self.correct += hits[:, 0].sum()
+        self.correct_top5 += hits.sum()
+        self.loss_sum += loss_sum.detach().float()
+
+    def counts(self) -> list[float]:
+        """This process's four sums so far, exact; the device is waited for."""
+        return [float(getattr(self, name)) for name in self._defaults]
+
+    def set_counts(self, counts: Sequence[float]) -> None:
+        """Go on from what :meth:`counts` said."""
+        for name, value in zip(self._defaults, counts, strict=True):
+            getattr(self, name).fill_(value)
+
+    def compute(self) -> Accuracy:
+        """The counts so far; this is where the device is waited for."""
+        images = int(self.images)
+        loss = float(self.loss_sum) / max(images, 1)
+        return Accuracy(images, int(self.correct), int(self.correct_top5), loss)
+
+
+class Predictions(Metric):
+    """Labels and first guesses of one validation, in which process r of W sees the images r, r + W, r + 2W, ..."""
+
+    full_state_update = False
+    labels: list[Tensor]
+    guesses: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("labels", "guesses"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Keep a batch: logits (B, K), labels (B,), below 0 for padding."""
+        self.labels.append(labels)
+        self.guesses.append(logits.detach().argmax(dim=1))
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Labels and guesses (images,), on the CPU."""
+        processes = get_world_size() if self._is_synced else 1
+        labels, guesses = (
+            dim_zero_cat(parts).cpu().unflatten(0, (processes, -1)).T.flatten()  # (W m,) -> (W, m) -> (m W,)
+            for parts in (self.labels, self.guesses)
+        )
+        images = labels >= 0
+        return labels[images], guesses[images]

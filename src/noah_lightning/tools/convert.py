@@ -1,0 +1,118 @@
+"""A folder with one converted model: model.safetensors, and model.json, which says what it is."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from noah_lightning.config.checks import flag
+from noah_lightning.errors import ConfigError, WeightsError, one_line
+from noah_lightning.models.cost import count_parameters
+from noah_lightning.models.from_config import build_model
+from noah_lightning.models.official_checkpoints import convert_official, read_official, row_overrides
+from noah_lightning.models.rows import row_config
+
+WEIGHTS, FACTS = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What ``model.json`` holds.
+
+    Attributes:
+        row: row of the paper.
+        head: ``gap`` or ``noah``.
+        pre_logits: it has the layer that only the released narrow DeiTs have.
+        parameters: their number.
+        source: name of the file that was converted.
+        ema: its averaged weights were taken.
+    """
+
+    row: str
+    head: str
+    pre_logits: bool
+    parameters: int
+    source: str
+    ema: bool
+
+    @property
+    def overrides(self) -> list[str]:
+        return ["model.args.pre_logits=true"] if self.pre_logits else []
+
+
+def convert(file: Path, row: str, head: str, output: Path, ema: bool = False) -> Facts:
+    """Convert an official checkpoint file into the new folder ``output``.
+
+    Raises:
+        ConfigError: no such row or head, or ``output`` is there already or cannot be written.
+        WeightsError: a file that cannot be read, or weights that are not those of this row and head.
+    """
+    if output.exists():
+        raise ConfigError(f"{output} is there already; give another --output, or remove it")
+    row_config(row, head)  # before a large file is read
+    official = read_official(file, ema)
+    weights = convert_official(official, row, head)
+    extra = row_overrides(row, official)
+    config = row_config(row, head, extra)
+    model = build_model(config)
+    model.load_state_dict(weights)
+    facts = Facts(row, head, bool(extra), count_parameters(model), file.name, ema)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as unfinished:
+            folder = Path(unfinished) / output.name
+            folder.mkdir()
+            save_file(weights, folder / WEIGHTS)
+            (folder / FACTS).write_text(json.dumps(asdict(facts), indent=2) + "\n")
+            folder.rename(output)
+    except OSError as error:
+        raise ConfigError(f"{output} cannot be written: {one_line(error)}") from error
+    return facts
+
+
+def is_converted(folder: Path) -> bool:
+    return (folder / FACTS).is_file()
+
+
+def converted_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration of a converted model, on its row's evaluation transform.
+
+    Raises:
+        ConfigError: facts that are not ours, or overrides that do not fit.
+    """
+    facts = _read_facts(folder)
+    return row_config(facts.row, facts.head, [*facts.overrides, *overrides])
+
+
+def load_converted(folder: Path, config: DictConfig) -> nn.Module:
+    """The converted model in evaluation mode.
+
+    Raises:
+        WeightsError: weights that are missing, unreadable or of another model.
+    """
+    path = folder / WEIGHTS
+    try:
+        weights = load_file(path)
+    except Exception as error:  # safetensors raises its own
+        raise WeightsError(f"{path} cannot be read as model weights: {one_line(error)}") from error
+    model = build_model(config)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise WeightsError(f"{path} is not of the model in {folder / FACTS}: {one_line(error)}") from error
+    return model.eval()
+
+
+def _read_facts(folder: Path) -> Facts:
+    path = folder / FACTS
+    try:
+        facts = Facts(**json.loads(path.read_text()))
+        flag("pre_logits", facts.pre_logits)
+    except (ConfigError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} does not say what model this is: {one_line(error)}") from error
+    return facts

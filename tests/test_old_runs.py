@@ -1,0 +1,48 @@
+"""A run directory that an earlier version wrote: it resumes exactly, evaluates to its figure and is compared.
+
+``data/old_run/finished`` is a run of version 0.1.0 that was left alone, ``interrupted`` the same one stopped by
+SIGTERM after 9 of its 18 steps, in the middle of an epoch.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import Answer
+from faults import differences
+
+OLD = Path(__file__).parent / "data" / "old_run"
+WRITTEN_BY = "AMD EPYC, AVX512, torch 2.15"  # other machines round otherwise
+
+
+def test_resumes_as_if_it_had_not_been_interrupted(noah: Callable[..., Answer], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(OLD / "interrupted", tmp_path / "run"))
+    answer = noah("resume", str(run))
+    assert answer.status == 0, answer.err
+    assert "after 9 steps" in answer.out
+    finished = OLD / "finished"
+    if torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.__version__.startswith("2.15"):
+        assert differences(finished, run) == []
+    weights, expected = (
+        torch.load(one / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for one in (run, finished)
+    )
+    torch.testing.assert_close(weights, expected, rtol=1e-3, atol=1e-4)
+    with np.load(run / "predictions.npz") as ours, np.load(finished / "predictions.npz") as theirs:
+        np.testing.assert_array_equal(ours["labels"], theirs["labels"])
+
+
+@pytest.mark.parametrize(("words", "told"), [([], "loss 2.3778"), (["--ema"], "loss 2.3338")])
+def test_evaluates_to_the_same_figure(noah: Callable[..., Answer], words: list[str], told: str) -> None:
+    answer = noah("evaluate", str(OLD / "finished"), *words)
+    assert answer.status == 0, answer.err
+    assert f"val top-1 16.000 % (8 of 50)  top-5 40.000 %  {told}" in answer.out
+
+
+def test_is_compared(noah: Callable[..., Answer]) -> None:
+    answer = noah("compare", str(OLD), "--csv")
+    assert answer.status == 0, answer.err
+    assert ",8,50," in answer.out  # correct, images
