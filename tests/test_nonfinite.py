@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from conftest import TINY, Answer
 from noah_lightning.callbacks.checkpoints import read_checkpoint
 from noah_lightning.cli import hydra_app as app
-from noah_lightning.config.compose import compose_config, settings
+from noah_lightning.config.compose import compose_config
 from noah_lightning.data import create_data
 from noah_lightning.errors import RunFailed, RunFailedEverywhere
 from noah_lightning.task import ClassificationTask, nonfinite
@@ -79,7 +79,7 @@ def test_the_images_of_the_batch_are_noted(noah: Noah, monkeypatch: pytest.Monke
     [process] = told["processes"]
     assert (process["process"], process["loss"]) == (0, "nan")
     config = compose_config(RUN[:-2])
-    data = create_data(config.data.name, **settings(config, "data", "name"))
+    data = create_data(**config.data.arguments())
     data.setup("fit")
     labels = [data.train_dataset[image["number"]][1] for image in process["images"]]
     assert labels == seen[4].tolist()

@@ -5,14 +5,14 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from noah_lightning import run_dir as runs
 from noah_lightning.analysis.attention_figure import draw_comparison
 from noah_lightning.analysis.tables import Table
 from noah_lightning.callbacks.attention_images import attention_of_guess
-from noah_lightning.config.compose import compose_config, settings
+from noah_lightning.config.compose import compose_config
+from noah_lightning.config.schema import RunConfig
 from noah_lightning.data import create_data
 from noah_lightning.data.datamodule import LabelledImages
 from noah_lightning.errors import ConfigError
@@ -70,9 +70,9 @@ def verdict(results: dict[str, runs.Results]) -> str:
     )
 
 
-def draw_demo(folder: Path, configs: dict[str, DictConfig], count: int = 6) -> Path:
+def draw_demo(folder: Path, configs: dict[str, RunConfig], count: int = 6) -> Path:
     """Draw the first validation images of ``count`` different classes; returns the picture's path."""
-    data = create_data(configs["noah"].data.name, **settings(configs["noah"], "data", "name"))
+    data = create_data(**configs["noah"].data.arguments())
     data.prepare_data()
     data.setup("validate")
     assert data.val_dataset is not None

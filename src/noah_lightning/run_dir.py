@@ -20,21 +20,18 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError
-from yaml import safe_load
+import yaml
 
 from noah_lightning.atomic_io import write_whole
-from noah_lightning.config.checks import is_number
-from noah_lightning.config.compose import config_dir, override
-from noah_lightning.config.plain_yaml import flat, pairs, read_yaml
+from noah_lightning.config.compose import override
+from noah_lightning.config.parsing import parse_config
+from noah_lightning.config.plain_yaml import flat, is_number, pairs, read_yaml
 from noah_lightning.config.processes import batch_per_process
-from noah_lightning.config.settings import check_each
-from noah_lightning.errors import ConfigError, RunFailed, did_you_mean, one_line
+from noah_lightning.config.schema import RunConfig
+from noah_lightning.errors import ConfigError, RunFailed, one_line
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Results:
         return 100 * self.correct / self.images
 
 
-def write_config(run_dir: Path, config: DictConfig) -> None:
+def write_config(run_dir: Path, config: RunConfig) -> None:
     """Claim the run directory by writing its configuration.
 
     Raises:
@@ -72,20 +69,20 @@ def write_config(run_dir: Path, config: DictConfig) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with (run_dir / CONFIG).open("x") as file:
-            file.write(OmegaConf.to_yaml(config))
+            file.write(yaml.safe_dump(config.model_dump(), sort_keys=False))
     except FileExistsError:
         raise ConfigError(f"{run_dir} holds a run already; give another hydra.run.dir=…") from None
     except OSError as error:
         raise ConfigError(f"{run_dir} cannot be written ({one_line(error)}); give another hydra.run.dir=…") from error
 
 
-def replace_config(run_dir: Path, config: DictConfig, steps: int) -> None:
+def replace_config(run_dir: Path, config: RunConfig, steps: int) -> None:
     """Let a run have other settings from now on; those it had up to ``steps`` stay beside them.
 
     Raises:
         ConfigError: the directory cannot be written.
     """
-    path, text = run_dir / CONFIG, OmegaConf.to_yaml(config)
+    path, text = run_dir / CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False)
     try:
         before = path.read_bytes()
         if before != text.encode():
@@ -173,7 +170,6 @@ def check_unfinished(run_dir: Path) -> None:
 
 
 NEEDED = ("model", "head", "data", "recipe", "trainer")
-GROUPS = {"seed", "checkpoint", "logger", *NEEDED}
 
 
 def read_recorded(run_dir: Path) -> dict[str, Any]:
@@ -187,9 +183,6 @@ def read_recorded(run_dir: Path) -> dict[str, Any]:
     missing = set(NEEDED) - content.keys()
     if missing:
         raise ConfigError(f"{path} is no run's configuration: {', '.join(sorted(missing))} missing")
-    for group in sorted(GROUPS & content.keys() - {"seed"}):
-        if not isinstance(content[group], dict):
-            raise ConfigError(f"{path} is no run's configuration: {group} is no group of settings")
     for key, value in pairs(content):
         name = key.rpartition(".")[2]
         if name.startswith("_"):  # such as Hydra's _target_, which would name what to call
@@ -202,7 +195,7 @@ def read_recorded(run_dir: Path) -> dict[str, Any]:
     return content
 
 
-def read_config(run_dir: Path) -> DictConfig:
+def read_config(run_dir: Path) -> RunConfig:
     """The configuration a run was started with: known settings, each in its range.
 
     Raises:
@@ -215,21 +208,13 @@ def read_config(run_dir: Path) -> DictConfig:
             advice += "; a sweep goes on if its command is given again with sweep.resume=true"
         raise ConfigError(f"{run_dir} is no run directory: it has no {CONFIG}{advice}")
     content = read_recorded(run_dir)
-    for group, known in (("", GROUPS), ("trainer", _keys("trainer/default")), ("model", _keys("model/timm"))):
-        for key in content[group] if group else content:
-            if key not in known:
-                where = f"{group}.{key}" if group else key
-                raise ConfigError(f"{run_dir / CONFIG}: there is no setting {where!r}{did_you_mean(key, known)}")
-    config = OmegaConf.create(content)
-    OmegaConf.set_struct(config, True)
     try:
-        check_each(config)
+        return parse_config(content)
     except ConfigError as error:
         raise ConfigError(f"{run_dir / CONFIG}: {error}") from None
-    return config
 
 
-def config_to_use(run_dir: Path, overrides: Sequence[str] = ()) -> DictConfig:
+def config_to_use(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration to build a run from again, with ``key=value`` pairs set.
 
     Raises:
@@ -238,7 +223,6 @@ def config_to_use(run_dir: Path, overrides: Sequence[str] = ()) -> DictConfig:
     """
     recorded = read_config(run_dir)
     config = override(recorded, overrides)
-    check_each(config)
     name = recorded.model.name
     if ":" in name and not any(pair.startswith("model.name=") for pair in overrides):
         raise ConfigError(
@@ -248,7 +232,7 @@ def config_to_use(run_dir: Path, overrides: Sequence[str] = ()) -> DictConfig:
     return config
 
 
-def split_anew(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def split_anew(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """``config`` with the recipe's batch shared out among the processes there are now.
 
     Raises:
@@ -256,26 +240,7 @@ def split_anew(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     if any(pair.startswith("data.batch_size=") for pair in overrides):
         raise ConfigError("data.batch_size follows from recipe.batch_size and the processes; change these")
-    config = config.copy()
-    config.data.batch_size = batch_per_process(config.recipe.batch_size, config.trainer)
-    return config
-
-
-@contextmanager
-def missing_told(run_dir: Path) -> Iterator[None]:
-    """A setting that the run's configuration lacks becomes a ConfigError that names it."""
-    try:
-        yield
-    except (ConfigAttributeError, ConfigKeyError) as error:
-        raise ConfigError(
-            f"{run_dir / CONFIG}: {error.full_key} is missing: this is the configuration of another version"
-        ) from error
-
-
-@cache
-def _keys(file: str) -> frozenset[str]:
-    """The settings that a file of ``conf`` lists."""
-    return frozenset(safe_load((config_dir() / f"{file}.yaml").read_text())) - {"defaults"}
+    return config.replace("data", batch_size=batch_per_process(config.recipe.batch_size, config.trainer))
 
 
 # Settings that may differ from those the run was begun with: where things are, who loads them, what ends the run.
@@ -291,14 +256,14 @@ SPLIT = (
 )
 
 
-def check_same(run_dir: Path, config: DictConfig, force: bool = False) -> None:
+def check_same(run_dir: Path, config: RunConfig, force: bool = False) -> None:
     """Refuse to go on with settings other than the run's own; with ``force`` the batch may be split otherwise.
 
     Raises:
         ConfigError: the settings differ, or there is no run.
     """
     free = (*FREE, *SPLIT) if force else FREE
-    begun, now = (dict(flat(OmegaConf.to_container(one))) for one in (read_config(run_dir), config))
+    begun, now = (dict(flat(one.model_dump())) for one in (read_config(run_dir), config))
     for key in sorted(begun.keys() | now.keys()):
         if begun.get(key) != now.get(key) and key not in free:
             may = "by --force, which says what is not exact then" if key in SPLIT else f"only in {', '.join(FREE)}"

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
 from torch import nn
 
 from noah_lightning import run_dir as run_files
@@ -33,10 +31,8 @@ from noah_lightning.callbacks.checkpoints import (
 )
 from noah_lightning.callbacks.epoch_report import EpochReport, EpochSpeed
 from noah_lightning.callbacks.progress import progress
-from noah_lightning.config.checks import whole_number
-from noah_lightning.config.compose import settings, typed
 from noah_lightning.config.processes import processes_per_node
-from noah_lightning.config.settings import check_settings
+from noah_lightning.config.schema import OptimizerSettings, RunConfig
 from noah_lightning.data import create_data
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.distributed.environment import keep_freed_memory, processes_started, rank
@@ -49,14 +45,14 @@ from noah_lightning.models.compiled import compiled
 from noah_lightning.models.cost import count_parameters
 from noah_lightning.models.from_config import build_model
 from noah_lightning.run_dir import check_same, check_unfinished, locked
-from noah_lightning.task import ClassificationTask, MixingSettings, OptimizerSettings, ScheduleSettings, scaled_to
+from noah_lightning.task import ClassificationTask, check_options, scaled_to
 from noah_lightning.task.failures import faults_told
 from noah_lightning.task.mixing import check_even
 
 log = logging.getLogger("noah_lightning")
 
 
-def train(config: DictConfig, run_dir: Path, resume: bool = False, force: bool = False) -> runs.Results:
+def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = False) -> runs.Results:
     """Train as the resolved configuration says, and leave everything about it in ``run_dir``.
 
     Everything is built before the run directory is claimed, so a mistake leaves nothing behind. With ``resume`` a run
@@ -68,10 +64,10 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False, force: bool =
         RunFailed: memory, the disk or a loading process gave out, or a loss was not finite.
         Stopped: a signal asked for it, and the state is saved.
     """
-    check_settings(config)
+    check_options(config.recipe.optimizer)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     model = build_model(config)  # before the data, which may take long to look through
-    data = create_data(config.data.name, **settings(config, "data", "name"))
+    data = create_data(**config.data.arguments())
     report, stop = EpochReport(), StopRequest()
     loggers = make_loggers(config, run_dir)
     callbacks = make_callbacks(config, run_dir, loggers, report, data, stop)
@@ -136,7 +132,7 @@ def _prepare(data: ImageDataModule, task: ClassificationTask) -> None:
         check_even(min(data.batch_size, len(data.train_dataset)))  # a set below one batch is one batch
 
 
-def _claim(run_dir: Path, config: DictConfig, resume: bool, force: bool) -> None:
+def _claim(run_dir: Path, config: RunConfig, resume: bool, force: bool) -> None:
     """Begin a run, or make sure that it is the one that goes on."""
     if resume and (run_dir / run_files.CONFIG).exists():
         check_same(run_dir, config, force)
@@ -145,7 +141,7 @@ def _claim(run_dir: Path, config: DictConfig, resume: bool, force: bool) -> None
         runs.write_config(run_dir, config)
 
 
-def _announce(config: DictConfig, run_dir: Path, task: ClassificationTask, data: ImageDataModule) -> None:
+def _announce(config: RunConfig, run_dir: Path, task: ClassificationTask, data: ImageDataModule) -> None:
     count = count_parameters(task.model)
     log.info("run      %s", run_dir)
     log.info("model    %s, head %s, %s parameters", config.model.name, config.head.name, f"{count:,}")
@@ -153,7 +149,7 @@ def _announce(config: DictConfig, run_dir: Path, task: ClassificationTask, data:
     log.info("rate     %s, %s", _rate(config, task.optimizer_settings), task.optimizer_settings.name)
 
 
-def _rate(config: DictConfig, scaled: OptimizerSettings) -> str:
+def _rate(config: RunConfig, scaled: OptimizerSettings) -> str:
     """``0.1 × 64/256 = 0.025``, or the rate alone where it holds for every batch."""
     if scaled.lr_batch is None:
         return f"{scaled.lr:g}"
@@ -187,22 +183,22 @@ def _conclude(run_dir: Path, task: ClassificationTask, report: EpochReport) -> r
     return results
 
 
-def make_task(config: DictConfig, model: nn.Module, batch: int) -> ClassificationTask:
+def make_task(config: RunConfig, model: nn.Module, batch: int) -> ClassificationTask:
     """The training task of a recipe, around a model, with the rate for ``batch`` images per optimiser step.
 
     Raises:
         ConfigError: recipe settings out of their range.
     """
-    optimizer = typed(OptimizerSettings, config, "recipe.optimizer")
+    optimizer = config.recipe.optimizer
     if str(config.trainer.precision) in ("16", "16-mixed") and config.trainer.gradient_clip_val:
-        # Lightning has no gradients to clip where a fused optimiser is to unscale them.
-        optimizer = replace(optimizer, options={"fused": False} | dict(optimizer.options))
+        # Lightning has no gradients to clip where a fused optimizer is to unscale them.
+        optimizer = optimizer.model_copy(update={"options": {"fused": False} | optimizer.options})
     return ClassificationTask(
         model,
         scaled_to(optimizer, batch),
-        typed(ScheduleSettings, config, "recipe.schedule"),
+        config.recipe.schedule,
         label_smoothing=config.recipe.label_smoothing,
-        mixing=typed(MixingSettings, config, "recipe.mixing"),
+        mixing=config.recipe.mixing,
         num_classes=config.data.num_classes,
         ema=config.recipe.ema,
         channels_last=config.trainer.channels_last,
@@ -210,13 +206,13 @@ def make_task(config: DictConfig, model: nn.Module, batch: int) -> Classificatio
     )
 
 
-def batch_split(config: DictConfig, data: ImageDataModule) -> BatchSplit:
+def batch_split(config: RunConfig, data: ImageDataModule) -> BatchSplit:
     """How the processes of this run share out the images of a step."""
     return BatchSplit(processes_started(), data.batch_size, config.trainer.accumulate_grad_batches)
 
 
 def make_callbacks(
-    config: DictConfig,
+    config: RunConfig,
     run_dir: Path,
     loggers: Sequence[Logger],
     report: EpochReport,
@@ -241,7 +237,7 @@ def make_callbacks(
     ]
 
 
-def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trainer:
+def make_trainer(config: RunConfig, run_dir: Path, **arguments: Any) -> pl.Trainer:
     """Lightning's trainer with the settings of ``config.trainer``, in a process that keeps the memory of a step.
 
     Raises:
@@ -250,7 +246,7 @@ def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trai
     keep_freed_memory()
     try:
         trainer = pl.Trainer(
-            **settings(config, "trainer", "devices", "channels_last", "compile", "nonfinite"),
+            **config.trainer.arguments("devices", "channels_last", "compile", "nonfinite"),
             devices=_devices(config),
             use_distributed_sampler=False,  # the data module shares out the images
             default_root_dir=run_dir,
@@ -269,13 +265,13 @@ def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trai
     return trainer
 
 
-def _devices(config: DictConfig) -> Any:
+def _devices(config: RunConfig) -> Any:
     """``trainer.devices`` as Lightning takes it; ``auto`` becomes the number of processes that there are."""
-    devices = settings(config, "trainer")["devices"]
+    devices = config.trainer.devices
     return processes_per_node(config.trainer) if devices in ("auto", -1) else devices
 
 
-def _checkpoints(run_dir: Path, config: DictConfig, stop: StopRequest) -> list[Callback]:
+def _checkpoints(run_dir: Path, config: RunConfig, stop: StopRequest) -> list[Callback]:
     """The weights of the best epoch, and the whole state as the run goes."""
     best: list[Callback] = [BestWeights(run_dir, "best", "val/top1")]
     if config.recipe.ema is not None:
@@ -285,7 +281,7 @@ def _checkpoints(run_dir: Path, config: DictConfig, stop: StopRequest) -> list[C
 
 
 def logger_callbacks(
-    config: DictConfig, loggers: Sequence[Logger], report: EpochReport, data: ImageDataModule
+    config: RunConfig, loggers: Sequence[Logger], report: EpochReport, data: ImageDataModule
 ) -> list[Callback]:
     """What feeds the loggers beside the task; to stand behind ``report`` in the trainer's list.
 
@@ -293,9 +289,7 @@ def logger_callbacks(
         ConfigError: ``logger.picture_every_n_epochs`` is no whole number.
     """
     callbacks: list[Callback] = [EpochSpeed(report)]
-    every = config.logger.get("picture_every_n_epochs")
-    if every is not None:
-        whole_number("logger.picture_every_n_epochs", every, low=0)
+    every = getattr(config.logger, "picture_every_n_epochs", 0)
     if every and config.head.name == "noah":
         callbacks += [AttentionPicture(logger, data, every) for logger in loggers if isinstance(logger, WandbRun)]
     return callbacks

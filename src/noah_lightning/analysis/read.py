@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from noah_lightning.config.checks import is_number
-from noah_lightning.config.plain_yaml import flat
+from noah_lightning.config.plain_yaml import flat, is_number
 from noah_lightning.errors import ConfigError, one_line
 from noah_lightning.run_dir import CONFIG, LOG, METRICS, PREDICTIONS, RESULTS, read_recorded
 

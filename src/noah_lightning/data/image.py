@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from noah_lightning.config.checks import whole_number
-from noah_lightning.errors import DataError, one_line
+from noah_lightning.errors import ConfigError, DataError, one_line
 
 LIMIT = "NOAH_MAX_IMAGE_PIXELS"
 if LIMIT in os.environ:
     _given = os.environ[LIMIT]
-    Image.MAX_IMAGE_PIXELS = whole_number(LIMIT, int(_given) if _given.isdecimal() else _given, low=1)
+    if not _given.isdecimal() or int(_given) < 1:
+        raise ConfigError(f"{LIMIT}={_given!r} must be an integer of at least 1")
+    Image.MAX_IMAGE_PIXELS = int(_given)
 
 
 def decode_rgb(data: bytes) -> np.ndarray:

@@ -3,13 +3,12 @@
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from noah_lightning.config.checks import whole_number
+from noah_lightning.config.schema import PackedSettings
 from noah_lightning.data.datamodule import ImageDataModule, Split
 from noah_lightning.data.image import Picture
 from noah_lightning.data.imagefolder import ImageFolderDataModule
@@ -92,48 +91,18 @@ class PackedDataModule(ImageFolderDataModule):
     Training goes from shard to shard, see :class:`~noah_lightning.data.samplers.ShardShuffle`. Validation has
     the order of the folder tree, of which process r of W takes every W-th image, so every machine reads all of val/.
 
-    Args, beyond those of :class:`ImageFolderDataModule`:
-        root: what ``noah pack`` has written; ``~`` is expanded.
-        mix_shards: shards over which training images are mixed; a machine keeps about that many in memory for each
-            of its processes.
+    Training images are mixed over ``mix_shards`` shards; a machine keeps about that many in memory for each of its
+    processes.
 
     Raises:
-        ConfigError: a value out of range.
         DataError: ``root`` is not set.
     """
 
-    def __init__(
-        self,
-        *,
-        root: str | None,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        image_size: int,
-        crop_ratio: float,
-        interpolation: str,
-        augment: Mapping[str, Any],
-        batch_size: int,
-        num_workers: int | None,
-        seed: int,
-        max_unreadable: int = 0,
-        mix_shards: int = 4,
-    ) -> None:
-        super().__init__(
-            root=root,
-            num_classes=num_classes,
-            mean=mean,
-            std=std,
-            image_size=image_size,
-            crop_ratio=crop_ratio,
-            interpolation=interpolation,
-            augment=augment,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            max_unreadable=max_unreadable,
-        )
-        self.mix_shards = whole_number("data.mix_shards", mix_shards, low=0)
+    Settings = PackedSettings
+
+    def __init__(self, settings: PackedSettings) -> None:
+        super().__init__(settings)
+        self.mix_shards = settings.mix_shards
 
     def setup(self, stage: str) -> None:
         """Reads where the images lie.

@@ -85,8 +85,9 @@ def make_plan(folders: Sequence[Path], entity: str | None = None, project: str |
     Raises:
         ConfigError: no W&B run there, or runs of several projects.
     """
+    from noah_lightning.config.schema import WandbLoggerSettings
     from noah_lightning.loggers.wandb_run import run_name
-    from noah_lightning.run_dir import missing_told, read_config
+    from noah_lightning.run_dir import read_config
 
     runs: dict[str, RunOnWandb] = {}
     places = set()
@@ -94,9 +95,11 @@ def make_plan(folders: Sequence[Path], entity: str | None = None, project: str |
         run_dir = kept.parents[1]
         config = read_config(run_dir)
         identity = kept.name.rpartition("-")[2]
-        with missing_told(run_dir):
-            runs[identity] = RunOnWandb(identity, run_name(config), str(run_dir))
-            places.add((entity or config.logger.entity, project or config.logger.project))
+        runs[identity] = RunOnWandb(identity, run_name(config), str(run_dir))
+        logger = config.logger
+        if not isinstance(logger, WandbLoggerSettings):
+            raise ConfigError(f"{run_dir} has logger.name={logger.name}, not wandb")
+        places.add((entity or logger.entity, project or logger.project))
     if not runs:
         raise ConfigError(f"no W&B run under {', '.join(map(str, folders))}; logger=wandb makes one")
     if len(places) > 1:

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
+from noah_lightning.config.schema import MixingSettings, OptimizerSettings, ScheduleSettings
 from noah_lightning.distributed.collectives import of_every_process
-from noah_lightning.errors import ConfigError
 from noah_lightning.task.ema import WeightAverage
-from noah_lightning.task.lr_schedule import ScheduleSettings, learning_rate
+from noah_lightning.task.lr_schedule import learning_rate
 from noah_lightning.task.metrics import Accuracy, AccuracyCounter, Predictions
-from noah_lightning.task.mixing import BatchMixing, MixingSettings
+from noah_lightning.task.mixing import BatchMixing
 from noah_lightning.task.nonfinite import LossWatch, StepGuard
-from noah_lightning.task.optimizer import OptimizerSettings, make_optimizer
+from noah_lightning.task.optimizer import make_optimizer
 
 Batch = tuple[Tensor, Tensor]  # normalised images (B, 3, H, W), labels (B,)
 PADDING = -1  # label of what only fills up a validation batch, so that all processes have equally many
@@ -42,9 +42,6 @@ class ClassificationTask(pl.LightningModule):
         channels_last: model and images keep the channels of a pixel side by side in memory, as GPUs' convolutions
             like it.
         nonfinite: at a loss or gradient that is not finite ``stop`` before more is saved, or ``skip`` the step.
-
-    Raises:
-        ConfigError: a value out of its range.
     """
 
     def __init__(
@@ -60,8 +57,6 @@ class ClassificationTask(pl.LightningModule):
         nonfinite: str = "stop",
     ) -> None:
         super().__init__()
-        if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing < 1:
-            raise ConfigError(f"recipe.label_smoothing={label_smoothing!r} must be at least 0 and below 1")
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.model = model.to(memory_format=self.memory_format)
         self.optimizer_settings = optimizer

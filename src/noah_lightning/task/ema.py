@@ -5,9 +5,6 @@ from typing import Self
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from noah_lightning.errors import ConfigError
-from noah_lightning.task.lr_schedule import is_non_negative
-
 
 class WeightAverage(ModelEmaV3):
     """timm's exponential moving average of parameters and buffers, which takes no part in training.
@@ -18,14 +15,9 @@ class WeightAverage(ModelEmaV3):
     Args:
         model: the model to follow.
         decay: share of the average that an update keeps (``recipe.ema``).
-
-    Raises:
-        ConfigError: a decay that is not between 0 and 1.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        if not is_non_negative(decay) or not 0 < decay < 1:
-            raise ConfigError(f"recipe.ema={decay!r} must be a number above 0 and below 1, or null for no average")
         super().__init__(model, decay)
         self.requires_grad_(False)
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 
 from noah_lightning.atomic_io import write_whole
+from noah_lightning.config.schema import RunConfig
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.distributed.environment import rank
 from noah_lightning.errors import RunFailed, RunFailedEverywhere, one_line
@@ -20,7 +20,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what
 
 
 @contextmanager
-def faults_told(config: DictConfig, data: ImageDataModule, run_dir: Path) -> Iterator[None]:
+def faults_told(config: RunConfig, data: ImageDataModule, run_dir: Path) -> Iterator[None]:
     """Turn what torch says of memory and of loading processes into a line of our own, and note what was not finite.
 
     Raises:
@@ -66,7 +66,7 @@ def _offenders(data: ImageDataModule, error: NonFinite) -> str:
     return json.dumps(told, indent=2) + "\n"
 
 
-def _smaller(config: DictConfig, data: ImageDataModule, what: str) -> str:
+def _smaller(config: RunConfig, data: ImageDataModule, what: str) -> str:
     """What would fit better."""
     batch, passes = data.batch_size, config.trainer.accumulate_grad_batches
     told = f"out of {what} with {batch} images at a time in each process"

@@ -1,43 +1,10 @@
 """Mixing the images of a batch and their labels: mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899)."""
 
-from dataclasses import dataclass
-
 from timm.data.mixup import Mixup
 from torch import Tensor
 
+from noah_lightning.config.schema import MixingSettings
 from noah_lightning.errors import ConfigError
-from noah_lightning.task.lr_schedule import is_non_negative
-
-
-@dataclass(frozen=True)
-class MixingSettings:
-    """How whole batches are mixed (``recipe.mixing``).
-
-    Attributes:
-        mixup: parameter of the Beta distribution that shares are drawn from where images are blended; 0: no mixup.
-        cutmix: likewise where a rectangle of one image is pasted into another; 0: no CutMix.
-        switch: probability of CutMix for a batch, where both are on.
-
-    Raises:
-        ConfigError: a value out of its range.
-    """
-
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    switch: float = 0.5
-
-    def __post_init__(self) -> None:
-        for key in ("mixup", "cutmix"):
-            value = getattr(self, key)
-            if not is_non_negative(value):
-                raise ConfigError(f"recipe.mixing.{key}={value!r} must be a number of at least 0")
-        if not is_non_negative(self.switch) or self.switch > 1:
-            raise ConfigError(f"recipe.mixing.switch={self.switch!r} must be a number from 0 to 1")
-
-    @property
-    def on(self) -> bool:
-        """Whether there is anything to mix."""
-        return self.mixup > 0 or self.cutmix > 0
 
 
 class BatchMixing:

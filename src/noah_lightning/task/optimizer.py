@@ -1,63 +1,28 @@
 """Optimiser and parameter groups."""
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from noah_lightning.config.checks import whole_number
-from noah_lightning.errors import ConfigError, did_you_mean, one_line
-from noah_lightning.task.lr_schedule import is_non_negative
+from noah_lightning.config.schema import OptimizerSettings
+from noah_lightning.errors import ConfigError, one_line
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """Which optimiser, and what it decays (``recipe.optimizer``).
-
-    Attributes:
-        name: ``sgd`` or ``adamw``.
-        lr: base learning rate.
-        weight_decay: factor of the decay.
-        decay: ``all`` parameters, or only ``matrices``: parameters with more than one dimension that the model does
-            not list in ``no_weight_decay()``, which is timm's rule.
-        options: further arguments of torch's optimiser, such as ``momentum`` or ``betas``. Unless they choose
-            otherwise, all weights are updated by one fused kernel.
-        lr_batch: images per optimiser step that ``lr`` is meant for; None: any number. See :func:`scaled_to`.
+def check_options(settings: OptimizerSettings) -> None:
+    """Refuse ``recipe.optimizer.options`` that torch's optimizer does not take.
 
     Raises:
-        ConfigError: a value out of its range, or options the optimiser does not take.
+        ConfigError: it does not.
     """
-
-    name: str
-    lr: float
-    weight_decay: float = 0.0
-    decay: str = "all"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    lr_batch: int | None = None
-
-    def __post_init__(self) -> None:
-        if str(self.name) not in _OPTIMIZERS:
-            advice = did_you_mean(str(self.name), _OPTIMIZERS)
-            raise ConfigError(f"recipe.optimizer.name={self.name!r} is unknown{advice}")
-        if self.decay not in ("all", "matrices"):
-            raise ConfigError(f"recipe.optimizer.decay={self.decay!r} must be all or matrices")
-        for key in ("lr", "weight_decay"):
-            value = getattr(self, key)
-            if not is_non_negative(value):
-                raise ConfigError(f"recipe.optimizer.{key}={value!r} must be a number of at least 0")
-        if self.lr_batch is not None:
-            whole_number("recipe.optimizer.lr_batch", self.lr_batch, low=1)
-        if not isinstance(self.options, Mapping):
-            raise ConfigError(f"recipe.optimizer.options={self.options!r} must be arguments of the optimiser by name")
-        try:  # known now, before a run has begun
-            _make(self, [torch.zeros(1)], weight_decay=self.weight_decay)
-        except (TypeError, ValueError, LookupError, RuntimeError) as error:
-            raise ConfigError(f"recipe.optimizer.options={dict(self.options)}: {one_line(error)}") from error
+    try:
+        _make(settings, [torch.zeros(1)], weight_decay=settings.weight_decay)
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
+        raise ConfigError(f"recipe.optimizer.options={dict(settings.options)}: {one_line(error)}") from error
 
 
 def scaled_to(settings: OptimizerSettings, batch: int) -> OptimizerSettings:
@@ -67,7 +32,7 @@ def scaled_to(settings: OptimizerSettings, batch: int) -> OptimizerSettings:
     """
     if settings.lr_batch is None:
         return settings
-    return replace(settings, lr=settings.lr * batch / settings.lr_batch, lr_batch=batch)
+    return settings.model_copy(update={"lr": settings.lr * batch / settings.lr_batch, "lr_batch": batch})
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay: str) -> list[dict[str, Any]]:

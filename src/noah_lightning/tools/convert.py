@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from noah_lightning.config.checks import flag
+from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, WeightsError, one_line
 from noah_lightning.models.cost import count_parameters
 from noah_lightning.models.from_config import build_model
@@ -79,7 +78,7 @@ def is_converted(folder: Path) -> bool:
     return (folder / FACTS).is_file()
 
 
-def converted_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
+def converted_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a converted model, on its row's evaluation transform.
 
     Raises:
@@ -89,7 +88,7 @@ def converted_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     return row_config(facts.row, facts.head, [*facts.overrides, *overrides])
 
 
-def load_converted(folder: Path, config: DictConfig) -> nn.Module:
+def load_converted(folder: Path, config: RunConfig) -> nn.Module:
     """The converted model in evaluation mode.
 
     Raises:
@@ -112,7 +111,8 @@ def _read_facts(folder: Path) -> Facts:
     path = folder / FACTS
     try:
         facts = Facts(**json.loads(path.read_text()))
-        flag("pre_logits", facts.pre_logits)
+        if not isinstance(facts.pre_logits, bool):
+            raise ValueError(f"pre_logits={facts.pre_logits!r} must be true or false")
     except (ConfigError, OSError, RecursionError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} does not say what model this is: {one_line(error)}") from error
     return facts

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from noah_lightning.config.schema import ImageFolderSettings
 from noah_lightning.data.imagefolder import FolderImages, ImageFolderDataModule
 from noah_lightning.data.pack_format import SPLITS, Index, shard_name
 from noah_lightning.data.tree import count_classes
@@ -87,19 +87,8 @@ def pack(root: Path, out: Path, shard_bytes: int) -> Packed:
 
 def _checked_tree(root: Path) -> ImageFolderDataModule:
     """``data=imagefolder`` lists the images and finds the mistakes; its transforms are not used."""
-    tree = ImageFolderDataModule(
-        root=str(root),
-        num_classes=count_classes(str(root)),
-        mean=IMAGENET_DEFAULT_MEAN,
-        std=IMAGENET_DEFAULT_STD,
-        image_size=1,
-        crop_ratio=1,
-        interpolation="bilinear",
-        augment={},
-        batch_size=1,
-        num_workers=0,
-        seed=SEED,
-    )
+    settings = ImageFolderSettings(root=str(root), num_classes=count_classes(str(root)), num_workers=0, seed=SEED)
+    tree = ImageFolderDataModule(settings)
     tree.setup("fit")
     return tree
 
