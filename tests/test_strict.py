@@ -310,6 +310,18 @@ def test_a_changed_bound_changes_the_message() -> None:
         parse(Shorter, recipe | {"epochs": 8}, "recipe")
 
 
+def test_every_setting_and_its_range_is_in_the_docs_and_in_the_help(noah: Noah) -> None:
+    """docs/settings.md is written by ``noah settings --markdown``."""
+    table = noah("settings", "--markdown").out
+    documented = (config_dir().parent / "docs" / "settings.md").read_text()
+    assert table in documented
+    for groups in ((), ("logger=wandb",), ("data=packed", "data.num_classes=2"), ("head=gap",)):
+        for key, values in settings_of(compose_config(groups)).items():
+            if key.rpartition(".")[2] != "name" and not key.startswith("data.augment."):
+                assert any(f"| {key}" in line and f"| {values} |" in line for line in table.splitlines()), key
+    assert noah("settings", "recipe.emma").status == 2
+
+
 def test_a_run_recorded_before_a_setting_existed_has_its_default() -> None:
     content = composed(*USUAL).model_dump()
     del content["trainer"]["compile"], content["plugins"]
