@@ -17,7 +17,7 @@ from benchmarks.noise import NoiseDataModule
 from benchmarks.report import Report, make_parser, run
 from benchmarks.timing import ratio, spread, wait_for_device
 from noah_lightning.analysis.tables import Table
-from noah_lightning.callbacks.epoch_report import EpochReport
+from noah_lightning.callbacks.progress import EpochReport
 from noah_lightning.config.compose import compose_config
 from noah_lightning.config.schema import OptimizerSettings
 from noah_lightning.distributed.signals import StopRequest

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from conftest import TINY, Answer, FinishedRun, call_noah
-from noah_lightning.callbacks.epoch_report import EpochReport
+from noah_lightning.callbacks.progress import EpochReport
 from noah_lightning.config.compose import compose_config
 from noah_lightning.config.schema import MixingSettings, OptimizerSettings, ScheduleSettings
 from noah_lightning.models.from_config import build_model

@@ -29,14 +29,14 @@ from noah_lightning.callbacks.checkpoints import (
     last_saved,
     remove_later,
 )
-from noah_lightning.callbacks.epoch_report import EpochReport, EpochSpeed
-from noah_lightning.callbacks.progress import progress
+from noah_lightning.callbacks.failures import NonFiniteCheck, failures_in_one_line
+from noah_lightning.callbacks.progress import EpochReport, progress
 from noah_lightning.config.processes import processes_per_node
 from noah_lightning.config.schema import OptimizerSettings, RunConfig
 from noah_lightning.data import create_data
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.distributed.environment import keep_freed_memory, processes_started, rank
-from noah_lightning.distributed.signals import Stopped, StopRequest
+from noah_lightning.distributed.signals import Stopped, StopRequest, use_our_signal_handlers
 from noah_lightning.errors import ConfigError, RunFailed, UserError, one_line
 from noah_lightning.loggers import console
 from noah_lightning.loggers.factory import close_loggers, make_loggers
@@ -46,7 +46,6 @@ from noah_lightning.models.cost import count_parameters
 from noah_lightning.models.from_config import build_model
 from noah_lightning.run_dir import check_same, check_unfinished, locked
 from noah_lightning.task import ClassificationTask, check_options, scaled_to
-from noah_lightning.task.failures import faults_told
 from noah_lightning.task.mixing import check_even
 
 log = logging.getLogger("noah_lightning")
@@ -104,7 +103,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
                         log.warning("forced   %s", not_exact(saved.split, split, shards=config.data.name == "packed"))
             if force and rank() == 0:
                 runs.replace_config(run_dir, config, saved.steps if saved else 0)
-            with compiled(task.model, config.trainer.compile), faults_told(config, data, run_dir):
+            with compiled(task.model, config.trainer.compile), failures_in_one_line(config, data, run_dir):
                 trainer.fit(task, datamodule=data, ckpt_path=saved.path if saved else None, weights_only=True)
             results = _conclude(run_dir, task, report)
             return results
@@ -219,7 +218,7 @@ def make_callbacks(
     data: ImageDataModule,
     stop: StopRequest,
 ) -> list[Callback]:
-    """What goes along with a training: progress, ``report``, the record of the best epoch, checkpoints, loggers.
+    """The trainer's callbacks: checks and progress, ``report``, the best predictions, checkpoints, pictures.
 
     ``stop`` is asked after each step.
 
@@ -228,12 +227,13 @@ def make_callbacks(
     """
     record = BestRecord(run_dir / run_files.PREDICTIONS, data)
     return [
+        NonFiniteCheck(),  # before callbacks that save
         progress(config.trainer.log_every_n_steps),
         report,
         record,
         *_checkpoints(run_dir, config, stop),
         KeepPlace(batch_split(config, data)),
-        *logger_callbacks(config, loggers, report, data),
+        *logger_callbacks(config, loggers, data),
     ]
 
 
@@ -260,8 +260,7 @@ def make_trainer(config: RunConfig, run_dir: Path, **arguments: Any) -> pl.Train
             f"; trainer.accelerator={config.trainer.accelerator} finds none here" if "backend" in str(error) else ""
         )
         raise ConfigError(f"trainer: {one_line(error)}{advice}") from error
-    # Lightning's own would talk to the other processes from within a signal's handler; ours sets a flag.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    use_our_signal_handlers(trainer)
     return trainer
 
 
@@ -280,15 +279,9 @@ def _checkpoints(run_dir: Path, config: RunConfig, stop: StopRequest) -> list[Ca
     return [*best, Checkpoints(run_dir, when.every_n_steps, when.every_minutes, when.keep, stop)]
 
 
-def logger_callbacks(
-    config: RunConfig, loggers: Sequence[Logger], report: EpochReport, data: ImageDataModule
-) -> list[Callback]:
-    """What feeds the loggers beside the task; to stand behind ``report`` in the trainer's list.
-
-    Raises:
-        ConfigError: ``logger.picture_every_n_epochs`` is no whole number.
-    """
-    callbacks: list[Callback] = [EpochSpeed(report)]
+def logger_callbacks(config: RunConfig, loggers: Sequence[Logger], data: ImageDataModule) -> list[Callback]:
+    """Callbacks that log pictures."""
+    callbacks: list[Callback] = []
     every = getattr(config.logger, "picture_every_n_epochs", 0)
     if every and config.head.name == "noah":
         callbacks += [AttentionPicture(logger, data, every) for logger in loggers if isinstance(logger, WandbRun)]

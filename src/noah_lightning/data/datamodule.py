@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from noah_lightning.config.schema import AugmentSettings, DataSettings
 from noah_lightning.data.loader import DrawnImages, EpochBatches, EpochOrder, TrainLoader
 from noah_lightning.data.samplers import EpochRepeat, EpochShuffle, epoch_generator
-from noah_lightning.data.seeding import Purpose, batch_seed, draw_from
+from noah_lightning.data.seeding import seed_training_step
 from noah_lightning.data.transforms import OnDevice
 from noah_lightning.errors import DataError
 
@@ -170,10 +170,10 @@ class ImageDataModule(LightningDataModule):
         return 0 if progress.is_last_batch else progress.state_dict()["current"]["processed"]
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Lightning calls this before all else of a step, which draws from a seed of its own."""
+        """Seed the global generators for the coming training step; Lightning's first hook in a step."""
         if self.trainer and self.trainer.training:
-            epoch, number = self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_idx + 1
-            draw_from(batch_seed(Purpose.STEP, self.seed, self._rank_of()[0], epoch, number))
+            number = self.trainer.fit_loop.epoch_loop.batch_idx + 1
+            seed_training_step(self.seed, self.trainer.global_rank, self.trainer.current_epoch, number)
         return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

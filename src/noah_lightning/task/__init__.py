@@ -1,4 +1,4 @@
-"""What a model is trained to do: loss, metrics, optimizer and learning rate."""
+"""Training task: loss, metrics, optimizer and learning rate."""
 
 from noah_lightning.task.classification import ClassificationTask
 from noah_lightning.task.lr_schedule import learning_rate

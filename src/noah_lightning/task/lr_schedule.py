@@ -1,6 +1,6 @@
-"""The learning rate as a pure function of the time in epochs.
+"""Learning rate schedules as pure functions of the time in epochs.
 
-There is no scheduler object and so no state: the rate at any moment follows from the settings and the clock.
+There is no scheduler object and so no state to save: the rate follows from the settings, the epoch and the batch.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Mixing the images of a batch and their labels: mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899)."""
+"""Mixed batches: mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899)."""
 
 from timm.data.mixup import Mixup
 from torch import Tensor
@@ -8,12 +8,12 @@ from noah_lightning.errors import ConfigError
 
 
 class BatchMixing:
-    """timm's mixup and CutMix in its ``batch`` mode: one draw for a batch, each image with its mirror in it.
+    """timm's mixup and CutMix in ``batch`` mode: one draw per batch; image i is mixed with image B - 1 - i.
 
-    The draws come from NumPy's global generator, which the data module seeds anew for each step.
+    It draws from NumPy's global generator, which :func:`~noah_lightning.data.seeding.seed_training_step` seeds.
 
     Args:
-        settings: at least one of the two is on.
+        settings: with mixup, CutMix or both.
         num_classes: K.
         label_smoothing: share of the soft targets that is spread over all classes.
     """
@@ -30,19 +30,19 @@ class BatchMixing:
         )
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed images (B, 3, H, W) and soft targets (B, K), on the device of what comes in, which stays as it is.
+        """Mixed images (B, 3, H, W) and soft targets (B, K) from images and labels (B,), which are not changed.
 
         Raises:
-            ConfigError: an odd number of images; the one in the middle would have no partner.
+            ConfigError: the number of images is odd; the one in the middle would have no partner.
         """
         check_even(len(images))
         return self._mixup(images.clone(), labels)  # timm mixes in place
 
 
 def check_even(images: int) -> None:
-    """Refuse batches of an odd number of images."""
+    """Raise ConfigError for an odd number of images in a batch."""
     if images % 2:
         raise ConfigError(
-            f"recipe.mixing needs an even number of images per batch, got {images}; give another recipe.batch_size, "
-            "or recipe.mixing.mixup=0 recipe.mixing.cutmix=0"
+            f"recipe.mixing needs an even number of images per batch, got {images}; change recipe.batch_size, "
+            "or set recipe.mixing.mixup=0 recipe.mixing.cutmix=0"
         )
