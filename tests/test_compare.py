@@ -142,7 +142,7 @@ def test_an_unreadable_folder_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(ConfigError, match=r"cannot be looked through: .*Permission denied"):
+    with pytest.raises(ConfigError, match=r"cannot be read: .*Permission denied"):
         compare([tmp_path])
 
 

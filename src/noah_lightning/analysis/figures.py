@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from noah_lightning.analysis.groups import Group, identity, make_labels
-from noah_lightning.analysis.read import read_curve
 from noah_lightning.analysis.statistics import Entry
 
 _INK = "#010203"  # stands for the page's text color until the figure is text itself
@@ -78,7 +77,7 @@ class Curve:
 
 def group_curve(group: Group, column: str) -> Curve | None:
     """A column of metrics.csv; None where a seed has none."""
-    of_seeds = [read_curve(run, column) for run in group.runs.values()]
+    of_seeds = [run.curve(column) for run in group.runs.values()]
     epochs = sorted(set.intersection(*(set(curve) for curve in of_seeds)))
     if not epochs:
         return None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from noah_lightning.analysis.read import Run
+from noah_lightning.run_dir import RunDir
 
 Settings = Mapping[str, Any]
 _NAMES = ("model.name", "head.name")  # always in the label
@@ -18,8 +18,8 @@ class Group:
     label: str  # model=… head=… and the settings in which the groups differ
     short: str  # the same without the model where there is only one
     settings: Settings
-    runs: Mapping[int, Run]  # by seed; of runs with the same seed the last by path
-    repeated: tuple[Run, ...] = ()  # the others
+    runs: Mapping[int, RunDir]  # by seed; of runs with the same seed the last by path
+    repeated: tuple[RunDir, ...] = ()  # the others
 
     @property
     def model(self) -> str:
@@ -30,9 +30,9 @@ class Group:
         return str(self.settings["head.name"])
 
 
-def group_runs(runs: Sequence[Run]) -> list[Group]:
+def group_runs(runs: Sequence[RunDir]) -> list[Group]:
     """Groups of the finished ones among ``runs``, the baselines of each model first."""
-    members: defaultdict[object, list[Run]] = defaultdict(list)
+    members: defaultdict[object, list[RunDir]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: str(run.path)):
         if run.outcome is not None:
             members[identity(run.settings)].append(run)

@@ -6,11 +6,11 @@ from importlib.resources import files
 from pathlib import Path
 from shlex import quote
 
-from noah_lightning.analysis.read import CONFIG
 from noah_lightning.analysis.report import count, main_table, remarks, signed, summary
 from noah_lightning.analysis.statistics import LEVEL, RESAMPLES, ClassGain, Comparison, Entry, most_helped, most_hurt
 from noah_lightning.analysis.tables import Table
 from noah_lightning.errors import ConfigError, one_line
+from noah_lightning.run_dir import CONFIG
 
 NOTE = (
     "Top-1 is that of each run's best epoch, chosen on these validation images: a fair choice between heads, but "

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from noah_lightning.analysis.groups import Group, group_runs, identity
-from noah_lightning.analysis.read import Outcome, Predictions, Run, find_runs, read_predictions
 from noah_lightning.errors import ConfigError
+from noah_lightning.run_dir import Predictions, Results, RunDir, find_runs
 
 RESAMPLES, LEVEL = 2000, 95  # LEVEL in percent
 
@@ -138,7 +138,7 @@ class Entry:
     gains: tuple[ClassGain, ...] = ()
 
     @property
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[Results]:
         return [run.outcome for run in self.group.runs.values() if run.outcome]
 
     @property
@@ -157,7 +157,7 @@ class Entry:
         return max((o.peak_memory for o in self.outcomes if o.peak_memory is not None), default=None)
 
     def mean(self, fact: str) -> float:
-        """Of one of :class:`Outcome`'s facts, over the seeds."""
+        """Of one of :class:`Results`'s facts, over the seeds."""
         return statistics.fmean(getattr(outcome, fact) for outcome in self.outcomes)
 
 
@@ -201,15 +201,15 @@ def find_baseline(group: Group, groups: Sequence[Group]) -> Group | None:
     return None
 
 
-def _top1(run: Run) -> float:
+def _top1(run: RunDir) -> float:
     assert run.outcome is not None
     return run.outcome.top1
 
 
-def _test(pairs: Sequence[tuple[Run, Run]]) -> tuple[Paired, list[ClassGain]]:
+def _test(pairs: Sequence[tuple[RunDir, RunDir]]) -> tuple[Paired, list[ClassGain]]:
     """Raises ConfigError with the reason where the predictions cannot be paired."""
-    ours = [read_predictions(run) for run, _ in pairs]
-    theirs = [read_predictions(run) for _, run in pairs]
+    ours = [run.predictions() for run, _ in pairs]
+    theirs = [run.predictions() for _, run in pairs]
     for one, other in zip(ours, theirs, strict=True):
         if not np.array_equal(one.labels, other.labels):
             raise ConfigError("other validation images than the baseline's")
@@ -218,7 +218,7 @@ def _test(pairs: Sequence[tuple[Run, Run]]) -> tuple[Paired, list[ClassGain]]:
     return paired, class_gains(ours, theirs)
 
 
-def _same_images(runs: Sequence[Run], said: Sequence[Predictions]) -> bool:
+def _same_images(runs: Sequence[RunDir], said: Sequence[Predictions]) -> bool:
     """Whether all seeds were validated with one set of images: data.seed, where there is one, draws another."""
     one_draw = len({run.settings.get("data.seed") for run in runs}) == 1
     return one_draw and all(np.array_equal(said[0].labels, other.labels) for other in said)
@@ -229,7 +229,7 @@ class Comparison:
     """Groups of finished runs, and the runs that have not finished."""
 
     entries: tuple[Entry, ...]
-    unfinished: tuple[Run, ...]
+    unfinished: tuple[RunDir, ...]
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
@@ -241,6 +241,8 @@ def compare(folders: Sequence[Path]) -> Comparison:
     Raises:
         ConfigError: a folder that is missing or holds no run.
     """
+    if not folders:
+        raise ConfigError("there is nothing to compare; name at least one run directory")
     runs = find_runs(folders)
     groups = group_runs(runs)
     unfinished = tuple(run for run in runs if run.outcome is None)

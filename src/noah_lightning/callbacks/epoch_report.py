@@ -38,6 +38,8 @@ class EpochReport(Callback):
         train_images: images trained on.
     """
 
+    state_key = "EpochReport"  # in checkpoints
+
     def __init__(self) -> None:
         self.best = Best()
         self.best_ema = Best()

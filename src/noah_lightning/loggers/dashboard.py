@@ -85,16 +85,17 @@ def make_plan(folders: Sequence[Path], entity: str | None = None, project: str |
     Raises:
         ConfigError: no W&B run there, or runs of several projects.
     """
+    from noah_lightning.config.recorded import missing_settings_named
     from noah_lightning.loggers.wandb_run import run_name
-    from noah_lightning.run_dir import missing_told, read_config
+    from noah_lightning.run_dir import CONFIG, RunDir
 
     runs: dict[str, RunOnWandb] = {}
     places = set()
     for kept in wandb_runs(folders):
         run_dir = kept.parents[1]
-        config = read_config(run_dir)
+        config = RunDir(run_dir).config()
         identity = kept.name.rpartition("-")[2]
-        with missing_told(run_dir):
+        with missing_settings_named(run_dir / CONFIG):
             runs[identity] = RunOnWandb(identity, run_name(config), str(run_dir))
             places.add((entity or config.logger.entity, project or config.logger.project))
     if not runs:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError
 from torch import nn
 
@@ -15,8 +15,8 @@ from noah_lightning.models.classifier import create_model
 from noah_lightning.run_dir import CHECKPOINTS, CONFIG
 
 
-def build_model(config: DictConfig) -> nn.Module:
-    """The model that a configuration describes.
+def build_model(config: DictConfig, starting_weights: bool = True) -> nn.Module:
+    """The model that a configuration describes, or only its architecture without fetching the weights to start from.
 
     Raises:
         UserError: as :func:`create_model`.
@@ -25,6 +25,10 @@ def build_model(config: DictConfig) -> nn.Module:
         arguments = _model_arguments(config)
     except ConfigAttributeError as error:
         raise ConfigError(f"{error.full_key} is missing: this is the configuration of another version") from error
+    if not starting_weights:
+        if arguments["class_token"] is None and arguments["head"] != "gap":
+            arguments["class_token"] = bool(arguments["pretrained"] or arguments["weights"])
+        arguments |= {"pretrained": False, "weights": None}
     return create_model(**arguments)
 
 
@@ -58,14 +62,14 @@ def load_model(run_dir: Path, config: DictConfig, checkpoint: str = "best", ema:
     With ``ema`` it has the average of the weights instead, and ``best`` is the epoch that was best for the average.
 
     Raises:
-        WeightsError: no such checkpoint, one that is unreadable or of another model, or a run without an average.
+        WeightsError: the checkpoint is missing, unreadable or of another model, or the run has no average.
     """
-    if ema and OmegaConf.select(config, "recipe.ema") is None:
-        raise WeightsError(f"{run_dir} keeps no average of the weights: it was trained with recipe.ema=null")
+    if ema and config.recipe.ema is None:
+        raise WeightsError(f"{run_dir} has no average of the weights: it was trained with recipe.ema=null")
     name = "best_ema" if ema and checkpoint == "best" else checkpoint
     path = run_dir / CHECKPOINTS / f"{name}.ckpt"
     state = _model_weights(path, "ema.module." if ema else "model.")
-    model = build_model(_without_starting_weights(config))
+    model = build_model(config, starting_weights=False)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -81,12 +85,3 @@ def _model_weights(path: Path, prefix: str) -> dict[str, Any]:
         return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     except Exception as error:  # torch, pickle and zipfile each raise their own
         raise WeightsError(f"{path} cannot be read as a checkpoint: {one_line(error)}") from error
-
-
-def _without_starting_weights(config: DictConfig) -> DictConfig:
-    """The same architecture without fetching the weights it once started from."""
-    config = config.copy()
-    if config.model.class_token is None and config.head.name != "gap":
-        config.model.class_token = bool(config.model.pretrained or config.model.weights)
-    config.model.pretrained, config.model.weights = False, None
-    return config
