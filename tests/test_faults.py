@@ -259,7 +259,7 @@ def test_metrics_hold_whole_rows_whatever_fails(tmp_path: Path) -> None:
 
 
 def test_predictions_that_find_no_room_end_no_run(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("numpy.savez_compressed", full)

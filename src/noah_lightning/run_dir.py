@@ -32,7 +32,6 @@ from omegaconf import DictConfig
 
 from noah_lightning.atomic_io import write_whole
 from noah_lightning.config import recorded
-from noah_lightning.config.checks import is_number
 from noah_lightning.config.plain_yaml import flat
 from noah_lightning.errors import ConfigError, RunFailed, one_line
 
@@ -188,7 +187,7 @@ class RunDir:
             known = {field.name for field in fields(Results)} & entries.keys()
             results = Results(**{name: entries[name] for name in known})
             for name, value in vars(results).items():
-                if value is not None and not (is_number(value) and math.isfinite(value)):
+                if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
                     raise ValueError(f"{name}={value!r} is not a number")
             if not 0 <= results.correct <= results.images > 0:
                 raise ValueError(f"{results.correct} of {results.images} images are not a share")
