@@ -143,7 +143,7 @@ def test_an_unreadable_folder_is_reported(tmp_path: Path, monkeypatch: pytest.Mo
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(ConfigError, match=r"cannot be looked through: .*Permission denied"):
+    with pytest.raises(ConfigError, match=r"cannot be read: .*Permission denied"):
         compare([tmp_path])
 
 

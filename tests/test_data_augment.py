@@ -170,7 +170,7 @@ def test_a_setting_that_there_is_not() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(AugmentSettings, {"repeats": 2, "reapeats": 3}, "recipe.augment")
     assert str(caught.value).startswith(
-        "there is no setting 'recipe.augment.reapeats'; did you mean recipe.augment.repeats"
+        "unknown setting 'recipe.augment.reapeats'; did you mean recipe.augment.repeats"
     )
 
 
@@ -624,7 +624,7 @@ def test_each_setting_reaches_the_images(tmp_path: Path) -> None:
 
 
 def test_an_unknown_setting_in_the_group(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^there is no setting 'data.augment.erase'"):
+    with pytest.raises(ConfigError, match=r"^unknown setting 'data.augment.erase'"):
         photo_data(tmp_path, augment={"erase": 0.5})
 
 

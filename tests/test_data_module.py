@@ -344,7 +344,7 @@ class TestCreateData:
     @pytest.mark.parametrize("changes", [{"colour": 1}])
     def test_wrong_settings(self, changes: dict) -> None:
         settings = {**SETTINGS, **changes}
-        with pytest.raises(ConfigError, match=f"^there is no setting 'data.{next(iter(changes))}'"):
+        with pytest.raises(ConfigError, match=f"^unknown setting 'data.{next(iter(changes))}'"):
             create_data("digits", **settings)
 
     def test_imports_nothing_heavy(self) -> None:

@@ -418,7 +418,7 @@ def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
 
 def test_nothing_in_the_source_executes_what_it_reads() -> None:
     files = list(SOURCE.rglob("*.py"))
-    assert len(files) > 100
+    assert len(files) > 50
     for file in files:
         require_nothing_executed(file)
 

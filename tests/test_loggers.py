@@ -24,7 +24,7 @@ from noah_lightning.callbacks.attention_images import attention_of_guess, evalua
 from noah_lightning.config.compose import compose_config
 from noah_lightning.loggers.wandb_run import run_id, run_name, tags
 from noah_lightning.models.classifier import create_model
-from noah_lightning.run_dir import read_results
+from noah_lightning.run_dir import RunDir
 from test_sweep import marked_processes, wait_until
 
 Noah = Callable[..., Answer]
@@ -176,7 +176,7 @@ def test_wandb_knows_the_run_its_settings_and_its_results(noah: Noah) -> None:
     assert told.config["head"]["head_num"] == 4
     assert told.config["recipe"]["ema"] == 0.5
     assert told.exit_code == 0
-    results = read_results(Path("run"))
+    results = RunDir(Path("run")).results()
     expected = {
         "parameters": results.parameters,
         "images_per_second": results.images_per_second,
@@ -255,7 +255,7 @@ def test_the_speed_of_each_epoch_is_on_the_dashboard(noah: Noah) -> None:
     [told] = offline_runs(Path("run"))
     speeds = [row["train/images_per_second"] for row in told.history if "train/images_per_second" in row]
     assert len(speeds) == 2
-    assert min(speeds) < read_results(Path("run")).images_per_second < max(speeds)
+    assert min(speeds) < RunDir(Path("run")).results().images_per_second < max(speeds)
 
 
 def test_metrics_csv_holds_no_clock(finished_run: FinishedRun) -> None:

@@ -28,7 +28,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conftest import TINY, Answer, call_noah
-from noah_lightning.analysis.read import read_predictions, read_run
 from noah_lightning.config.compose import compose_config
 from noah_lightning.config.processes import batch_per_process, processes_per_node
 from noah_lightning.config.schema import OptimizerSettings, ScheduleSettings, TrainerSettings
@@ -39,6 +38,7 @@ from noah_lightning.distributed.environment import processes_started, rank
 from noah_lightning.distributed.launcher import _work, run_in_processes
 from noah_lightning.distributed.signals import Stopped, StopRequest
 from noah_lightning.errors import ConfigError, RunFailed
+from noah_lightning.run_dir import RunDir
 from noah_lightning.task import ClassificationTask
 from noah_lightning.task.metrics import AccuracyCounter, Predictions
 from noah_lightning.train import make_trainer, train
@@ -572,7 +572,7 @@ def assert_same_end(run_dir: Path, other: Path) -> None:
 
 
 def test_two_processes_predict_what_one_does(two_processes: Launched, one_process: Path) -> None:
-    two, one = (read_predictions(read_run(path)) for path in (run_dir_in(two_processes.folder), one_process))
+    two, one = (RunDir(path).predictions() for path in (run_dir_in(two_processes.folder), one_process))
     assert two.labels.tolist() == one.labels.tolist()
     assert two.guesses.tolist() == one.guesses.tolist()
     assert two.class_names == one.class_names
@@ -583,7 +583,7 @@ def test_predictions_are_those_of_the_best_epoch_in_the_order_of_the_data(two_pr
     config = compose_config([*TWENTY_STEPS, *TWO])
     data = create_data(**config.data.arguments())
     data.setup("validate")
-    record = read_predictions(read_run(run_dir))
+    record = RunDir(run_dir).predictions()
     assert record.labels.tolist() == [label for _, label in data.val_dataset]
     assert (record.labels == record.guesses).sum() == json.loads((run_dir / "results.json").read_text())["correct"]
 

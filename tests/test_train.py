@@ -18,7 +18,7 @@ from noah_lightning.callbacks.progress import EpochReport
 from noah_lightning.config.compose import compose_config
 from noah_lightning.config.schema import MixingSettings, OptimizerSettings, ScheduleSettings
 from noah_lightning.models.from_config import build_model
-from noah_lightning.run_dir import read_config, read_results
+from noah_lightning.run_dir import RunDir
 from noah_lightning.task.mixing import BatchMixing
 from noah_lightning.train import make_task, make_trainer
 
@@ -46,7 +46,7 @@ def test_config_is_resolved_and_rebuilds_the_same_configuration(finished_run: Fi
     text = (finished_run.path / "config.yaml").read_text()
     assert "${" not in text
     assert yaml.safe_load(text)["head"]["head_num"] == 4
-    assert read_config(finished_run.path) == compose_config([*TINY, "head=noah"])
+    assert RunDir(finished_run.path).config() == compose_config([*TINY, "head=noah"])
 
 
 def test_log_file_holds_what_the_console_showed(finished_run: FinishedRun) -> None:
@@ -58,7 +58,7 @@ def test_console_tells_epochs_rate_and_time_left(finished_run: FinishedRun) -> N
     out = finished_run.answer.out
     assert re.search(r"epoch 1/2  batch 2/3  \d+ images/s  0:0\d left in the epoch", out)
     assert re.search(r"epoch 2/2  train loss \d\.\d+ top-1 \S+ %  val top-1 .* of 50\).*0:00 left", out)
-    parameters = sum(p.numel() for p in build_model(read_config(finished_run.path)).parameters())
+    parameters = sum(p.numel() for p in build_model(RunDir(finished_run.path).config()).parameters())
     assert f"head noah, {parameters:,} parameters" in out
     assert finished_run.answer.err == ""
 
@@ -73,7 +73,7 @@ def test_metrics_hold_each_epoch(finished_run: FinishedRun) -> None:
 
 
 def test_results_agree_with_log_and_metrics(finished_run: FinishedRun) -> None:
-    results = read_results(finished_run.path)
+    results = RunDir(finished_run.path).results()
     rows = csv.DictReader((finished_run.path / "metrics.csv").open())
     accuracies = [float(row["val/top1"]) for row in rows if row["val/top1"]]
     assert results.top1 == pytest.approx(max(accuracies), abs=1e-4)
@@ -87,7 +87,7 @@ def test_results_agree_with_log_and_metrics(finished_run: FinishedRun) -> None:
 def test_checkpoints_are_plain_containers(finished_run: FinishedRun, name: str) -> None:
     checkpoint = torch.load(finished_run.path / "checkpoints" / f"{name}.ckpt", weights_only=True)
     assert all(key.startswith("model.") for key in checkpoint["state_dict"])
-    build_model(read_config(finished_run.path)).load_state_dict(
+    build_model(RunDir(finished_run.path).config()).load_state_dict(
         {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
     )
 
@@ -97,7 +97,7 @@ def test_best_checkpoint_is_of_the_best_epoch_and_last_of_the_last(finished_run:
         name: torch.load(finished_run.path / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"] + 1
         for name in ("best", "last")
     }
-    assert epoch == {"best": read_results(finished_run.path).best_epoch, "last": 2}
+    assert epoch == {"best": RunDir(finished_run.path).results().best_epoch, "last": 2}
 
 
 def test_same_seed_same_weights_other_seed_others(finished_run: FinishedRun, noah: Noah) -> None:

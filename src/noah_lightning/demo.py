@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from noah_lightning import run_dir as runs
 from noah_lightning.analysis.tables import Table
 from noah_lightning.callbacks.attention_images import attention_of_guess, draw_comparison
 from noah_lightning.config.compose import compose_config
@@ -18,6 +17,7 @@ from noah_lightning.errors import ConfigError
 from noah_lightning.loggers.console import duration, log
 from noah_lightning.models.classifier import Classifier
 from noah_lightning.models.from_config import load_model
+from noah_lightning.run_dir import Results
 from noah_lightning.train import train
 
 HEADS = ("gap", "noah")
@@ -44,7 +44,7 @@ def demo(overrides: Sequence[str] = ()) -> Path:
     return folder
 
 
-def comparison_table(results: dict[str, runs.Results]) -> Table:
+def comparison_table(results: dict[str, Results]) -> Table:
     """One row per head."""
     columns = ["head", "parameters", "val top-1", "correct", "epoch", "time", "images/s"]
     rows = []
@@ -56,7 +56,7 @@ def comparison_table(results: dict[str, runs.Results]) -> Table:
     return Table(columns, rows, left=["head"])
 
 
-def verdict(results: dict[str, runs.Results]) -> str:
+def verdict(results: dict[str, Results]) -> str:
     """Which head is right more often on the validation images, and by how much."""
     gap, noah = results["gap"], results["noah"]
     if noah.correct == gap.correct:

@@ -14,21 +14,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from noah_lightning import run_dir as run_files
-from noah_lightning import run_dir as runs
 from noah_lightning.callbacks.attention_images import AttentionPicture
-from noah_lightning.callbacks.batch_split import BatchSplit, KeepPlace, not_exact
-from noah_lightning.callbacks.best_predictions import BestRecord
-from noah_lightning.callbacks.checkpoints import (
-    BestWeights,
-    Checkpoints,
-    WholeFiles,
-    check_split,
-    keep_metrics,
-    keep_only_last,
-    last_saved,
-    remove_later,
-)
+from noah_lightning.callbacks.best import BestRecord, BestWeights
+from noah_lightning.callbacks.checkpoints import BatchSplit, Checkpoints, WholeFiles, keep_only_last, resume_from
 from noah_lightning.callbacks.failures import NonFiniteCheck, failures_in_one_line
 from noah_lightning.callbacks.progress import EpochReport, progress
 from noah_lightning.config.processes import processes_per_node
@@ -44,23 +32,23 @@ from noah_lightning.loggers.wandb_run import WandbRun
 from noah_lightning.models.compiled import compiled
 from noah_lightning.models.cost import count_parameters
 from noah_lightning.models.from_config import build_model
-from noah_lightning.run_dir import check_same, check_unfinished, locked
+from noah_lightning.run_dir import CHECKPOINTS, CONFIG, LOG, Results, RunDir
 from noah_lightning.task import ClassificationTask, check_options, scaled_to
 from noah_lightning.task.mixing import check_even
 
 log = logging.getLogger("noah_lightning")
 
 
-def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = False) -> runs.Results:
+def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = False) -> Results:
     """Train as the resolved configuration says, and leave everything about it in ``run_dir``.
 
     Everything is built before the run directory is claimed, so a mistake leaves nothing behind. With ``resume`` a run
-    that is there already goes on from its last checkpoint, to the bit as if it had not been broken off; with
-    ``force`` also where its batch is split otherwise now, which is not exact.
+    that is there already resumes from its last checkpoint, bit for bit as if it had not been interrupted; with
+    ``force`` also where its batch is divided otherwise now, which restarts its epoch.
 
     Raises:
-        UserError: whatever the user can mend.
-        RunFailed: memory, the disk or a loading process gave out, or a loss was not finite.
+        UserError: anything that the user can fix.
+        RunFailed: memory, the disk or a DataLoader worker failed, or a loss was not finite.
         Stopped: a signal asked for it, and the state is saved.
     """
     check_options(config.recipe.optimizer)
@@ -78,34 +66,26 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
         )
     if config.trainer.sync_batchnorm and isinstance(trainer.accelerator, CPUAccelerator):
         raise ConfigError("trainer.sync_batchnorm=true works on GPUs only; leave it false")
-    split = batch_split(config, data)
+    run, split = RunDir(run_dir), batch_split(config, data)
     task = make_task(config, model, split.in_step)
     if rank() == 0:  # the other processes are told by Lightning when the data is there
         _prepare(data, task)
-    saved, results = None, None
+    results = None
     with ExitStack() as until_the_end:
         if rank() == 0:
-            until_the_end.enter_context(locked(run_dir))
-            _claim(run_dir, config, resume, force)
-            until_the_end.enter_context(console.logging_to(run_dir / run_files.LOG))
+            until_the_end.enter_context(run.locked())
+            _claim(run, config, resume, force)
+            until_the_end.enter_context(console.logging_to(run_dir / LOG))
         until_the_end.enter_context(stop.listening())
         until_the_end.callback(lambda: close_loggers(loggers, results))
         try:
             _announce(config, run_dir, task, data)
-            if resume and (saved := last_saved(run_dir)):
-                if not force:
-                    check_split(run_dir, saved, split)
-                if rank() == 0:
-                    log.info("resumed  after %s steps, from %s", f"{saved.steps:,}", saved.path)
-                    keep_metrics(run_dir, loggers, saved)
-                    remove_later(saved.path)
-                    if saved.split != split:
-                        log.warning("forced   %s", not_exact(saved.split, split, shards=config.data.name == "packed"))
+            saved = resume_from(run_dir, loggers, split, force) if resume else None
             if force and rank() == 0:
-                runs.replace_config(run_dir, config, saved.steps if saved else 0)
+                run.replace_config(config, saved.steps if saved else 0)
             with compiled(task.model, config.trainer.compile), failures_in_one_line(config, data, run_dir):
                 trainer.fit(task, datamodule=data, ckpt_path=saved.path if saved else None, weights_only=True)
-            results = _conclude(run_dir, task, report)
+            results = _conclude(run, task, report)
             return results
         except Stopped as stopped:
             log.info("stopped  by %s after %s steps; noah resume %s", stopped, f"{trainer.global_step:,}", run_dir)
@@ -131,13 +111,13 @@ def _prepare(data: ImageDataModule, task: ClassificationTask) -> None:
         check_even(min(data.batch_size, len(data.train_dataset)))  # a set below one batch is one batch
 
 
-def _claim(run_dir: Path, config: RunConfig, resume: bool, force: bool) -> None:
-    """Begin a run, or make sure that it is the one that goes on."""
-    if resume and (run_dir / run_files.CONFIG).exists():
-        check_same(run_dir, config, force)
-        check_unfinished(run_dir)  # by another process, since somebody last looked
+def _claim(run: RunDir, config: RunConfig, resume: bool, force: bool) -> None:
+    """Start a run, or make sure that it is the one that resumes."""
+    if resume and (run.path / CONFIG).exists():
+        run.check_same(config, force)
+        run.check_unfinished()  # another process may have finished it since the last check
     else:
-        runs.write_config(run_dir, config)
+        run.claim(config)
 
 
 def _announce(config: RunConfig, run_dir: Path, task: ClassificationTask, data: ImageDataModule) -> None:
@@ -156,10 +136,10 @@ def _rate(config: RunConfig, scaled: OptimizerSettings) -> str:
     return f"{base.lr:g} × {scaled.lr_batch}/{base.lr_batch} = {scaled.lr:g}"
 
 
-def _conclude(run_dir: Path, task: ClassificationTask, report: EpochReport) -> runs.Results:
+def _conclude(run: RunDir, task: ClassificationTask, report: EpochReport) -> Results:
     best, ema = report.best.accuracy, report.best_ema.accuracy
     assert best is not None, "every run validates at least once"
-    results = runs.Results(
+    results = Results(
         parameters=count_parameters(task.model),
         epochs=task.current_epoch,
         best_epoch=report.best.epoch,
@@ -174,8 +154,8 @@ def _conclude(run_dir: Path, task: ClassificationTask, report: EpochReport) -> r
         ema_correct_top5=ema.correct_top5 if ema else None,
     )
     if rank() == 0:
-        runs.write_results(run_dir, results)
-        keep_only_last(run_dir / run_files.CHECKPOINTS)
+        run.write_results(results)
+        keep_only_last(run.path / CHECKPOINTS)
     log.info("best     %s", report.best)
     if ema:
         log.info("best ema %s", report.best_ema)
@@ -206,7 +186,7 @@ def make_task(config: RunConfig, model: nn.Module, batch: int) -> Classification
 
 
 def batch_split(config: RunConfig, data: ImageDataModule) -> BatchSplit:
-    """How the processes of this run share out the images of a step."""
+    """How the processes of this run divide the images of a step."""
     return BatchSplit(processes_started(), data.batch_size, config.trainer.accumulate_grad_batches)
 
 
@@ -225,14 +205,12 @@ def make_callbacks(
     Raises:
         ConfigError: settings of the logger out of range.
     """
-    record = BestRecord(run_dir / run_files.PREDICTIONS, data)
     return [
         NonFiniteCheck(),  # before callbacks that save
         progress(config.trainer.log_every_n_steps),
         report,
-        record,
-        *_checkpoints(run_dir, config, stop),
-        KeepPlace(batch_split(config, data)),
+        BestRecord(RunDir(run_dir), data),
+        *_checkpoints(run_dir, config, batch_split(config, data), stop),
         *logger_callbacks(config, loggers, data),
     ]
 
@@ -270,13 +248,13 @@ def _devices(config: RunConfig) -> Any:
     return processes_per_node(config.trainer) if devices in ("auto", -1) else devices
 
 
-def _checkpoints(run_dir: Path, config: RunConfig, stop: StopRequest) -> list[Callback]:
+def _checkpoints(run_dir: Path, config: RunConfig, split: BatchSplit, stop: StopRequest) -> list[Callback]:
     """The weights of the best epoch, and the whole state as the run goes."""
     best: list[Callback] = [BestWeights(run_dir, "best", "val/top1")]
     if config.recipe.ema is not None:
         best.append(BestWeights(run_dir, "best_ema", "val/ema_top1"))
     when = config.checkpoint
-    return [*best, Checkpoints(run_dir, when.every_n_steps, when.every_minutes, when.keep, stop)]
+    return [*best, Checkpoints(run_dir, when.every_n_steps, when.every_minutes, when.keep, split, stop)]
 
 
 def logger_callbacks(config: RunConfig, loggers: Sequence[Logger], data: ImageDataModule) -> list[Callback]:

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from noah_lightning.analysis.groups import Group, identity, make_labels
-from noah_lightning.analysis.read import read_curve
 from noah_lightning.analysis.statistics import Entry
 
 N, R = "head.head_num", "head.key_ratio"
@@ -67,7 +66,7 @@ def group_curve(group: Group, column: str) -> np.ndarray | None:
     Returns:
         float (4, epochs): the epoch from 1 on, and over the seeds the mean, the lowest and the highest value.
     """
-    of_seeds = [read_curve(run, column) for run in group.runs.values()]
+    of_seeds = [run.curve(column) for run in group.runs.values()]
     epochs = sorted(set.intersection(*map(set, of_seeds)))
     if not epochs:
         return None

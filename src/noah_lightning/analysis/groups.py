@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from noah_lightning.analysis.read import Outcome, Run
+from noah_lightning.run_dir import Results, RunDir
 
 Settings = Mapping[str, Any]  # dotted names
 
@@ -21,8 +21,8 @@ class Group:
     label: str  # model=… head=… and the settings in which the groups differ
     short: str  # the same without the model if all groups have the same one
     settings: Settings
-    runs: Mapping[int, Run]  # by seed; of runs with the same seed, the last by path
-    repeated: tuple[Run, ...] = ()  # the others
+    runs: Mapping[int, RunDir]  # by seed; of runs with the same seed, the last by path
+    repeated: tuple[RunDir, ...] = ()  # the others
 
     @property
     def model(self) -> str:
@@ -33,7 +33,7 @@ class Group:
         return str(self.settings["head.name"])
 
     @property
-    def outcomes(self) -> dict[int, Outcome]:
+    def outcomes(self) -> dict[int, Results]:
         """By seed."""
         return {seed: run.outcome for seed, run in self.runs.items() if run.outcome}
 
@@ -57,9 +57,9 @@ class Group:
         return statistics.fmean(getattr(outcome, field) for outcome in self.outcomes.values())
 
 
-def group_runs(runs: Iterable[Run]) -> list[Group]:
+def group_runs(runs: Iterable[RunDir]) -> list[Group]:
     """The finished ones among ``runs``, grouped; sorted by model, the baseline first."""
-    members: defaultdict[object, list[Run]] = defaultdict(list)
+    members: defaultdict[object, list[RunDir]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: str(run.path)):
         if run.outcome is not None:
             members[identity(run.settings)].append(run)

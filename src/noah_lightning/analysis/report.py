@@ -8,11 +8,11 @@ from shlex import quote
 from rich import get_console
 
 from noah_lightning.analysis.groups import BASELINE, Group
-from noah_lightning.analysis.read import CONFIG
 from noah_lightning.analysis.statistics import LEVEL, RESAMPLES, Comparison, Entry, most_helped, most_hurt
 from noah_lightning.analysis.tables import Table
 from noah_lightning.errors import ConfigError, one_line
 from noah_lightning.loggers.console import duration
+from noah_lightning.run_dir import CONFIG
 
 NONE = "–"  # in a cell
 FEW = 3  # up to so many differences are all reported; of more, only the highest

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from noah_lightning.analysis.groups import BASELINE, Group, group_runs, identity
-from noah_lightning.analysis.read import Predictions, Run, find_runs, read_predictions
 from noah_lightning.errors import ConfigError
+from noah_lightning.run_dir import Predictions, RunDir, find_runs
 
 RESAMPLES, LEVEL = 2000, 95  # LEVEL in percent
 SHOWN = 10  # classes that gain most, and that lose most
@@ -161,9 +161,9 @@ def find_baseline(group: Group, groups: Sequence[Group]) -> Group | None:
     return None
 
 
-def _test(ours: Sequence[Run], theirs: Sequence[Run]) -> tuple[Paired, list[ClassGain]]:
+def _test(ours: Sequence[RunDir], theirs: Sequence[RunDir]) -> tuple[Paired, list[ClassGain]]:
     """Raises ConfigError if the predictions cannot be paired."""
-    group, baseline = ([read_predictions(run) for run in runs] for runs in (ours, theirs))
+    group, baseline = ([run.predictions() for run in runs] for runs in (ours, theirs))
     if not all(np.array_equal(one.labels, other.labels) for one, other in zip(group, baseline, strict=True)):
         raise ConfigError("its validation images are not the baseline's")
     one_draw = len({run.settings.get("data.seed") for run in (*ours, *theirs)}) == 1  # digits are drawn by data.seed
@@ -177,7 +177,7 @@ class Comparison:
     """Groups of finished runs, and the runs that have not finished."""
 
     entries: tuple[Entry, ...]
-    unfinished: tuple[Run, ...]
+    unfinished: tuple[RunDir, ...]
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
@@ -189,6 +189,8 @@ def compare(folders: Sequence[Path]) -> Comparison:
     Raises:
         ConfigError: a folder is missing or holds no run.
     """
+    if not folders:
+        raise ConfigError("there is nothing to compare; name at least one run directory")
     runs = find_runs(folders)
     groups = group_runs(runs)
     unfinished = tuple(run for run in runs if run.outcome is None)

@@ -95,22 +95,18 @@ def _train_one(config: DictConfig) -> None:
 
 
 def resume(run_dir: Path, overrides: Sequence[str], force: bool = False) -> None:
-    """Go on with a run that was broken off, in its directory and with its settings.
+    """Resume a run that was interrupted, in its directory and with its settings.
 
-    With ``force`` the images of a step may be shared out among other processes and passes, or be others.
+    With ``force`` the images of a step may be divided otherwise, which restarts the epoch.
 
     Raises:
         UserError: no run there, one that has finished, or settings that may not change.
         RunFailed: a process crashed.
         Stopped: a signal asked for it, and the state is saved.
     """
-    from noah_lightning.run_dir import check_same, check_unfinished, config_to_use, split_anew
+    from noah_lightning.run_dir import RunDir
 
-    config = config_to_use(run_dir, overrides)
-    check_unfinished(run_dir)
-    if force:
-        config = split_anew(config, overrides)
-    check_same(run_dir, config, force)  # before processes are started that would find it out
+    config = RunDir(run_dir).config_to_resume(overrides, force)
     train_in_processes(config, run_dir.resolve(), resume=True, force=force)
 
 

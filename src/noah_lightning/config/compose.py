@@ -94,7 +94,7 @@ def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         if "${" in value:
             raise ConfigError(f"{pair!r} refers to another setting; write its value")
         if key not in known:
-            raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}")
+            raise ConfigError(f"unknown setting {key!r}{did_you_mean(key, known)}")
         try:
             content.merge_with_dotlist([pair])
         except (OmegaConfBaseException, YAMLError, RecursionError, ValueError) as error:
@@ -121,7 +121,7 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> UserError:
         return ConfigError(f"{several[1]} is several values: add -m for a run of each, or write [...] for a list")
     if unknown := re.search(r"Could not override '([^']+)'|Could not find '([^']+)'", text):
         key = unknown[1] or unknown[2]
-        return ConfigError(f"there is no setting {key!r}{did_you_mean(key, _composed_keys(overrides))}")
+        return ConfigError(f"unknown setting {key!r}{did_you_mean(key, _composed_keys(overrides))}")
     return ConfigError(one_line(error))
 
 

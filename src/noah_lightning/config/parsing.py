@@ -78,7 +78,7 @@ def _message(error: ValidationError, group: type[Group], values: Mapping[str, An
             name, prefix = inside, f"{inside}."
             value = value.get(part) if isinstance(value, Mapping) else value
     if kind == "extra_forbidden":
-        return f"there is no setting {name!r}{did_you_mean(name, fields)}"
+        return f"unknown setting {name!r}{did_you_mean(name, fields)}"
     if kind == "missing":
         return f"{name} is missing: it was removed, or this is the configuration of another version"
     if kind in ("union_tag_invalid", "union_tag_not_found"):

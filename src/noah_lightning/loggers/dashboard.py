@@ -87,13 +87,13 @@ def make_plan(folders: Sequence[Path], entity: str | None = None, project: str |
     """
     from noah_lightning.config.schema import WandbLoggerSettings
     from noah_lightning.loggers.wandb_run import run_name
-    from noah_lightning.run_dir import read_config
+    from noah_lightning.run_dir import RunDir
 
     runs: dict[str, RunOnWandb] = {}
     places = set()
     for kept in wandb_runs(folders):
         run_dir = kept.parents[1]
-        config = read_config(run_dir)
+        config = RunDir(run_dir).config()
         identity = kept.name.rpartition("-")[2]
         runs[identity] = RunOnWandb(identity, run_name(config), str(run_dir))
         logger = config.logger

@@ -40,10 +40,10 @@ def load_model(run_dir: Path, config: RunConfig, checkpoint: str = "best", ema: 
     With ``ema`` it has the average of the weights instead, and ``best`` is the epoch that was best for the average.
 
     Raises:
-        WeightsError: no such checkpoint, one that is unreadable or of another model, or a run without an average.
+        WeightsError: the checkpoint is missing, unreadable or of another model, or the run has no average.
     """
     if ema and config.recipe.ema is None:
-        raise WeightsError(f"{run_dir} keeps no average of the weights: it was trained with recipe.ema=null")
+        raise WeightsError(f"{run_dir} has no average of the weights: it was trained with recipe.ema=null")
     name = "best_ema" if ema and checkpoint == "best" else checkpoint
     path = run_dir / CHECKPOINTS / f"{name}.ckpt"
     state = _model_weights(path, "ema.module." if ema else "model.")

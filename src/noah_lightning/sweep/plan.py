@@ -87,7 +87,7 @@ def split_options(words: Sequence[str]) -> tuple[Options, list[str]]:
             options["resume"] = value.lower() == "true"
         elif key.startswith("sweep."):
             known = ["sweep.resume", "sweep.dir", "sweep.jobs", "sweep.trials"]
-            raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}")
+            raise ConfigError(f"unknown setting {key!r}{did_you_mean(key, known)}")
         else:
             others.append(word)
     if launcher_words and options.get("launcher") != "slurm":

@@ -37,7 +37,7 @@ def launcher_settings(words: Sequence[str]) -> dict[str, Any]:
         key, _, value = word.lstrip("+").removeprefix("hydra.launcher.").partition("=")
         name = key.partition(".")[0]
         if name not in settings:
-            raise ConfigError(f"there is no setting 'hydra.launcher.{name}'{did_you_mean(name, map(str, settings))}")
+            raise ConfigError(f"unknown setting 'hydra.launcher.{name}'{did_you_mean(name, map(str, settings))}")
         try:
             settings.merge_with_dotlist([f"{key}={value}"])
             OmegaConf.resolve(settings)

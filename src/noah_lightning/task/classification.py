@@ -1,6 +1,5 @@
 """Classification task: cross-entropy over any classifier, as a Lightning module."""
 
-import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -148,10 +147,8 @@ class ClassificationTask(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         counts = checkpoint["train_counts"]
-        if len(counts) == self.trainer.world_size:
+        if len(counts) == self.trainer.world_size:  # else the epoch restarts
             self.train_accuracy.set_counts(counts[self.global_rank])
-        elif self.global_rank == 0:  # resumed with another number of processes: only the sum over all matters
-            self.train_accuracy.set_counts([math.fsum(sums) for sums in zip(*counts, strict=True)])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch[0].to(memory_format=self.memory_format), batch[1]
