@@ -88,12 +88,6 @@ def compare(arguments: argparse.Namespace) -> None:
         runs.write_html(comparison, arguments.html)
 
 
-def sync(arguments: argparse.Namespace) -> None:
-    from noah_lightning.loggers.sync import sync
-
-    sync(arguments.folders)
-
-
 def dashboard(arguments: argparse.Namespace) -> None:
     from noah_lightning.loggers.dashboard import dashboard
 

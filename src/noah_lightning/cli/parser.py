@@ -100,13 +100,8 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument("--html", type=Path, metavar="FILE", help="write a page with figures, which opens offline")
     compare.set_defaults(command=run.compare)
 
-    about = "upload the runs that W&B kept offline"
-    sync = commands.add_parser("sync", help=about, description=about)
-    sync.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="runs, sweeps, or folders of them")
-    sync.set_defaults(command=run.sync)
-
     about = "build a W&B workspace and a report that compare runs"
-    dashboard = commands.add_parser("dashboard", help=about, description=f"{about}; giving it again updates them")
+    dashboard = commands.add_parser("dashboard", help=about, description=f"{about}; running it again updates them")
     dashboard.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="runs, sweeps, or folders of them")
     dashboard.add_argument("--entity", help="default: that of the runs")
     dashboard.add_argument("--project", help="default: that of the runs")
