@@ -1,7 +1,7 @@
 """W&B workspace and report that compare runs.
 
-A plan in plain data says what they show; it needs neither a network nor wandb-workspaces, the optional package that turns
-it into what W&B stores. Both have fixed names, so building them again replaces them.
+A plan in plain data says what they show. It needs neither a network nor wandb-workspaces, the optional package that
+turns it into what W&B stores. Both have fixed names, so building them again replaces them.
 """
 
 import json
