@@ -1,6 +1,6 @@
-"""What each command does with its arguments: it calls the function of that name and prints.
+"""Commands of ``noah``: each calls the function of its name and prints the result.
 
-They import what they need when they run, so that ``noah --help`` answers at once.
+They import what they need when they run, so that ``noah --help`` is fast.
 """
 
 import argparse
