@@ -1,6 +1,6 @@
-"""What each command does with its arguments: it calls the function of that name and prints.
+"""Commands of ``noah``: each calls the function of its name and prints the result.
 
-They import what they need when they run, so that ``noah --help`` answers at once.
+They import what they need when they run, so that ``noah --help`` is fast.
 """
 
 import argparse
@@ -96,12 +96,6 @@ def compare(arguments: argparse.Namespace) -> None:
         runs.show(comparison)
     if arguments.html:
         runs.write_html(comparison, arguments.html)
-
-
-def sync(arguments: argparse.Namespace) -> None:
-    from noah_lightning.loggers.sync import sync
-
-    sync(arguments.folders)
 
 
 def dashboard(arguments: argparse.Namespace) -> None:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from noah_lightning.config.schema import ImageFolderSettings
@@ -15,7 +14,6 @@ from noah_lightning.data.transforms import (
     train_transform,
 )
 from noah_lightning.data.tree import class_folders, given_root, require_same_classes
-from noah_lightning.errors import DataError, name_first
 
 
 class FolderImages:
@@ -85,11 +83,4 @@ class ImageFolderDataModule(ImageDataModule):
             transform = train_transform(self.image_size, self.augment, self.mean)
         else:
             transform = eval_transform(self.image_size, self.crop_ratio, self.interpolation)
-        dataset = FolderImages(self.root, split, transform)
-        images_of = np.bincount(dataset.index.labels, minlength=len(dataset.classes))
-        empty = [name for name, images in zip(dataset.classes, images_of, strict=True) if images == 0]
-        if empty:
-            raise DataError(
-                f"{self.root / split} has classes without images, fill or remove them: {name_first(empty)}"
-            )
-        return dataset
+        return FolderImages(self.root, split, transform)

@@ -1,4 +1,4 @@
-"""``noah heads``: what NOAH can be on a backbone, and what it costs there, before anything is trained."""
+"""Preflight of ``noah heads``: the heads that fit a backbone and what they cost, before anything is trained."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ KEY_RATIOS = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a model offers to a head.
+    """The feature map of a model, and the cost of the heads that fit it.
 
     Attributes:
         model: row of the paper, or timm name.
@@ -48,10 +48,10 @@ class Preflight:
 
 
 def preflight(model: str, num_classes: int = 1000) -> Preflight:
-    """Look at ``model``, a row of the paper or any name of timm's, without memory or arithmetic.
+    """Examines ``model``, a row of the paper or any timm name, on the meta device: without memory or arithmetic.
 
     Raises:
-        UserError: no such model, or one without a map over positions.
+        UserError: an unknown model, or one without a map over positions.
     """
     name, args, row_settings = _find(model)
     size = default_image_size(name)

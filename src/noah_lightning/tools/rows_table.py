@@ -1,4 +1,4 @@
-"""``noah rows``: the paper's table, and what a row costs to train."""
+"""Tables of ``noah rows``: the paper's rows, and what they cost to train."""
 
 from fractions import Fraction
 
