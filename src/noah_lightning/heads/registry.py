@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from noah_lightning.config.plugins import load_installed_plugins
 from noah_lightning.errors import HeadSettingError, did_you_mean
 
 HeadClass = TypeVar("HeadClass", bound=type[nn.Module])
@@ -36,6 +37,8 @@ def make_head(name: str, in_channels: int, num_classes: int, **settings: Any) ->
     Raises:
         HeadSettingError: unknown head, or a setting the head does not have or cannot work with.
     """
+    if name not in _HEADS:
+        load_installed_plugins()
     if name not in _HEADS:
         raise HeadSettingError(f"no head is called {name!r}{did_you_mean(name, ['gap', *_HEADS])}")
     known = [key for key in inspect.signature(_HEADS[name]).parameters if key not in ("in_channels", "num_classes")]

@@ -1,6 +1,6 @@
 """The join: a backbone and a head become one image classifier."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from noah_lightning.config.parsing import parse
 from noah_lightning.config.schema import GapHeadSettings
 from noah_lightning.errors import ConfigError
 from noah_lightning.heads import make_head
-from noah_lightning.heads.noah import Explanation, NOAHHead
+from noah_lightning.heads.noah import Explanation
 from noah_lightning.models import FeatureMapBackbone, build_timm_model, make_backbone
 
 # Arguments of timm's that are asked for elsewhere, say where weights come from, or make something else than a model.
@@ -37,9 +37,10 @@ class Classifier(nn.Module):
         Raises:
             TypeError: another head, which cannot explain itself.
         """
-        if not isinstance(self.head, NOAHHead):
-            raise TypeError(f"only NOAH explains its logits, not {type(self.head).__name__}")
-        return self.head.explain(self.backbone(images))
+        explain: Callable[[Tensor], Explanation] | None = getattr(self.head, "explain", None)
+        if explain is None:
+            raise TypeError(f"{type(self.head).__name__} does not explain its logits")
+        return explain(self.backbone(images))
 
     def no_weight_decay(self) -> set[str]:
         """Parameter names that weight decay should spare, as the backbone's authors do."""

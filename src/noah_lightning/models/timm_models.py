@@ -10,6 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import noah_lightning.models.zoo  # noqa: F401  # registers the paper's own architectures
+from noah_lightning.config.plugins import load_installed_plugins
 from noah_lightning.errors import ConfigError, UnknownModelError, WeightsError, did_you_mean, one_line
 from noah_lightning.models.official_init import start_officially
 from noah_lightning.models.weights import checked_weights, read_weights
@@ -129,6 +130,8 @@ def _fit_image_size(name: str, image_size: int | None, model_args: dict[str, Any
 
 def _require_known(name: str) -> None:
     architecture = str(name).partition(".")[0]
+    if ":" not in str(name) and not timm.is_model(architecture):
+        load_installed_plugins()
     if ":" not in str(name) and not timm.is_model(architecture):
         raise UnknownModelError(
             f"timm {timm.__version__} has no model {name!r}{did_you_mean(architecture, timm.list_models())}"
