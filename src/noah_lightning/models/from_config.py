@@ -42,12 +42,12 @@ def _model_arguments(config: DictConfig) -> dict[str, Any]:
         "image_size": config.data.image_size,
         "class_token": config.model.class_token,
         "backbone_init": config.model.init,
-        "model_args": _regularisation(config) | settings(config, "model.args"),
+        "model_args": _regularization(config) | settings(config, "model.args"),
         **settings(config, "head", "name"),
     }
 
 
-def _regularisation(config: DictConfig) -> dict[str, float]:
+def _regularization(config: DictConfig) -> dict[str, float]:
     """What a recipe asks of the inside of the model, as timm calls it; models that lack it refuse it."""
     asked = {
         "drop_path_rate": rate("recipe.drop_path", config.recipe.drop_path),
