@@ -10,7 +10,15 @@ import pytest
 from noah_lightning.config.compose import compose_config
 from noah_lightning.errors import ConfigError
 from noah_lightning.loggers import dashboard as dashboard_module
-from noah_lightning.loggers.dashboard import PANELS, VIEW, dashboard, make_plan, make_report, make_workspace
+from noah_lightning.loggers.dashboard import (
+    PANELS,
+    VIEW,
+    dashboard,
+    make_plan,
+    make_report,
+    make_workspace,
+    wandb_runs,
+)
 from noah_lightning.run_dir import RunDir
 
 
@@ -24,6 +32,7 @@ def make_run(run_dir: Path, identity: str, *overrides: str) -> None:
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
+    """Two jobs."""
     make_run(tmp_path / "sweep/0", "aaaa", "head=noah", "head.head_num=2")
     make_run(tmp_path / "sweep/1", "bbbb", "head=gap", "seed=1")
     return tmp_path / "sweep"
@@ -60,6 +69,30 @@ def test_runs_of_several_projects_need_one_to_be_named(sweep: Path) -> None:
     assert len(make_plan([sweep], "us", "other").runs) == 3
 
 
+def test_the_runs_of_a_folder_oldest_first(sweep: Path) -> None:
+    """One that was resumed, one that was online; not what a sweep has set aside, nor W&B's own links."""
+    (sweep / "2" / "wandb").mkdir(parents=True)
+    for kept in (
+        "0/wandb/offline-run-20260101_110000-aaaa",
+        "2/wandb/run-20260101_120500-cccc",
+        ".unfinished/1-1/wandb/offline-run-20260101_110000-bbbb",
+    ):
+        (sweep / kept).mkdir(parents=True)
+        (sweep / kept / f"run-{kept.rpartition('-')[2]}.wandb").touch()
+    (sweep / "0/wandb/latest-run").symlink_to("offline-run-20260101_120000-aaaa")
+    names = [
+        "offline-run-20260101_110000-aaaa",
+        "offline-run-20260101_120000-aaaa",
+        "offline-run-20260101_120000-bbbb",
+        "run-20260101_120500-cccc",
+    ]
+    assert [run.name for run in wandb_runs([sweep])] == names
+    assert sorted(run.name for run in wandb_runs([sweep / "1", sweep])) == sorted(names), "each once"
+    assert len(wandb_runs([sweep / ".unfinished" / "1-1"])) == 1, "found where it is named"
+    with pytest.raises(ConfigError, match="nowhere is not a folder"):
+        wandb_runs([sweep / "nowhere"])
+
+
 def test_without_runs_or_without_the_package_it_is_one_line(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,7 +113,7 @@ def test_the_workspace_shows_the_planned_panels_of_the_planned_runs(sweep: Path)
     spec = json.loads(workspace._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))["section"]
     [section] = spec["panelBankConfig"]["sections"]
     shown = [panel["config"] for panel in section["panels"]]
-    assert [config["chartTitle"] for config in shown] == [panel.title for panel in PANELS]
+    assert [config["chartTitle"] for config in shown] == [title for _, title, _, _ in PANELS]
     assert shown[0]["metrics"] == ["val/top1"]
     assert (shown[5]["xAxis"], shown[5]["yAxis"]) == ("config:head.value.head_num", "summary:best/top1")
     [only] = spec["runSets"][0]["filters"]["filters"]
@@ -92,8 +125,8 @@ def test_the_report_names_the_runs(sweep: Path) -> None:
     plan = make_plan([sweep])
     report = make_report(plan, "us")
     _, names, _, grid = report.blocks
-    assert names.items == [run.name for run in plan.runs]
-    assert [panel.title for panel in grid.panels] == [panel.title for panel in PANELS]
+    assert names.items == [run["name"] for run in plan.runs]
+    assert [panel.title for panel in grid.panels] == [title for _, title, _, _ in PANELS]
 
 
 def test_saving_again_replaces_what_was_saved(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,5 +176,5 @@ def test_without_an_account_it_is_one_line(sweep: Path, tmp_path: Path, monkeypa
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    with pytest.raises(ConfigError, match=r"W&B: .*--dry-run needs neither account nor net"):
+    with pytest.raises(ConfigError, match=r"W&B: .*--dry-run needs neither an account nor a network"):
         dashboard([sweep])

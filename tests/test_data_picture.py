@@ -1,6 +1,7 @@
 """From a file to bytes: the fast way gives PIL's pixels, of a JPEG's upper part too; the rest goes the other way."""
 
 import contextlib
+import importlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from sklearn.datasets import load_sample_image
 
 from noah_lightning.data import image as decode_file
 from noah_lightning.data.image import Picture, sequential_jpeg
-from noah_lightning.errors import DataError
+from noah_lightning.errors import ConfigError, DataError
 
 
 def photograph(width: int = 161, height: int = 107) -> Image.Image:
@@ -114,9 +115,9 @@ def encoded(kind: str, **options: Any) -> bytes:
 
 
 class TestUpperPart:
-    @pytest.mark.parametrize("colours", ["444", "422", "420", "440", "411"])
-    def test_any_number_of_rows_is_the_top_of_the_whole(self, colours: str) -> None:
-        data = simplejpeg.encode_jpeg(np.array(photograph()), quality=95, colorsubsampling=colours)
+    @pytest.mark.parametrize("colors", ["444", "422", "420", "440", "411"])
+    def test_any_number_of_rows_is_the_top_of_the_whole(self, colors: str) -> None:
+        data = simplejpeg.encode_jpeg(np.array(photograph()), quality=95, colorsubsampling=colors)
         whole = torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
         for rows in range(1, 108):
             upper = Picture(data, "image").pixels(rows)
@@ -172,3 +173,10 @@ class TestUpperPart:
             picture = Picture(bytes(data), "image")
             rows = min(picture.height, 9)
             assert picture.pixels(rows).shape == (3, rows, picture.width)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1e6", ""])
+def test_a_limit_of_pixels_that_is_not_one(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("NOAH_MAX_IMAGE_PIXELS", value)
+    with pytest.raises(ConfigError, match=rf"^NOAH_MAX_IMAGE_PIXELS='{value}' must be an integer of at least 1$"):
+        importlib.reload(decode_file)

@@ -69,7 +69,7 @@ def test_a_loading_process_that_dies_ends_the_run_in_one_line(
     with monkeypatch.context() as patch:
         at(patch, 1, 1, kill)
         line = lines(noah("train", *folder_run(jpeg_tree)), 1)
-    assert line.startswith("a process that loads images died, for want of memory perhaps: DataLoader worker (pid")
+    assert line.startswith("a DataLoader worker died, perhaps out of memory: ")
     assert "data.num_workers" in line
     assert line in Path("run/train.log").read_text()
     assert read_checkpoint(LAST)["global_step"] == 4

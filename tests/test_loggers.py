@@ -22,7 +22,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import TINY, Answer, FinishedRun
 from noah_lightning.callbacks.attention_images import attention_of_guess, evaluating
 from noah_lightning.config.compose import compose_config
-from noah_lightning.errors import ConfigError
 from noah_lightning.loggers.wandb_run import run_id, run_name, tags
 from noah_lightning.models.classifier import create_model
 from noah_lightning.run_dir import RunDir
@@ -152,7 +151,7 @@ def test_an_unknown_wandb_mode_is_one_line(noah: Noah) -> None:
     answer = noah("train", *TINY, "logger=wandb", "logger.mode=onlin")
     assert (answer.status, answer.err) == (
         2,
-        "noah: logger.mode='onlin' must be online, offline or disabled\n",
+        "noah: logger.mode='onlin' must be online, offline, disabled, or null\n",
     )
 
 
@@ -391,21 +390,6 @@ def test_the_id_is_that_of_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_tag_that_both_give_stands_once_and_long_names_are_cut() -> None:
     config = compose_config(["experiment=demo", "head=gap", "logger=wandb", "logger.tags=[gap,x]"])
-    config.model.name = "m" * 70
+    config = config.replace("model", name="m" * 70)
     assert tags(config) == ["gap", "x", "m" * 64]
     assert run_name(config) == f"{'m' * 70}-gap-seed0"
-
-
-@pytest.mark.parametrize("given", ["mine", "[" + "x" * 65 + "]", "['']"])
-def test_tags_that_wandb_would_refuse_are_one_line(given: str) -> None:
-    config = compose_config(["experiment=demo", "logger=wandb", f"logger.tags={given}"])
-    with pytest.raises(ConfigError, match=r"logger.tags=.* must be a list such as \[first,second\]"):
-        tags(config)
-
-
-@pytest.mark.parametrize("every", ["-1", "0.5", "often"])
-def test_pictures_come_every_so_many_whole_epochs(noah: Noah, every: str) -> None:
-    answer = noah("train", *TINY, "logger=wandb", "logger.mode=offline", f"logger.picture_every_n_epochs={every}")
-    assert answer.status == 2
-    assert "must be a whole number of at least 0" in answer.err
-    assert answer.err.count("\n") == 1

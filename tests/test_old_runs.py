@@ -15,7 +15,7 @@ import torch
 from conftest import Answer
 from faults import differences
 from noah_lightning.callbacks.best import BestRecord, BestWeights
-from noah_lightning.callbacks.epoch_report import EpochReport
+from noah_lightning.callbacks.progress import EpochReport
 
 OLD = Path(__file__).parent / "data" / "old_run"
 WRITTEN_BY = "AMD EPYC, AVX512, torch 2.15"  # other machines round otherwise

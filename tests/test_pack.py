@@ -1,9 +1,11 @@
-"""noah pack: what the shards hold, what a broken-off attempt leaves, and its mistakes."""
+"""noah pack: what the shards hold, what an interrupted attempt leaves, and its mistakes."""
 
 import contextlib
+import io
 import json
 import os
 import signal
+import sys
 import tarfile
 import time
 import traceback
@@ -19,12 +21,11 @@ from webdataset import WebDataset
 
 from conftest import Answer
 from noah_lightning import cli
-from noah_lightning.data.pack_format import read_classes, read_index
+from noah_lightning.data.pack_format import read_index
 from noah_lightning.errors import DataError
+from noah_lightning.loggers import progress
 from noah_lightning.tools import pack as pack_file
-from noah_lightning.tools.pack import pack
-from noah_lightning.tools.pack import progress as pack_progress
-from noah_lightning.tools.pack import shard as pack_shard
+from noah_lightning.tools.pack import LOCK, pack
 
 Noah = Callable[..., Answer]
 SHARD = 6000  # bytes: a few images of the tree
@@ -117,7 +118,7 @@ def test_the_same_tree_makes_the_same_pack(photos: Path, tmp_path: Path) -> None
     assert all(one[name] == two[name] for name in one if name.endswith((".tar", ".json")))
 
 
-def test_the_command_tells_what_it_did(photos: Path, noah: Noah) -> None:
+def test_the_command_reports_the_result(photos: Path, noah: Noah) -> None:
     answer = noah("pack", str(photos), "out", "--shard-size", "1")
     assert (answer.status, answer.err) == (0, "")
     assert answer.out == "out  train 27 images in 1 shards  val 12 images in 1 shards  3 classes  0.000133 GB\n"
@@ -126,64 +127,64 @@ def test_the_command_tells_what_it_did(photos: Path, noah: Noah) -> None:
     assert sorted(os.listdir("out")) == ["pack.json", "train-000000.tar", "train.npz", "val-000000.tar", "val.npz"]
 
 
-def test_lines_tell_how_far_it_is(photos: Path, noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack_progress, "EVERY", 0.0)
-    lines = noah("pack", str(photos), "out").out.splitlines()
-    assert len(lines) == 39 + 1
-    assert "packed 27 of 39 images  " in lines[26]
+def test_lines_report_the_progress(photos: Path, noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    lines = noah("pack", str(photos), "out").err.splitlines()
+    assert len(lines) == 39
+    assert lines[26].startswith("packing: 27 of 39 images  ")
+    assert lines[38].endswith(" images/s  0:00 left")
 
 
-def test_a_terminal_has_a_bar(photos: Path, noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack_progress, "on_terminal", lambda: True)
-    assert "39/39" in noah("pack", str(photos), "out").out
+def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress.progress("packing", 39) as advance:
+        for _ in range(39):
+            advance()
+    assert "39/39" in sys.stderr.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_finished_pack_is_never_touched(photos: Path, noah: Noah) -> None:
+def test_what_exists_is_never_touched(photos: Path, noah: Noah) -> None:
+    """Not even a link to nowhere, nor a folder that only looks like an unfinished pack."""
     noah("pack", str(photos), "out")
+    Path("empty").mkdir()
+    Path("link").symlink_to("nowhere")
     before = contents(Path("out"))
-    answer = noah("pack", str(photos), "out")
-    expected = "noah: out holds a finished pack already, which stays as it is: give another folder\n"
-    assert (answer.status, answer.out, answer.err) == (2, "", expected)
+    for name in ("out", "empty", "link"):
+        answer = noah("pack", str(photos), name)
+        expected = f"noah: {name} exists already and stays as it is: give a new folder\n"
+        assert (answer.status, answer.out, answer.err) == (2, "", expected)
     assert contents(Path("out")) == before
-
-
-def test_a_folder_of_something_else_is_never_touched(photos: Path, noah: Noah) -> None:
-    Path("out").mkdir()
-    Path("out/train-000000.tar").write_text("mine")  # by no pack: it has no mark
-    answer = noah("pack", str(photos), "out")
-    assert (answer.status, answer.err) == (2, "noah: out is not empty (train-000000.tar): give a new folder\n")
-    Path("out/unfinished").touch()
-    Path("out/thesis.txt").touch()
-    answer = noah("pack", str(photos), "out")
-    assert (answer.status, answer.err) == (2, "noah: out is not empty (thesis.txt): give a new folder\n")
-    assert Path("out/train-000000.tar").read_text() == "mine"
-
-
-def test_an_empty_folder_will_do(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    pack(photos, tmp_path / "out", SHARD)
-    assert read_classes(tmp_path / "out") == ["ant", "bee", "cat"]
+    Path("new.unfinished").mkdir()
+    Path("new.unfinished/thesis.txt").touch()
+    answer = noah("pack", str(photos), "new")
+    expected = "noah: new.unfinished was not made by noah pack: move it away, or give another folder\n"
+    assert (answer.status, answer.err) == (2, expected)
+    assert os.listdir("new.unfinished") == ["thesis.txt"]
 
 
 def test_two_at_a_time_do_not_mix(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    out.mkdir()
-    with (
-        FileLock(out / "unfinished"),
-        pytest.raises(DataError, match=r"^another process is packing into .*/out: wait"),
-    ):
+    part = tmp_path / "out.unfinished"
+    part.mkdir()
+    with FileLock(part / LOCK), pytest.raises(DataError, match=r"^another process is packing into .*/out: wait"):
         pack(photos, out, SHARD)
+    assert os.listdir(part) == [LOCK]
+    assert not out.exists()
 
 
-# --- broken off
+# --- interrupted
 
 
 def pack_slowly(photos: Path, out: Path) -> int:
     """``noah pack`` in a process of its own, forked from this one to spare the imports; returns its number."""
     child = os.fork()
     if child == 0:
-        read = pack_shard._read
-        pack_shard._read = lambda source: (time.sleep(0.05), read(source))[1]
+        add = pack_file._add
+        pack_file._add = lambda *member: (time.sleep(0.02), add(*member))
         status = 1
         with out.with_suffix(".err").open("w") as told, contextlib.redirect_stderr(told):
             write = pack_file.pack
@@ -197,10 +198,11 @@ def pack_slowly(photos: Path, out: Path) -> int:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
-def test_a_pack_that_was_broken_off_is_not_taken_for_finished(photos: Path, noah: Noah, how: signal.Signals) -> None:
+def test_an_interrupted_pack_is_not_taken_for_finished(photos: Path, noah: Noah, how: signal.Signals) -> None:
     out = Path("out")
     child = pack_slowly(photos, out)
-    while not (out / "train-000001.tar").exists():
+    part = Path("out.unfinished")
+    while not (part / "train-000001.tar").exists():
         time.sleep(0.01)
     os.kill(child, how)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -209,45 +211,47 @@ def test_a_pack_that_was_broken_off_is_not_taken_for_finished(photos: Path, noah
     assert trained.status == 2
     if how == signal.SIGKILL:
         assert trained.err == (
-            "noah: data.root=out is a pack that was never finished: give its noah pack command again\n"
+            "noah: data.root=out is a pack that was never finished: run its noah pack command again\n"
         )
-        (out / "val-000099.tar").touch()  # of a larger tree, for all we know
+        (part / "val-000099.tar").touch()  # it might have been another tree
     else:
         assert Path("out.err").read_text() == ""
-        assert not out.exists()
+        assert not part.exists()
+    assert not out.exists()
     again = noah("pack", str(photos), "out")
     assert again.status == 0
-    assert ("out: packing was broken off there; starting over\n" in again.out) == (how == signal.SIGKILL)
+    assert ("out: packing was interrupted; starting over\n" in again.out) == (how == signal.SIGKILL)
+    assert not part.exists()
     noah("pack", str(photos), "new")
     one, two = contents(out), contents(Path("new"))
     assert one.keys() == two.keys()
     assert all(one[name] == two[name] for name in one if name.endswith((".tar", ".json")))
 
 
-def test_killed_just_before_the_end(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All is written but pack.json has not its name yet."""
+def test_killed_just_before_the_end(photos: Path, tmp_path: Path) -> None:
+    """All is written but the folder does not have its name yet."""
     out = tmp_path / "out"
     child = os.fork()
     if child == 0:
-        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign,assignment]
         pack(photos, out, SHARD)
     os.waitpid(child, 0)
-    assert (out / "pack.json.part").exists()
+    assert (tmp_path / "out.unfinished" / "pack.json").exists()
     with pytest.raises(DataError, match="never finished"):
         read_index(out, "train")
     pack(photos, out, SHARD)
     assert len(read_index(out, "train")) == 27
-    assert not {"pack.json.part", "unfinished"} & set(os.listdir(out))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
 
 
 def test_a_full_disk_is_one_line(photos: Path, noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pack_shard, "_add", full)
+    monkeypatch.setattr(pack_file, "_add", full)
     answer = noah("pack", str(photos), "out")
     assert (answer.status, answer.err) == (2, "noah: out cannot be written: No space left on device\n")
-    assert not Path("out").exists()
+    assert not list(Path().glob("out*"))
 
 
 # --- mistakes in the tree

@@ -87,7 +87,7 @@ def test_impossible_heads_are_found_without_training() -> None:
     ("words", "message"),
     [
         (["sweep=hed"], "sweep has no preset 'hed'; did you mean heads"),
-        (["sweep.rsume=true"], "there is no setting 'sweep.rsume'; did you mean sweep.resume"),
+        (["sweep.rsume=true"], "unknown setting 'sweep.rsume'; did you mean sweep.resume"),
         (["sweep.resume=maybe"], "sweep.resume=maybe must be true or false"),
         (["sweep.jobs=0"], "sweep.jobs=0 must be a whole number of at least 1"),
         (["sweep.jobs=two"], "sweep.jobs='two' must be a whole number of at least 1"),
@@ -101,7 +101,7 @@ def test_a_mistake_in_the_sweeps_options_is_named(words: list[str], message: str
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["head.hed_num=1,2"], "there is no setting 'head.hed_num'"),
+        (["head.hed_num=1,2"], "unknown setting 'head.hed_num'"),
         (["model=resnet18,resnet999"], "model has no option 'resnet999'"),
         (["head=noah", "head.head_num=5,7"], "no job of the sweep can be: NOAH: head_num=5 does not divide"),
         (["seed=0,1", "sweep.resume=true"], "there is no sweep of this very command in runs/"),

@@ -121,7 +121,7 @@ def test_a_space_that_is_none_is_one_line(words: list[str], message: str) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["head.hed_num=1,2"], "there is no setting 'head.hed_num'; did you mean"),
+        (["head.hed_num=1,2"], "unknown setting 'head.hed_num'; did you mean"),
         (["seed=0,1", "model.name=test_resnet,rsnet"], "rsnet"),
         (
             ["recipe.batch_size=interval(16,31)", "trainer.accumulate_grad_batches=4"],
@@ -149,7 +149,7 @@ def test_an_interval_is_for_a_search() -> None:
     [
         (["sweep.trials=0"], "sweep.trials=0 must be a whole number of at least 1"),
         (["sweep.trials=1.5"], "sweep.trials='1.5' must be a whole number of at least 1"),
-        (["sweep.trial=3"], "there is no setting 'sweep.trial'; did you mean sweep.trials"),
+        (["sweep.trial=3"], "unknown setting 'sweep.trial'; did you mean sweep.trials"),
         (["sweep.trials=3", "hydra/launcher=slurm"], "leave hydra/launcher=slurm out"),
     ],
 )

@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
 
 from noah_lightning.atomic_io import write_whole
 from noah_lightning.config import recorded
 from noah_lightning.config.plain_yaml import flat
+from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, RunFailed, one_line
 
 try:
@@ -93,7 +93,7 @@ class RunDir:
 
     path: Path
 
-    def claim(self, config: DictConfig) -> None:
+    def claim(self, config: RunConfig) -> None:
         """Start a run here by writing its configuration.
 
         Raises:
@@ -104,7 +104,7 @@ class RunDir:
                 raise ConfigError(f"{self.path} holds a run already; give another hydra.run.dir=…")
             (self.path / CONFIG).write_text(recorded.as_yaml(config))
 
-    def replace_config(self, config: DictConfig, steps: int) -> None:
+    def replace_config(self, config: RunConfig, steps: int) -> None:
         """Change the settings of the run; a file keeps those up to ``steps``. Raises ConfigError as :meth:`claim`."""
         path, new = self.path / CONFIG, recorded.as_yaml(config).encode()
         before = path.read_bytes()
@@ -113,7 +113,7 @@ class RunDir:
                 write_whole(self.path / f"config-until-step-{steps:08}.yaml", lambda file: file.write(before))
                 write_whole(path, lambda file: file.write(new))
 
-    def config(self, overrides: Sequence[str] | None = None) -> DictConfig:
+    def config(self, overrides: Sequence[str] | None = None) -> RunConfig:
         """The recorded configuration; to rebuild the run from it, give the ``key=value`` pairs to set, if only ().
 
         Raises:
@@ -123,7 +123,7 @@ class RunDir:
         path = self._config_file()
         return recorded.parse_recorded(path) if overrides is None else recorded.parse_with(path, overrides)
 
-    def config_to_resume(self, overrides: Sequence[str], force: bool = False) -> DictConfig:
+    def config_to_resume(self, overrides: Sequence[str], force: bool = False) -> RunConfig:
         """The configuration to resume an unfinished run with; with ``force`` its batch may be divided otherwise.
 
         Raises:
@@ -134,7 +134,7 @@ class RunDir:
         self.check_same(config, force)
         return config
 
-    def check_same(self, config: DictConfig, force: bool = False) -> None:
+    def check_same(self, config: RunConfig, force: bool = False) -> None:
         """Raise ConfigError for settings other than the run's; with ``force`` its batch may be divided otherwise."""
         recorded.check_same(self._config_file(), config, force)
 

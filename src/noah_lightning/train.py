@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,19 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
 from torch import nn
 
 from noah_lightning.callbacks.attention_images import AttentionPicture
 from noah_lightning.callbacks.best import BestRecord, BestWeights
 from noah_lightning.callbacks.checkpoints import BatchSplit, Checkpoints, WholeFiles, keep_only_last, resume_from
-from noah_lightning.callbacks.epoch_report import EpochReport, EpochSpeed
-from noah_lightning.callbacks.progress import progress
-from noah_lightning.config.checks import whole_number
-from noah_lightning.config.compose import settings, typed
+from noah_lightning.callbacks.failures import NonFiniteCheck, failures_in_one_line
+from noah_lightning.callbacks.progress import EpochReport, progress
 from noah_lightning.config.processes import processes_per_node
-from noah_lightning.config.settings import check_settings
+from noah_lightning.config.schema import OptimizerSettings, RunConfig
 from noah_lightning.data import create_data
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.distributed.environment import keep_freed_memory, processes_started, rank
-from noah_lightning.distributed.signals import Stopped, StopRequest
+from noah_lightning.distributed.signals import Stopped, StopRequest, use_our_signal_handlers
 from noah_lightning.errors import ConfigError, RunFailed, UserError, one_line
 from noah_lightning.loggers import console
 from noah_lightning.loggers.factory import close_loggers, make_loggers
@@ -37,14 +33,13 @@ from noah_lightning.models.compiled import compiled
 from noah_lightning.models.cost import count_parameters
 from noah_lightning.models.from_config import build_model
 from noah_lightning.run_dir import CHECKPOINTS, CONFIG, LOG, Results, RunDir
-from noah_lightning.task import ClassificationTask, MixingSettings, OptimizerSettings, ScheduleSettings, scaled_to
-from noah_lightning.task.failures import faults_told
+from noah_lightning.task import ClassificationTask, check_options, scaled_to
 from noah_lightning.task.mixing import check_even
 
 log = logging.getLogger("noah_lightning")
 
 
-def train(config: DictConfig, run_dir: Path, resume: bool = False, force: bool = False) -> Results:
+def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = False) -> Results:
     """Train as the resolved configuration says, and leave everything about it in ``run_dir``.
 
     Everything is built before the run directory is claimed, so a mistake leaves nothing behind. With ``resume`` a run
@@ -56,10 +51,10 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False, force: bool =
         RunFailed: memory, the disk or a DataLoader worker failed, or a loss was not finite.
         Stopped: a signal asked for it, and the state is saved.
     """
-    check_settings(config)
+    check_options(config.recipe.optimizer)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     model = build_model(config)  # before the data, which may take long to look through
-    data = create_data(config.data.name, **settings(config, "data", "name"))
+    data = create_data(**config.data.arguments())
     report, stop = EpochReport(), StopRequest()
     loggers = make_loggers(config, run_dir)
     callbacks = make_callbacks(config, run_dir, loggers, report, data, stop)
@@ -88,7 +83,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False, force: bool =
             saved = resume_from(run_dir, loggers, split, force) if resume else None
             if force and rank() == 0:
                 run.replace_config(config, saved.steps if saved else 0)
-            with compiled(task.model, config.trainer.compile), faults_told(config, data, run_dir):
+            with compiled(task.model, config.trainer.compile), failures_in_one_line(config, data, run_dir):
                 trainer.fit(task, datamodule=data, ckpt_path=saved.path if saved else None, weights_only=True)
             results = _conclude(run, task, report)
             return results
@@ -116,7 +111,7 @@ def _prepare(data: ImageDataModule, task: ClassificationTask) -> None:
         check_even(min(data.batch_size, len(data.train_dataset)))  # a set below one batch is one batch
 
 
-def _claim(run: RunDir, config: DictConfig, resume: bool, force: bool) -> None:
+def _claim(run: RunDir, config: RunConfig, resume: bool, force: bool) -> None:
     """Start a run, or make sure that it is the one that resumes."""
     if resume and (run.path / CONFIG).exists():
         run.check_same(config, force)
@@ -125,7 +120,7 @@ def _claim(run: RunDir, config: DictConfig, resume: bool, force: bool) -> None:
         run.claim(config)
 
 
-def _announce(config: DictConfig, run_dir: Path, task: ClassificationTask, data: ImageDataModule) -> None:
+def _announce(config: RunConfig, run_dir: Path, task: ClassificationTask, data: ImageDataModule) -> None:
     count = count_parameters(task.model)
     log.info("run      %s", run_dir)
     log.info("model    %s, head %s, %s parameters", config.model.name, config.head.name, f"{count:,}")
@@ -133,7 +128,7 @@ def _announce(config: DictConfig, run_dir: Path, task: ClassificationTask, data:
     log.info("rate     %s, %s", _rate(config, task.optimizer_settings), task.optimizer_settings.name)
 
 
-def _rate(config: DictConfig, scaled: OptimizerSettings) -> str:
+def _rate(config: RunConfig, scaled: OptimizerSettings) -> str:
     """``0.1 × 64/256 = 0.025``, or the rate alone where it holds for every batch."""
     if scaled.lr_batch is None:
         return f"{scaled.lr:g}"
@@ -167,22 +162,22 @@ def _conclude(run: RunDir, task: ClassificationTask, report: EpochReport) -> Res
     return results
 
 
-def make_task(config: DictConfig, model: nn.Module, batch: int) -> ClassificationTask:
+def make_task(config: RunConfig, model: nn.Module, batch: int) -> ClassificationTask:
     """The training task of a recipe, around a model, with the rate for ``batch`` images per optimiser step.
 
     Raises:
         ConfigError: recipe settings out of their range.
     """
-    optimizer = typed(OptimizerSettings, config, "recipe.optimizer")
+    optimizer = config.recipe.optimizer
     if str(config.trainer.precision) in ("16", "16-mixed") and config.trainer.gradient_clip_val:
-        # Lightning has no gradients to clip where a fused optimiser is to unscale them.
-        optimizer = replace(optimizer, options={"fused": False} | dict(optimizer.options))
+        # Lightning has no gradients to clip where a fused optimizer is to unscale them.
+        optimizer = optimizer.model_copy(update={"options": {"fused": False} | optimizer.options})
     return ClassificationTask(
         model,
         scaled_to(optimizer, batch),
-        typed(ScheduleSettings, config, "recipe.schedule"),
+        config.recipe.schedule,
         label_smoothing=config.recipe.label_smoothing,
-        mixing=typed(MixingSettings, config, "recipe.mixing"),
+        mixing=config.recipe.mixing,
         num_classes=config.data.num_classes,
         ema=config.recipe.ema,
         channels_last=config.trainer.channels_last,
@@ -190,20 +185,20 @@ def make_task(config: DictConfig, model: nn.Module, batch: int) -> Classificatio
     )
 
 
-def batch_split(config: DictConfig, data: ImageDataModule) -> BatchSplit:
+def batch_split(config: RunConfig, data: ImageDataModule) -> BatchSplit:
     """How the processes of this run divide the images of a step."""
     return BatchSplit(processes_started(), data.batch_size, config.trainer.accumulate_grad_batches)
 
 
 def make_callbacks(
-    config: DictConfig,
+    config: RunConfig,
     run_dir: Path,
     loggers: Sequence[Logger],
     report: EpochReport,
     data: ImageDataModule,
     stop: StopRequest,
 ) -> list[Callback]:
-    """What goes along with a training: progress, ``report``, the record of the best epoch, checkpoints, loggers.
+    """The trainer's callbacks: checks and progress, ``report``, the best predictions, checkpoints, pictures.
 
     ``stop`` is asked after each step.
 
@@ -211,15 +206,16 @@ def make_callbacks(
         ConfigError: settings of the logger out of range.
     """
     return [
+        NonFiniteCheck(),  # before callbacks that save
         progress(config.trainer.log_every_n_steps),
         report,
         BestRecord(RunDir(run_dir), data),
         *_checkpoints(run_dir, config, batch_split(config, data), stop),
-        *logger_callbacks(config, loggers, report, data),
+        *logger_callbacks(config, loggers, data),
     ]
 
 
-def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trainer:
+def make_trainer(config: RunConfig, run_dir: Path, **arguments: Any) -> pl.Trainer:
     """Lightning's trainer with the settings of ``config.trainer``, in a process that keeps the memory of a step.
 
     Raises:
@@ -228,7 +224,7 @@ def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trai
     keep_freed_memory()
     try:
         trainer = pl.Trainer(
-            **settings(config, "trainer", "devices", "channels_last", "compile", "nonfinite"),
+            **config.trainer.arguments("devices", "channels_last", "compile", "nonfinite"),
             devices=_devices(config),
             use_distributed_sampler=False,  # the data module shares out the images
             default_root_dir=run_dir,
@@ -242,18 +238,17 @@ def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trai
             f"; trainer.accelerator={config.trainer.accelerator} finds none here" if "backend" in str(error) else ""
         )
         raise ConfigError(f"trainer: {one_line(error)}{advice}") from error
-    # Lightning's own would talk to the other processes from within a signal's handler; ours sets a flag.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    use_our_signal_handlers(trainer)
     return trainer
 
 
-def _devices(config: DictConfig) -> Any:
+def _devices(config: RunConfig) -> Any:
     """``trainer.devices`` as Lightning takes it; ``auto`` becomes the number of processes that there are."""
-    devices = settings(config, "trainer")["devices"]
+    devices = config.trainer.devices
     return processes_per_node(config.trainer) if devices in ("auto", -1) else devices
 
 
-def _checkpoints(run_dir: Path, config: DictConfig, split: BatchSplit, stop: StopRequest) -> list[Callback]:
+def _checkpoints(run_dir: Path, config: RunConfig, split: BatchSplit, stop: StopRequest) -> list[Callback]:
     """The weights of the best epoch, and the whole state as the run goes."""
     best: list[Callback] = [BestWeights(run_dir, "best", "val/top1")]
     if config.recipe.ema is not None:
@@ -262,18 +257,10 @@ def _checkpoints(run_dir: Path, config: DictConfig, split: BatchSplit, stop: Sto
     return [*best, Checkpoints(run_dir, when.every_n_steps, when.every_minutes, when.keep, split, stop)]
 
 
-def logger_callbacks(
-    config: DictConfig, loggers: Sequence[Logger], report: EpochReport, data: ImageDataModule
-) -> list[Callback]:
-    """What feeds the loggers beside the task; to stand behind ``report`` in the trainer's list.
-
-    Raises:
-        ConfigError: ``logger.picture_every_n_epochs`` is no whole number.
-    """
-    callbacks: list[Callback] = [EpochSpeed(report)]
-    every = config.logger.get("picture_every_n_epochs")
-    if every is not None:
-        whole_number("logger.picture_every_n_epochs", every, low=0)
+def logger_callbacks(config: RunConfig, loggers: Sequence[Logger], data: ImageDataModule) -> list[Callback]:
+    """Callbacks that log pictures."""
+    callbacks: list[Callback] = []
+    every = getattr(config.logger, "picture_every_n_epochs", 0)
     if every and config.head.name == "noah":
         callbacks += [AttentionPicture(logger, data, every) for logger in loggers if isinstance(logger, WandbRun)]
     return callbacks

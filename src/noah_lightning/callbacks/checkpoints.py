@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 
 from noah_lightning.atomic_io import write_whole
+from noah_lightning.distributed.collectives import max_over_ranks
 from noah_lightning.distributed.environment import rank
 from noah_lightning.distributed.signals import Stopped, StopRequest
 from noah_lightning.errors import ConfigError, WeightsError, one_line
@@ -154,14 +155,10 @@ class Checkpoints(Checkpoint):
             raise Stopped(stop)
 
     def _agree(self, trainer: pl.Trainer) -> tuple[int, bool]:
-        """The signal that one of the processes has had, and whether the clock of one of them says it is time."""
+        """Signal that any process received, and whether a checkpoint is due in any of them (a collective)."""
         late = time.monotonic() - self._saved > self.every_seconds
-        if trainer.world_size == 1:
-            return self.stop.signal, late
-        answers = torch.tensor([self.stop.signal, int(late)], device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(answers, op=torch.distributed.ReduceOp.MAX)
-        signal, anyone_late = answers.tolist()
-        return signal, bool(anyone_late)
+        signal, any_late = max_over_ranks([self.stop.signal, int(late)], trainer)
+        return signal, bool(any_late)
 
     def save(self, trainer: pl.Trainer) -> None:
         """Save the state as it is now. All processes call this."""

@@ -1,6 +1,6 @@
-"""What each command does with its arguments: it calls the function of that name and prints.
+"""Commands of ``noah``: each calls the function of its name and prints the result.
 
-They import what they need when they run, so that ``noah --help`` answers at once.
+They import what they need when they run, so that ``noah --help`` is fast.
 """
 
 import argparse
@@ -12,6 +12,16 @@ def rows(arguments: argparse.Namespace) -> None:
     from noah_lightning.tools.rows_table import cost_table, rows_table
 
     table = cost_table() if arguments.cost else rows_table()
+    if arguments.markdown:
+        print(table.markdown())
+    else:
+        table.show()
+
+
+def settings(arguments: argparse.Namespace) -> None:
+    from noah_lightning.cli.settings import settings_table
+
+    table = settings_table(arguments.prefix)
     if arguments.markdown:
         print(table.markdown())
     else:
@@ -86,12 +96,6 @@ def compare(arguments: argparse.Namespace) -> None:
         runs.show(comparison)
     if arguments.html:
         runs.write_html(comparison, arguments.html)
-
-
-def sync(arguments: argparse.Namespace) -> None:
-    from noah_lightning.loggers.sync import sync
-
-    sync(arguments.folders)
 
 
 def dashboard(arguments: argparse.Namespace) -> None:

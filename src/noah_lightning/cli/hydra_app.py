@@ -16,8 +16,7 @@ from noah_lightning.config.compose import (
     compose_config,
     config_dir,
     explain,
-    register_resolvers,
-    resolved,
+    from_hydra,
 )
 from noah_lightning.distributed.environment import rank
 from noah_lightning.distributed.signals import Stopped
@@ -33,7 +32,6 @@ def train(overrides: Sequence[str]) -> None:
         RunFailed: a process of the run crashed, or jobs of a sweep failed.
         Stopped: a signal asked for it, and the state is saved.
     """
-    register_resolvers()
     if {"-m", "--multirun"} & set(overrides):
         overrides = [word for word in overrides if word not in ("-m", "--multirun")]
         flags = [word for word in overrides if word.startswith("-")]
@@ -91,7 +89,7 @@ def _follow(overrides: Sequence[str]) -> None:
 def _train_one(config: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        train_in_processes(resolved(config), run_dir)
+        train_in_processes(from_hydra(config), run_dir)
     finally:
         _remove_if_empty(run_dir)
 
@@ -106,12 +104,10 @@ def resume(run_dir: Path, overrides: Sequence[str], force: bool = False) -> None
         RunFailed: a process crashed.
         Stopped: a signal asked for it, and the state is saved.
     """
-    from noah_lightning.config.recorded import missing_settings_named
-    from noah_lightning.run_dir import CONFIG, RunDir
+    from noah_lightning.run_dir import RunDir
 
-    with missing_settings_named(run_dir / CONFIG):
-        config = RunDir(run_dir).config_to_resume(overrides, force)
-        train_in_processes(config, run_dir.resolve(), resume=True, force=force)
+    config = RunDir(run_dir).config_to_resume(overrides, force)
+    train_in_processes(config, run_dir.resolve(), resume=True, force=force)
 
 
 def _remove_if_empty(run_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""What can be said to ``noah``."""
+"""Command line of ``noah``: its commands and their arguments."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from noah_lightning.cli import commands as run
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """As argparse does, but options may also stand between KEY=VALUE pairs."""
+    """Parses as argparse does, but options may also stand between KEY=VALUE pairs."""
     parser = make_parser()
     arguments, left = parser.parse_known_args(argv)
     pairs = [word for word in left if "=" in word and not word.startswith("-")]
@@ -21,7 +21,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """All commands but ``train``, whose words Hydra parses."""
+    """The parser of all commands; the arguments of ``train`` are parsed by Hydra."""
     parser = argparse.ArgumentParser(
         prog="noah",
         description="A laboratory for image-classification heads, and the reference implementation of NOAH.",
@@ -33,31 +33,35 @@ def make_parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help="train a model; takes Hydra overrides: noah train model=resnet18 head=noah")
 
     about = "print the rows of the paper: models, parameters, published accuracy"
-    rows = commands.add_parser("rows", help=about, description=f"{about}; parameters are computed, not typed")
+    rows = commands.add_parser("rows", help=about, description=f"{about}; parameters are computed here")
     rows.add_argument("--cost", action="store_true", help="commands and training cost instead (half a minute)")
     rows.add_argument("--markdown", action="store_true", help="the table as Markdown")
     rows.set_defaults(command=run.rows)
 
-    about = "show which heads fit a model, and what they cost, before anything is trained"
+    about = "list the settings of a run: default, values, meaning"
+    settings = commands.add_parser("settings", help=about, description=about)
+    settings.add_argument("prefix", nargs="?", default="", metavar="KEY", help="only these, such as recipe.schedule")
+    settings.add_argument("--markdown", action="store_true", help="the table as Markdown")
+    settings.set_defaults(command=run.settings)
+
+    about = "show which heads fit a model and what they cost, before training"
     heads = commands.add_parser("heads", help=about, description=about)
-    heads.add_argument("model", metavar="MODEL", help="a row of the paper, or any name of timm's")
+    heads.add_argument("model", metavar="MODEL", help="a row of the paper, or any timm name")
     heads.add_argument("--num-classes", type=_positive, default=1000, metavar="K", help="default: 1000")
     heads.set_defaults(command=run.heads)
 
     about = "convert an official checkpoint of the paper"
-    convert = commands.add_parser(
-        "convert", help=about, description=f"{about}; noah evaluate DIR takes it from there"
-    )
-    convert.add_argument("file", type=Path, metavar="FILE", help="what the official scripts saved")
+    convert = commands.add_parser("convert", help=about, description=f"{about}, for noah evaluate DIR")
+    convert.add_argument("file", type=Path, metavar="FILE", help="saved by the official scripts")
     convert.add_argument("--model", required=True, metavar="ROW", help="as noah rows lists them")
     convert.add_argument("--head", required=True, choices=("gap", "noah"))
     convert.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder for the result")
-    convert.add_argument("--ema", action="store_true", help="the averaged weights, where the file has them")
+    convert.add_argument("--ema", action="store_true", help="take the averaged weights, if the file has them")
     convert.set_defaults(command=run.convert)
 
     about = "validate a finished run, or a converted model, from its directory"
-    evaluate = commands.add_parser("evaluate", help=about, description=f"{about}, as its last log line did")
-    evaluate.add_argument("folder", type=Path, metavar="DIR", help="a run's directory, or what noah convert wrote")
+    evaluate = commands.add_parser("evaluate", help=about, description=about)
+    evaluate.add_argument("folder", type=Path, metavar="DIR", help="a run directory, or one written by noah convert")
     evaluate.add_argument(
         "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="such as data.root=/data/imagenet"
     )
@@ -65,9 +69,9 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--ema", action="store_true", help="the average of the weights (of a run with recipe.ema)")
     evaluate.set_defaults(command=run.evaluate)
 
-    about = "go on with a run that was broken off"
+    about = "resume an interrupted run from its last checkpoint"
     resume = commands.add_parser(
-        "resume", help=about, description=f"{about}, exactly as if it had not been; from its last checkpoint"
+        "resume", help=about, description=f"{about}; it ends exactly as if it had not been interrupted"
     )
     resume.add_argument("folder", type=Path, metavar="RUN", help="the run's directory")
     resume.add_argument(
@@ -80,18 +84,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     resume.set_defaults(command=run.resume)
 
-    about = "look for all that is wrong with a folder of images, before a training meets it"
+    about = "find what is wrong with a folder of images, before training"
     check = commands.add_parser(
         "check-data",
         help=about,
         description=f"{about}: decodes every file, on all cores. Exit status 1 if there are problems.",
     )
     check.add_argument("root", type=Path, metavar="ROOT", help="with train/<class>/ and val/<class>/")
-    check.add_argument("--json", action="store_true", help="for machines, with every file named")
+    check.add_argument("--json", action="store_true", help="as JSON, which names every file")
     check.set_defaults(command=run.check_data)
 
     about = "compare finished runs: accuracy over seeds, paired tests, cost, figures"
-    compare = commands.add_parser("compare", help=about, description=f"{about}; from local files alone")
+    compare = commands.add_parser("compare", help=about, description=f"{about}; needs local files only")
     compare.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="runs, sweeps, or folders of them")
     form = compare.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="the table as Markdown")
@@ -100,28 +104,25 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument("--html", type=Path, metavar="FILE", help="write a page with figures, which opens offline")
     compare.set_defaults(command=run.compare)
 
-    about = "upload the runs that W&B kept offline"
-    sync = commands.add_parser("sync", help=about, description=about)
-    sync.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="runs, sweeps, or folders of them")
-    sync.set_defaults(command=run.sync)
-
     about = "build a W&B workspace and a report that compare runs"
-    dashboard = commands.add_parser("dashboard", help=about, description=f"{about}; giving it again updates them")
+    dashboard = commands.add_parser("dashboard", help=about, description=f"{about}; running it again updates them")
     dashboard.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="runs, sweeps, or folders of them")
     dashboard.add_argument("--entity", help="default: that of the runs")
     dashboard.add_argument("--project", help="default: that of the runs")
     dashboard.add_argument("--dry-run", action="store_true", help="print what would be built, as JSON")
     dashboard.set_defaults(command=run.dashboard)
 
-    about = "write a folder tree of images into a few large files, which data=packed reads"
-    pack = commands.add_parser("pack", help=about, description=f"{about}; the images stay as they are")
+    about = "pack a folder tree of images into a few large files, for data=packed"
+    pack = commands.add_parser("pack", help=about, description=f"{about}; the images are not changed")
     pack.add_argument("root", type=Path, metavar="ROOT", help="holds train/CLASS/ and val/CLASS/")
     pack.add_argument("out", type=Path, metavar="OUT", help="a new folder, for data.root")
-    pack.add_argument("--shard-size", type=_positive, default=256, metavar="MB", help="of each file; default: 256")
+    pack.add_argument(
+        "--shard-size", type=_positive, default=256, metavar="MB", help="size of each file; default: 256"
+    )
     pack.set_defaults(command=run.pack)
 
-    about = "train both heads on hand-written digits, compare and draw them"
-    demo = commands.add_parser("demo", help=about, description=f"{about}; all of it lies in runs/DATE/TIME_demo/")
+    about = "train both heads on handwritten digits, compare and draw them"
+    demo = commands.add_parser("demo", help=about, description=f"{about}; results are in runs/DATE/TIME_demo/")
     demo.add_argument(
         "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="such as model=resnet18 for both runs"
     )

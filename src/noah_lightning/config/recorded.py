@@ -1,24 +1,20 @@
 """Recorded configurations: the config.yaml of a run, which may come from an untrusted run directory."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError
-from yaml import safe_load
+import yaml
 
-from noah_lightning.config.compose import config_dir, override
+from noah_lightning.config.compose import override
+from noah_lightning.config.parsing import parse_config
 from noah_lightning.config.plain_yaml import flat, pairs, read_yaml
 from noah_lightning.config.processes import batch_per_process
-from noah_lightning.config.settings import check_each
-from noah_lightning.errors import ConfigError, did_you_mean
+from noah_lightning.config.schema import RunConfig
+from noah_lightning.errors import ConfigError
 
 NEEDED = ("model", "head", "data", "recipe", "trainer")
-GROUPS = {"seed", "checkpoint", "logger", *NEEDED}
 PATHS = (("data", "root"), ("model", "weights"))  # settings that name files
 # Settings that a resumed run may change: where things are, who loads them, what ends the run.
 FREE = ("data.root", "data.num_workers", "data.max_unreadable", "trainer.nonfinite", "logger.mode")
@@ -29,9 +25,9 @@ SPLIT = (
 )
 
 
-def as_yaml(config: DictConfig) -> str:
+def as_yaml(config: RunConfig) -> str:
     """The text of config.yaml. Paths in it are absolute, so that they are valid in any folder."""
-    return OmegaConf.to_yaml(_plain(config))
+    return yaml.safe_dump(_plain(config), sort_keys=False)
 
 
 def read_recorded(path: Path) -> dict[str, Any]:
@@ -44,9 +40,6 @@ def read_recorded(path: Path) -> dict[str, Any]:
     wrong = f"{path} is not a run's configuration"
     if missing := set(NEEDED) - content.keys():
         raise ConfigError(f"{wrong}: {', '.join(sorted(missing))} missing")
-    for group in sorted(GROUPS & content.keys() - {"seed"}):
-        if not isinstance(content[group], dict):
-            raise ConfigError(f"{wrong}: {group} is not a group of settings")
     for key, value in pairs(content):
         if key.rpartition(".")[2].startswith("_"):  # such as Hydra's _target_, which would name what to call
             raise ConfigError(f"{wrong}: unknown setting {key!r}")
@@ -58,28 +51,19 @@ def read_recorded(path: Path) -> dict[str, Any]:
     return content
 
 
-def parse_recorded(path: Path) -> DictConfig:
+def parse_recorded(path: Path) -> RunConfig:
     """The recorded configuration: known settings, each in its range.
 
     Raises:
         ConfigError: as :func:`read_recorded`, an unknown setting, or one out of its range.
     """
-    content = read_recorded(path)
-    for group, known in (("", GROUPS), ("trainer", _keys("trainer/default")), ("model", _keys("model/timm"))):
-        for key in content[group] if group else content:
-            if key not in known:
-                name = f"{group}.{key}" if group else key
-                raise ConfigError(f"{path}: unknown setting {name!r}{did_you_mean(key, known)}")
-    config = OmegaConf.create(content)
-    OmegaConf.set_struct(config, True)
     try:
-        check_each(config)
+        return parse_config(read_recorded(path))
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return config
+        raise ConfigError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
 
 
-def parse_with(path: Path, overrides: Sequence[str], split_again: bool = False) -> DictConfig:
+def parse_with(path: Path, overrides: Sequence[str], split_again: bool = False) -> RunConfig:
     """The recorded configuration with ``key=value`` pairs set.
 
     With ``split_again`` the batch of the recipe is divided among the processes that there are then.
@@ -93,9 +77,12 @@ def parse_with(path: Path, overrides: Sequence[str], split_again: bool = False) 
     if split_again:
         if any(pair.startswith("data.batch_size=") for pair in overrides):
             raise ConfigError("data.batch_size follows from recipe.batch_size and the processes; change these")
-        batch = batch_per_process(config.recipe.batch_size, config.trainer)
-        config = override(config, [f"data.batch_size={batch}"])
-    check_each(config)
+        config = config.replace("data", batch_size=batch_per_process(config.recipe.batch_size, config.trainer))
+    if recorded.plugins and not any(pair.startswith("plugins=") for pair in overrides):
+        names = ",".join(recorded.plugins)
+        raise ConfigError(
+            f"{path} asks for plugins=[{names}], whose code would run; if you trust it, add plugins=[{names}]"
+        )
     name = recorded.model.name
     if ":" in name and not any(pair.startswith("model.name=") for pair in overrides):
         raise ConfigError(
@@ -105,7 +92,7 @@ def parse_with(path: Path, overrides: Sequence[str], split_again: bool = False) 
     return config
 
 
-def check_same(path: Path, config: DictConfig, force: bool = False) -> None:
+def check_same(path: Path, config: RunConfig, force: bool = False) -> None:
     """Refuse settings other than the recorded ones; with ``force`` the batch may be divided otherwise.
 
     Raises:
@@ -122,26 +109,9 @@ def check_same(path: Path, config: DictConfig, force: bool = False) -> None:
             )
 
 
-@contextmanager
-def missing_settings_named(path: Path) -> Iterator[None]:
-    """A setting that the recorded configuration lacks becomes a ConfigError that names it."""
-    try:
-        yield
-    except (ConfigAttributeError, ConfigKeyError) as error:
-        raise ConfigError(
-            f"{path}: {error.full_key} is missing: this is the configuration of another version"
-        ) from error
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    plain: Any = OmegaConf.to_container(config)
+def _plain(config: RunConfig) -> dict[str, Any]:
+    plain = config.model_dump()
     for group, name in PATHS:
         if isinstance(path := plain[group].get(name), str):
             plain[group][name] = os.path.abspath(os.path.expanduser(path))
-    return dict(plain)
-
-
-@cache
-def _keys(file: str) -> frozenset[str]:
-    """The settings that a file of ``conf`` lists."""
-    return frozenset(safe_load((config_dir() / f"{file}.yaml").read_text())) - {"defaults"}
+    return plain

@@ -1,4 +1,4 @@
-"""An image file decoded to RGB bytes, no further down than it is needed."""
+"""Image files decoded to RGB bytes, of a JPEG no more rows than are needed."""
 
 import os
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from noah_lightning.config.checks import whole_number
-from noah_lightning.errors import DataError, one_line
+from noah_lightning.errors import ConfigError, DataError, one_line
 
 LIMIT = "NOAH_MAX_IMAGE_PIXELS"
 if LIMIT in os.environ:
-    _given = os.environ[LIMIT]
-    Image.MAX_IMAGE_PIXELS = whole_number(LIMIT, int(_given) if _given.isdecimal() else _given, low=1)
+    if not (os.environ[LIMIT].isdecimal() and int(os.environ[LIMIT])):
+        raise ConfigError(f"{LIMIT}={os.environ[LIMIT]!r} must be an integer of at least 1")
+    Image.MAX_IMAGE_PIXELS = int(os.environ[LIMIT])
 
 
 def decode_rgb(data: bytes) -> np.ndarray:
-    """The picture, whatever its format and colour model: uint8 (H, W, 3). Its errors are of any type."""
+    """The picture in a file of any format and color model: uint8 (H, W, 3). Raises errors of any type."""
     pixels = usual_jpeg(data)
     if pixels is None:
         with Image.open(BytesIO(data)) as image:
@@ -33,28 +33,22 @@ def decode_rgb(data: bytes) -> np.ndarray:
 
 
 def usual_jpeg(data: bytes) -> np.ndarray | None:
-    """The picture in a JPEG of the usual kind, straight from libjpeg-turbo: PIL's bytes without PIL's copies.
+    """The picture in a JPEG of the usual kind, directly from libjpeg-turbo: PIL's bytes without PIL's copies.
 
     Returns:
-        uint8 (H, W, 3), or None where PIL has to see to it: no JPEG, another colour model, or not quite in order.
+        uint8 (H, W, 3), or None for PIL's share: other formats, other color models, and slightly damaged JPEGs.
     """
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours == "YCbCr":
+    with suppress(ValueError):  # PIL decides whether it can still be read, and why not
+        height, width, model, _ = simplejpeg.decode_jpeg_header(data)
+        if model == "YCbCr":
             require_size(width, height)
             return simplejpeg.decode_jpeg(data)
-    except ValueError:  # PIL knows whether it can be read all the same, and says why not
-        pass
     return None
 
 
 def require_size(width: int, height: int) -> None:
-    """Refuse a picture of more pixels than the limit.
-
-    Raises:
-        Image.DecompressionBombError: it has more.
-    """
-    limit = Image.MAX_IMAGE_PIXELS  # None: none
+    """Raises Image.DecompressionBombError for a picture of more pixels than the limit."""
+    limit = Image.MAX_IMAGE_PIXELS  # None: no limit
     if limit is not None and width * height > limit:
         raise Image.DecompressionBombError(f"{width} × {height} pixels are more than {LIMIT}={limit}")
 
@@ -67,14 +61,13 @@ _OTHER_FRAMES = {*range(0xC2, 0xD0)} - {0xC4, 0xC8, 0xCC}  # progressive, lossle
 
 @dataclass(frozen=True)
 class SequentialJpeg:
-    """A JPEG that is coded from top to bottom in one go.
+    """A JPEG that is coded from top to bottom in one scan.
 
     Attributes:
         data: the file.
-        height: in pixels.
-        width: likewise.
-        height_at: where the file says how high it is, in two bytes.
-        block: rows of pixels that one row of the coarsest colours stands for.
+        height, width: in pixels.
+        height_at: offset of the two bytes that hold the height.
+        block: rows of pixels per row of the coarsest color component.
     """
 
     data: bytes
@@ -84,21 +77,21 @@ class SequentialJpeg:
     block: int
 
     def upper(self, rows: int) -> np.ndarray:
-        """uint8 (rows, W, 3), the same bytes as decoding all of it gives.
+        """The upper rows, uint8 (rows, W, 3), the same bytes as decoding all of it gives.
 
-        libjpeg is told that the picture ends there. It then warns of the code it has no use for, so its warnings are
-        passed over: about others, which say that the code is damaged, PIL does not care either.
+        The header is changed so that the picture ends there. libjpeg then warns of superfluous data, so its warnings
+        are ignored; PIL ignores the others, which say that the data is damaged, too.
 
         Raises:
             ValueError: it cannot be decoded.
         """
-        told = min(rows + 2 * self.block, self.height)  # colours are smoothed with those of the rows around
-        shorter = b"".join((self.data[: self.height_at], told.to_bytes(2), self.data[self.height_at + 2 :]))
+        height = min(rows + 2 * self.block, self.height)  # colors are interpolated with those of the next rows
+        shorter = b"".join((self.data[: self.height_at], height.to_bytes(2), self.data[self.height_at + 2 :]))
         return simplejpeg.decode_jpeg(shorter, strict=False)[:rows]
 
 
 def sequential_jpeg(data: bytes) -> SequentialJpeg | None:
-    """What the headers of a file say; None: no such JPEG, not in YCbCr, or its end is missing."""
+    """The headers of a file; None for anything but such a JPEG, in YCbCr and with its end present."""
     if not data.endswith(_END):
         return None
     frame = 0
@@ -106,8 +99,8 @@ def sequential_jpeg(data: bytes) -> SequentialJpeg | None:
         if kind in _OTHER_FRAMES:
             break
         if kind in _SEQUENTIAL:
-            frame = at  # its content: bits, height (2), width (2), colours, then 3 bytes for each of these
-        elif kind == _SCAN and frame and data[at] == data[frame + 5]:  # all colours in one scan
+            frame = at  # its content: bits, height (2), width (2), components, then 3 bytes for each of these
+        elif kind == _SCAN and frame and data[at] == data[frame + 5]:  # all components in one scan
             try:
                 height, width, model, _ = simplejpeg.decode_jpeg_header(data)
             except ValueError:
@@ -120,7 +113,7 @@ def sequential_jpeg(data: bytes) -> SequentialJpeg | None:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """The kinds of a JPEG's segments and where their contents begin, up to the first scan."""
+    """The kinds of a JPEG's segments and the offsets of their contents, up to the first scan."""
     at = len(_BEGIN) if data.startswith(_BEGIN) else len(data)
     while at + 4 < len(data) and data[at] == 0xFF:
         kind = data[at + 1]
@@ -131,21 +124,20 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 class Picture:
-    """How large a picture is, and its pixels once they are asked for.
+    """The size of a picture, and its pixels when they are needed.
 
-    Most of the time that a photograph takes goes into undoing its Huffman code, from top to bottom, and a random crop
-    seldom reaches down to its lower edge: of a JPEG no more is decoded than is asked for. Others are decoded at once.
+    Most of the time that a photograph takes goes into Huffman decoding, from top to bottom, and a random crop seldom
+    reaches the lower edge: of a JPEG only the rows that are needed are decoded. Others are decoded at once.
 
     Args:
         data: the bytes of a file.
-        source: what an error calls it.
+        source: its name in errors.
 
     Attributes:
-        height: in pixels.
-        width: likewise.
+        height, width: in pixels.
 
     Raises:
-        DataError: no image, one that is cut short, or one of too many pixels.
+        DataError: not an image, a truncated one, or one of too many pixels.
     """
 
     def __init__(self, data: bytes, source: str | Path) -> None:
@@ -164,7 +156,7 @@ class Picture:
 
     @classmethod
     def read(cls, file: Path) -> "Picture":
-        """The picture in a file; DataError also where the file cannot be read."""
+        """The picture in a file; raises DataError also where the file cannot be read."""
         try:
             data = file.read_bytes()
         except OSError as error:
@@ -172,10 +164,10 @@ class Picture:
         return cls(data, file)
 
     def pixels(self, rows: int | None = None) -> Tensor:
-        """The picture, or its upper ``rows``.
+        """All pixels, or those of the upper ``rows``.
 
         Returns:
-            uint8 (3, rows, W), a view of rows of pixels (rows, W, 3): the layout that torch scales fastest.
+            uint8 (3, rows, W), a view of (rows, W, 3): the layout that torch scales fastest.
 
         Raises:
             DataError: it cannot be decoded.
@@ -196,5 +188,5 @@ class Picture:
 
 
 def unreadable(source: str | Path, error: Exception) -> DataError:
-    """How all of the project says it."""
+    """The error for a file that is not an image, from whichever part of the project reads it."""
     return DataError(f"{source} cannot be read as an image, replace or remove it ({one_line(error)})")

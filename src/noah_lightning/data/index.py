@@ -1,7 +1,7 @@
-"""The images of a split folder, listed once: names, labels, and what tells that the list is out of date.
+"""Index of a split folder's images: names and labels, kept in the user's cache until a folder changes.
 
 Arrays, not lists: a million Python strings would take a hundred megabytes, and reading one changes its reference
-count, which gives every loading process a copy of its own.
+count, which would give every DataLoader worker a copy of its own.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
-from noah_lightning.errors import DataError
+from noah_lightning.errors import DataError, name_first
+
+VERSION = 1  # of the file in the cache
+# Two changes within one tick of the file system's clock look like one. A tree that has just been changed may change
+# again within the tick, so its index is not kept; the coarsest clock in use, FAT's, ticks every 2 s.
+TICK = 2 * 10**9  # ns
 
 
 @dataclass(frozen=True)
 class Names:
     """N names, each in the bytes that the file system has for it."""
 
-    text: NDArray[np.uint8]  # all of them, one after the other
+    text: NDArray[np.uint8]  # one name after the other
     ends: NDArray[np.int64]  # (N,)
 
     @classmethod
@@ -50,7 +55,7 @@ class TreeIndex:
         folders: D paths relative to the split folder, which is "" and comes first.
         stamps: int64 (D, 2), when each folder was changed, see :func:`stamp`.
         files: N names.
-        folder_of: int32 (N,), where each file lies.
+        folder_of: int32 (N,), index into ``folders`` of each file.
         labels: int32 (N,).
     """
 
@@ -65,12 +70,12 @@ class TreeIndex:
         return len(self.files)
 
     def path(self, index: int) -> str:
-        """Of one image, relative to the split folder."""
+        """Path of one image, relative to the split folder."""
         return os.path.join(self.folders[int(self.folder_of[index])], self.files[index])
 
 
 def stamp(folder: str | Path) -> tuple[int, int]:
-    """When the folder's list of names was changed last, and when anything about the folder was, in ns.
+    """Times of the last change to the folder's list of names and to its inode, in ns.
 
     The second one is for tools such as tar and rsync, which set the first one back when they are done.
     """
@@ -78,22 +83,35 @@ def stamp(folder: str | Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_ctime_ns
 
 
-def scan(split: Path, classes: list[str]) -> TreeIndex:
-    """Walks through the class folders: the files that torchvision's ImageFolder would list, in its order.
+def _raise(error: OSError) -> None:
+    # Left out, its images would be missing now and, from the index in the cache, for good.
+    raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def scan(
+    split: Path,
+    classes: list[str],
+    unreadable: Callable[[OSError], object] = _raise,
+    ignored: Callable[[str], object] | None = None,
+) -> TreeIndex:
+    """Lists the images in the class folders: the files that torchvision's ImageFolder would list, in its order.
 
     Args:
+        split: the split folder.
         classes: names of folders in ``split``, in label order.
-
-    Raises:
-        DataError: a folder cannot be read; it would else be missing, now and from the index that is kept.
+        unreadable: called with the error of each folder that cannot be read; raises a DataError by default.
+        ignored: called with the path of each file that is not an image by its name.
     """
     folders, stamps = [""], [stamp(split)]
     files: list[str] = []
     folder_of: list[int] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        for folder, _, names in sorted(os.walk(split / name, onerror=_give_up, followlinks=True)):
+        for folder, _, names in sorted(os.walk(split / name, onerror=unreadable, followlinks=True)):
             images = sorted(file for file in names if has_file_allowed_extension(file, IMG_EXTENSIONS))
+            if ignored:
+                for file in set(names).difference(images):
+                    ignored(os.path.join(folder, file))
             files += images
             folder_of += [len(folders)] * len(images)
             labels += [label] * len(images)
@@ -109,12 +127,8 @@ def scan(split: Path, classes: list[str]) -> TreeIndex:
     )
 
 
-def _give_up(error: OSError) -> None:
-    raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
-
-
 def unchanged(index: TreeIndex, split: Path) -> bool:
-    """Whether every folder of the index is as it was when the index was made."""
+    """Whether every folder is as it was when the index was made."""
     try:
         now = [stamp(os.path.join(split, index.folders[i])) for i in range(len(index.folders))]
     except OSError:  # gone
@@ -122,36 +136,34 @@ def unchanged(index: TreeIndex, split: Path) -> bool:
     return np.array_equal(now, index.stamps)
 
 
-VERSION = 1
-# Two changes within one tick of the file system's clock look like one. A tree that has just been changed may change
-# again within the tick, so its index is not kept; the coarsest clock in use, FAT's, ticks every 2 s.
-TICK = 2 * 10**9  # ns
-
-
 def find_images(split: Path, classes: list[str]) -> TreeIndex:
-    """The index of a split folder: the one kept from before if it still holds, else a new one, kept if that can be.
+    """The index of a split folder: the one in the cache if nothing has changed since, else a new one.
 
     Args:
-        classes: names of the class folders in ``split``, in label order.
+        split: the split folder.
+        classes: names of its class folders, in label order.
 
     Raises:
-        DataError: a folder cannot be read.
+        DataError: a folder cannot be read, or a class has no images.
     """
     file = cache_file(split)
-    kept = _read(file, split) if file else None
-    if kept is not None and kept.classes == classes and unchanged(kept, split):
-        return kept
-    start = time.time_ns()
-    index = scan(split, classes)
-    if file and index.stamps.max() < start - TICK:
-        _write(file, split, index)
+    index = _read(file, split) if file else None
+    if index is None or index.classes != classes or not unchanged(index, split):
+        start = time.time_ns()
+        index = scan(split, classes)
+        if file and index.stamps.max() < start - TICK:
+            _write(file, split, index)
+    images_of = np.bincount(index.labels, minlength=len(classes))
+    empty = [classes[label] for label in np.flatnonzero(images_of == 0)]
+    if empty:
+        raise DataError(f"{split} has classes without images, fill or remove them: {name_first(empty)}")
     return index
 
 
 def cache_file(split: Path) -> Path | None:
-    """Where the index of this folder is kept; None where there is no cache folder."""
+    """The file of this folder's index; None where there is no cache folder."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    try:  # a relative one is to be ignored, says the standard
+    try:  # the XDG standard says to ignore a relative one
         home = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
     except RuntimeError:  # a user without a home
         return None
@@ -160,12 +172,12 @@ def cache_file(split: Path) -> Path | None:
 
 
 def _about(split: Path) -> dict[str, object]:
-    """What an index must say of itself to be ours."""
+    """The header that an index of this folder has."""
     return {"version": VERSION, "folder": str(split.resolve()), "extensions": list(IMG_EXTENSIONS)}
 
 
 def _read(file: Path, split: Path) -> TreeIndex | None:
-    """None where there is no index that we can read."""
+    """The index in a file; None where there is none that can be read."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].tobytes())
@@ -181,12 +193,12 @@ def _read(file: Path, split: Path) -> TreeIndex | None:
                 arrays["labels"],
             )
         return index if _is_consistent(index) else None
-    except Exception:  # missing, cut short, of another make: whatever it is, the folder itself can be asked
+    except Exception:  # missing, truncated, of another version: the folder itself can be listed
         return None
 
 
 def _is_consistent(index: TreeIndex) -> bool:
-    """Whether every name, folder and label that it speaks of is in it."""
+    """Whether every name, folder and label that it refers to is in it."""
     folders, files, classes = len(index.folders), len(index.files), len(index.classes)
     for names in (index.folders, index.files):
         ends = names.ends
@@ -199,12 +211,12 @@ def _is_consistent(index: TreeIndex) -> bool:
 
 
 def _write(file: Path, split: Path, index: TreeIndex) -> None:
-    """At once or not at all: other processes may be reading it or writing it too."""
+    """Atomically, as other processes may be reading or writing it too."""
     about = json.dumps({**_about(split), "classes": index.classes}).encode()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=file.parent, suffix=".part")
-    except OSError:  # no right to write there: we do without
+    except OSError:  # not writable: work without a cache
         return
     try:
         with os.fdopen(handle, "wb") as stream:

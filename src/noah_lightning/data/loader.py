@@ -1,12 +1,13 @@
-"""Training batches: which images, and from which seed they are augmented."""
+"""Training batches: their images, the seed of their augmentation, and replacements for unreadable images."""
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 
+from noah_lightning.data.samplers import EpochOrder
 from noah_lightning.data.seeding import Purpose, batch_seed, drawing_from
 from noah_lightning.errors import DataError
 
@@ -15,29 +16,16 @@ log = logging.getLogger("noah_lightning")
 Drawn = tuple[int, list[int]]  # a batch before it is loaded: the seed of its augmentation, the numbers of its images
 
 
-class EpochOrder(Protocol):
-    """The images of this process, epoch by epoch."""
-
-    coming: int  # the epoch of the next pass
-    rank: int
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[int]: ...
-
-    def set_epoch(self, epoch: int) -> None: ...
-
-
 class EpochBatches(Sampler[Drawn]):
     """The batches of an epoch.
 
     Args:
-        sampler: the images of this process; Lightning announces the epoch to it.
+        sampler: the images of this process; Lightning sets its epoch.
         batch_size: images in a batch.
         drop_last: leave out the last batch if it is shorter.
         seed: of the run.
         rank: number of this process.
-        first: batch that the first pass begins with, where a run goes on in the middle of an epoch.
+        first: batch that the first pass starts with, above 0 where a run resumes in the middle of an epoch.
     """
 
     def __init__(
@@ -49,7 +37,7 @@ class EpochBatches(Sampler[Drawn]):
         self.first = first
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
+        """Number of batches in a whole epoch."""
         images = len(self.sampler)
         return images // self.batch_size if self.drop_last else -(-images // self.batch_size)
 
@@ -63,20 +51,20 @@ class EpochBatches(Sampler[Drawn]):
 
 
 class Loaded(NamedTuple):
-    """A batch before it is collated: its images and labels, and why images (by number) could not be read."""
+    """A batch before it is collated: (image, label) pairs, and the errors of unreadable images by number."""
 
     samples: list[tuple[Tensor, int]]
     unreadable: dict[int, str]
 
 
 class DrawnImages:
-    """A data set that is asked for whole batches, each of which draws from its own seed, in whatever process.
+    """A data set that loads whole batches, each augmented from its own seed, in any process.
 
-    An unreadable image gives its place, and its draw, to the first one behind it in the data set that can be read.
+    An unreadable image is replaced by the next readable one of the data set, which takes over its random draws.
 
     Args:
         images: the data set.
-        max_unreadable: how many of them may be so; with 0 the first one raises its own error.
+        max_unreadable: number of images that may be unreadable; with 0 the first one raises its own error.
     """
 
     def __init__(self, images: Any, max_unreadable: int = 0) -> None:
@@ -86,7 +74,7 @@ class DrawnImages:
         return len(self.images)
 
     def __getitems__(self, batch: Drawn) -> Loaded:
-        """torch's loader calls this where there is one."""
+        """The method that torch's DataLoader calls for a batch."""
         seed, numbers = batch
         unreadable: dict[int, str] = {}
         with drawing_from(seed):
@@ -101,18 +89,18 @@ class DrawnImages:
                 if not self.max_unreadable:
                     raise
                 unreadable[number] = str(error)
-                check_count(unreadable, self.max_unreadable)  # before hours are spent on a folder that is all broken
+                check_count(unreadable, self.max_unreadable)  # or a folder of broken files would be read to its end
             number = (number + 1) % len(self.images)
 
 
 class TrainLoader(DataLoader[tuple[Tensor, Tensor]]):
-    """Yields (images, labels) and tells of each unreadable image once.
+    """Yields (images, labels) and logs each unreadable image once.
 
-    What loading processes have met comes with their batches, so the count is the same at every run.
+    DataLoader workers return what they could not read with their batches, so the count is the same in every run.
     """
 
     def __init__(self, dataset: DrawnImages, batches: EpochBatches, **arguments: Any) -> None:
-        # The data set is map-style without inheriting from Dataset; a batch is no list, it brings its seed.
+        # The data set is map-style without inheriting from Dataset; a batch is a list with its seed.
         super().__init__(dataset, batch_sampler=batches, collate_fn=_collate, **arguments)  # type: ignore[arg-type]
         self.most = dataset.max_unreadable
         self.unreadable: dict[int, str] = {}
@@ -127,11 +115,7 @@ class TrainLoader(DataLoader[tuple[Tensor, Tensor]]):
 
 
 def check_count(unreadable: Mapping[int, str], most: int) -> None:
-    """Refuse more unreadable training images than there may be.
-
-    Raises:
-        DataError: there are more.
-    """
+    """Raises DataError if there are more than ``most`` unreadable training images."""
     if len(unreadable) > most:
         raise DataError(
             f"{len(unreadable)} unreadable training images, and data.max_unreadable={most}; noah check-data finds "

@@ -1,11 +1,12 @@
-"""A pack: the images of a folder tree in a few large files, and how it is told from an unfinished one.
+"""Format of a pack: the images of a folder tree in a few large files.
 
-    OUT/train-000000.tar, …, OUT/val-000000.tar, …    shards, tar archives as WebDataset has them
+    OUT/train-000000.tar, …, OUT/val-000000.tar, …    shards, tar archives in WebDataset's convention
     OUT/train.npz, OUT/val.npz                        where each image lies
-    OUT/pack.json                                     classes and counts; written last
+    OUT/pack.json                                     classes and counts
 
 Each image is two members of a shard: 000000123.jpg, the bytes of its file, and 000000123.cls, its label in digits.
-Nothing here is ever unpacked and no name in a shard is ever used: an image is so many bytes of a shard.
+Nothing is ever unpacked and no name in a shard is ever used: an image is a range of bytes of a shard.
+No torch here: the classes are also counted while the configuration is composed.
 """
 
 import json
@@ -22,14 +23,13 @@ from noah_lightning.data.tree import given_root
 from noah_lightning.errors import DataError, one_line
 
 FACTS = "pack.json"
-UNFINISHED = "unfinished"  # stands in OUT for as long as it is being packed
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 FORMAT, VERSION = "noah_lightning pack", 1
 
 
 @dataclass(frozen=True)
 class Index:
-    """Where the N images of one split lie, in the order in which they were packed.
+    """Where the N images of one split lie, in packed order.
 
     Attributes:
         ends: int64 (S,), number of images up to the end of each shard; the last one is N.
@@ -58,34 +58,26 @@ def shard_name(split: str, number: int) -> str:
     return f"{split}-{number:06}.tar"
 
 
-def read_classes(root: Path) -> list[str]:
-    """Names of the classes in label order.
-
-    Raises:
-        DataError: no finished pack of a version that we know.
-    """
-    return [str(name) for name in read_facts(root)["classes"]]
+def unfinished(root: Path) -> Path:
+    """The folder that ``root`` is while it is being packed."""
+    return root.with_name(f"{root.name}.unfinished")
 
 
 def count_packed_classes(root: str | None) -> int:
-    """Number of classes of the pack.
-
-    Raises:
-        DataError: no ``root``, or as :func:`read_classes`.
-    """
-    return len(read_classes(given_root(root)))
+    """Number of classes of a pack; errors as for :func:`given_root` and :func:`read_facts`."""
+    return len(read_facts(given_root(root))["classes"])
 
 
 def read_facts(root: Path) -> Mapping[str, Any]:
-    """What pack.json says.
+    """What pack.json says; "classes" are names in label order.
 
     Raises:
-        DataError: as :func:`read_classes`.
+        DataError: not a finished pack of a known version.
     """
     try:
         facts = json.loads((root / FACTS).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(_no_pack(root)) from None
+        raise DataError(f"data.root={root} {_not_a_pack(root)}") from None
     except (OSError, RecursionError, ValueError) as error:
         raise DataError(f"{root / FACTS} cannot be read ({one_line(error)}): pack the images again") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT or not isinstance(facts.get("classes"), list):
@@ -95,20 +87,18 @@ def read_facts(root: Path) -> Mapping[str, Any]:
     return facts
 
 
-def _no_pack(root: Path) -> str:
+def _not_a_pack(root: Path) -> str:
+    if unfinished(root).exists() and not root.exists():
+        return "is a pack that was never finished: run its noah pack command again"
     if not root.exists():
-        return f"data.root={root} does not exist: noah pack TREE {root} makes it from a folder tree"
-    if not root.is_dir():
-        return f"data.root={root} is not a folder: it must be what noah pack has written"
-    if (root / UNFINISHED).exists():
-        return f"data.root={root} is a pack that was never finished: give its noah pack command again"
+        return f"does not exist: noah pack TREE {root} makes it from a folder tree"
     if (root / "train").is_dir():
-        return f"data.root={root} is a folder tree: add data=imagefolder, or pack it with noah pack {root} OUT"
-    return f"data.root={root} has no {FACTS}: it must be what noah pack has written"
+        return f"is a folder tree: add data=imagefolder, or pack it with noah pack {root} OUT"
+    return f"{'has no pack.json' if root.is_dir() else 'is not a folder'}: it must be what noah pack has written"
 
 
 def read_index(root: Path, split: str) -> Index:
-    """Where the images of a split lie. That every shard has its full size is seen to; their content is not read.
+    """Where the images of a split lie. Checks that each shard has its full size, without reading its content.
 
     Raises:
         DataError: a file is missing or damaged.
@@ -118,11 +108,10 @@ def read_index(root: Path, split: str) -> Index:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             index = Index(*(arrays[name] for name in Index.__dataclass_fields__))
-        told = facts["splits"][split]["images"]
-        inside = _is_consistent(index, len(facts["classes"]), told)
+        consistent = _is_consistent(index, len(facts["classes"]), facts["splits"][split]["images"])
     except Exception as error:  # numpy and zipfile raise a handful of unrelated types on broken files
         raise DataError(f"{file} cannot be read ({one_line(error)}): copy or make the pack again") from error
-    if not inside:
+    if not consistent:
         raise DataError(f"{file} is damaged: copy or make the pack again")
     for number, size in enumerate(index.shard_bytes.tolist()):
         shard = root / shard_name(split, number)
@@ -136,7 +125,7 @@ def read_index(root: Path, split: str) -> Index:
 
 
 def _is_consistent(index: Index, classes: int, images: int) -> bool:
-    """Whether every image lies within its shard and has a label that there is."""
+    """Whether every image lies within its shard and has the label of a class."""
     if any(array.ndim != 1 or not np.can_cast(array.dtype, np.int64) for array in vars(index).values()):
         return False
     shards = np.diff(index.ends, prepend=0)

@@ -1,4 +1,4 @@
-"""Folder trees root/train/<class>/ and root/val/<class>/: what is there, and what is wrong with it.
+"""Folder trees root/train/<class>/ and root/val/<class>/: their classes, and the usual mistakes.
 
 No torch here: these checks also run while the configuration is composed.
 """
@@ -28,7 +28,7 @@ def given_root(root: str | None) -> Path:
         path = Path(root).expanduser()
         path.exists()
     except (OSError, RuntimeError) as error:  # a name too long; a user without a home
-        raise DataError(f"data.root={root[:80]} is no path: {one_line(error)}") from error
+        raise DataError(f"data.root={root[:80]} is not a path: {one_line(error)}") from error
     return path
 
 
@@ -40,10 +40,10 @@ def require_root(root: Path) -> None:
 
 
 def list_split(root: Path, split: str) -> tuple[list[str], list[str]]:
-    """Names of the folders and of the files straight in root/split, each sorted, without hidden ones.
+    """Names of the folders and of the files directly in root/split, each sorted, without hidden ones.
 
     Raises:
-        DataError: no such root, no such split, or no right to read it.
+        DataError: no such root, no such split, or no permission to read it.
     """
     require_root(root)
     folder = root / split

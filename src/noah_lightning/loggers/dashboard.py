@@ -1,71 +1,60 @@
-"""``noah dashboard``: a W&B workspace and a report about some runs, made from one plan in plain data.
+"""W&B workspace and report that compare runs.
 
-The plan needs neither a network nor the optional package wandb-workspaces, which turns it into what W&B stores. The
-workspace and the report have fixed names, so planning them again replaces them.
+A plan in plain data says what they show. It needs neither a network nor wandb-workspaces, the optional package that
+turns it into what W&B stores. Both have fixed names, so building them again replaces them.
 """
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from noah_lightning.errors import ConfigError, one_line
-from noah_lightning.loggers.sync import wandb_runs
 
-VIEW = "nw-noahlightning-v"  # W&B's own name of the workspace; "nw-…-v" is a form it asks for
+VIEW = "nw-noahlightning-v"  # W&B's internal name of the workspace, which has to be of the form "nw-…-v"
 TITLE = "NOAH"
 
-
-@dataclass(frozen=True)
-class Panel:
-    """A chart: curves over the epochs, or a point for each run with a setting against a result."""
-
-    kind: str  # line | scatter
-    title: str
-    x: str
-    y: str
-
-
-@dataclass(frozen=True)
-class RunOnWandb:
-    id: str
-    name: str
-    folder: str
+# kind, title, x, y: curves over the epochs, or one point per run with a setting against a result
+PANELS = [
+    ("line", "Top-1 of the validation images (%)", "epoch", "val/top1"),
+    ("line", "Top-1 of the averaged weights (%)", "epoch", "val/ema_top1"),
+    ("line", "Training loss", "epoch", "train/loss"),
+    ("line", "Learning rate", "trainer/global_step", "train/lr"),
+    ("line", "Images per second", "epoch", "train/images_per_second"),
+    ("scatter", "Best top-1 against N", "head.head_num", "best/top1"),
+    ("scatter", "Best top-1 against r", "head.key_ratio", "best/top1"),
+]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the workspace and the report say."""
+    """Contents of the workspace and the report.
 
-    entity: str | None  # None: W&B's default of the account
+    Attributes:
+        entity: None: W&B's default of the account.
+        project: of the runs.
+        runs: "id", "name" and "folder" of each.
+        panels: "kind", "title", "x" and "y" of each.
+    """
+
+    entity: str | None
     project: str
-    title: str
-    runs: list[RunOnWandb]
-    panels: list[Panel]
-
-
-PANELS = [
-    Panel("line", "Top-1 of the validation images (%)", "epoch", "val/top1"),
-    Panel("line", "Top-1 of the averaged weights (%)", "epoch", "val/ema_top1"),
-    Panel("line", "Training loss", "epoch", "train/loss"),
-    Panel("line", "Learning rate", "trainer/global_step", "train/lr"),
-    Panel("line", "Images per second", "epoch", "train/images_per_second"),
-    Panel("scatter", "Best top-1 against N", "head.head_num", "best/top1"),
-    Panel("scatter", "Best top-1 against r", "head.key_ratio", "best/top1"),
-]
+    runs: list[dict[str, str]]
+    panels: list[dict[str, str]]
 
 
 def dashboard(
     folders: Sequence[Path], entity: str | None = None, project: str | None = None, dry_run: bool = False
 ) -> str:
-    """Make or renew the workspace and the report; returns their addresses, with ``dry_run`` the plan as JSON.
+    """Builds or updates the workspace and the report; returns their addresses, with ``dry_run`` the plan as JSON.
 
     Args:
-        folders: run directories or sweeps.
-        entity: None: as the runs have it.
-        project: likewise.
+        folders: run directories, sweeps, or folders of them.
+        entity: None: that of the runs.
+        project: None: that of the runs.
         dry_run: only plan, without a network.
 
     Raises:
@@ -80,31 +69,48 @@ def dashboard(
 
 
 def make_plan(folders: Sequence[Path], entity: str | None = None, project: str | None = None) -> Plan:
-    """What the dashboard of these runs shows.
-
-    Raises:
-        ConfigError: no W&B run there, or runs of several projects.
-    """
-    from noah_lightning.config.recorded import missing_settings_named
+    """What the dashboard of these runs shows; arguments and errors as for :func:`dashboard`."""
+    from noah_lightning.config.schema import WandbLoggerSettings
     from noah_lightning.loggers.wandb_run import run_name
-    from noah_lightning.run_dir import CONFIG, RunDir
+    from noah_lightning.run_dir import RunDir
 
-    runs: dict[str, RunOnWandb] = {}
+    runs: dict[str, dict[str, str]] = {}  # by id: a resumed run has several folders of W&B's
     places = set()
-    for kept in wandb_runs(folders):
-        run_dir = kept.parents[1]
+    for wandb_folder in wandb_runs(folders):
+        run_dir = wandb_folder.parents[1]
         config = RunDir(run_dir).config()
-        identity = kept.name.rpartition("-")[2]
-        with missing_settings_named(run_dir / CONFIG):
-            runs[identity] = RunOnWandb(identity, run_name(config), str(run_dir))
-            places.add((entity or config.logger.entity, project or config.logger.project))
+        logger = config.logger
+        if not isinstance(logger, WandbLoggerSettings):
+            raise ConfigError(f"{run_dir} has logger.name={logger.name}, not wandb")
+        run_id = wandb_folder.name.rpartition("-")[2]
+        runs[run_id] = {"id": run_id, "name": run_name(config), "folder": str(run_dir)}
+        places.add((entity or logger.entity, project or logger.project))
     if not runs:
         raise ConfigError(f"no W&B run under {', '.join(map(str, folders))}; logger=wandb makes one")
     if len(places) > 1:
         names = sorted("/".join(filter(None, place)) for place in places)
         raise ConfigError(f"the runs are in several projects ({', '.join(names)}); give --entity and --project")
     [(entity, project)] = places
-    return Plan(entity, str(project), TITLE, list(runs.values()), PANELS)
+    panels = [dict(zip(("kind", "title", "x", "y"), panel, strict=True)) for panel in PANELS]
+    return Plan(entity, str(project), list(runs.values()), panels)
+
+
+def wandb_runs(folders: Sequence[Path]) -> list[Path]:
+    """W&B's own folder of each run at or under ``folders``, oldest first, without the attempts a sweep has set aside.
+
+    Raises:
+        ConfigError: one of ``folders`` is not a folder.
+    """
+    from noah_lightning.run_dir import ASIDE
+
+    found: dict[Path, None] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder} is not a folder")
+        files = folder.rglob("wandb/*run-*/run-*.wandb")
+        runs = {file.parent for file in files if ASIDE not in file.relative_to(folder).parts}
+        found |= dict.fromkeys(run.resolve() for run in sorted(runs) if not run.is_symlink())  # latest-run
+    return list(found)
 
 
 def make_workspace(plan: Plan, entity: str) -> Any:
@@ -114,8 +120,8 @@ def make_workspace(plan: Plan, entity: str) -> Any:
     return ws.Workspace(
         entity=entity,
         project=plan.project,
-        name=plan.title,
-        sections=[ws.Section(name=plan.title, panels=_panels(plan), is_open=True)],
+        name=TITLE,
+        sections=[ws.Section(name=TITLE, panels=_panels(plan), is_open=True)],
         runset_settings=ws.RunsetSettings(filters=_only_these(plan)),
     )
 
@@ -124,68 +130,50 @@ def make_report(plan: Plan, entity: str) -> Any:
     """The plan as a report of wandb-workspaces, not yet saved."""
     import wandb_workspaces.reports.v2 as wr
 
-    runset = wr.Runset(entity=entity, project=plan.project, name=plan.title, filters=_only_these(plan))
-    return wr.Report(
-        entity=entity,
-        project=plan.project,
-        title=plan.title,
-        blocks=[
-            wr.H1("Runs"),
-            wr.UnorderedList(items=[run.name for run in plan.runs]),
-            wr.H1("Charts"),
-            wr.PanelGrid(runsets=[runset], panels=_panels(plan)),
-        ],
-    )
+    runset = wr.Runset(entity=entity, project=plan.project, name=TITLE, filters=_only_these(plan))
+    blocks = [
+        wr.H1("Runs"),
+        wr.UnorderedList(items=[run["name"] for run in plan.runs]),
+        wr.H1("Charts"),
+        wr.PanelGrid(runsets=[runset], panels=_panels(plan)),
+    ]
+    return wr.Report(entity=entity, project=plan.project, title=TITLE, blocks=blocks)
 
 
 def _panels(plan: Plan) -> list[Any]:
     import wandb_workspaces.reports.v2 as wr
 
-    made: list[Any] = []
+    panels: list[Any] = []
     for number, panel in enumerate(plan.panels):
-        place = wr.Layout(x=number % 3 * 8, y=number // 3 * 6, w=8, h=6)  # three in a row of 24 columns
-        if panel.kind == "line":
-            made.append(wr.LinePlot(title=panel.title, x=panel.x, y=[panel.y], layout=place))
+        common = {"title": panel["title"], "layout": wr.Layout(x=number % 3 * 8, y=number // 3 * 6, w=8, h=6)}
+        if panel["kind"] == "line":
+            panels.append(wr.LinePlot(x=panel["x"], y=[panel["y"]], **common))
         else:
-            x, y = wr.Config(panel.x), wr.SummaryMetric(panel.y)
-            made.append(wr.ScatterPlot(title=panel.title, x=x, y=y, layout=place))
-    return made
+            panels.append(wr.ScatterPlot(x=wr.Config(panel["x"]), y=wr.SummaryMetric(panel["y"]), **common))
+    return panels
 
 
 def _only_these(plan: Plan) -> str:
-    return f"Metric('ID') in {[run.id for run in plan.runs]}"
+    return f"Metric('ID') in {[run['id'] for run in plan.runs]}"
 
 
 def _save(plan: Plan) -> str:
     import wandb
+    from wandb_workspaces.workspaces import internal
 
     try:
         api = wandb.Api()
         entity = plan.entity or str(api.default_entity)
         workspace, report = make_workspace(plan, entity), make_report(plan, entity)
         workspace._internal_name = VIEW
-        workspace._internal_id = _saved_workspace(entity, plan.project)
-        report.id = _saved_report(api, entity, plan)
+        # The ids of what an earlier call has saved. W&B raises a ValueError where there is no such project or view.
+        with suppress(ValueError):
+            workspace._internal_id = str(internal.View.from_name(entity, plan.project, VIEW).id)
+        with suppress(ValueError):
+            saved = [old.id for old in api.reports(f"{entity}/{plan.project}") if old.display_name == TITLE]
+            report.id = str(saved[0]) if saved else ""
         report.save()  # first, as it also makes the project where there is none
         workspace.save()
     except (wandb.Error, OSError, ValueError) as error:
-        raise ConfigError(f"W&B: {one_line(error)}; --dry-run needs neither account nor net") from error
+        raise ConfigError(f"W&B: {one_line(error)}; --dry-run needs neither an account nor a network") from error
     return f"workspace {workspace.url}\nreport    {report.url}"
-
-
-def _saved_workspace(entity: str, project: str) -> str:
-    """The id of the workspace that an earlier call has saved; "" if there is none."""
-    from wandb_workspaces.workspaces import internal
-
-    try:
-        return str(internal.View.from_name(entity, project, VIEW).id)
-    except ValueError:  # no such project or view
-        return ""
-
-
-def _saved_report(api: Any, entity: str, plan: Plan) -> str:
-    """Likewise of the report with this title."""
-    try:
-        return next((str(r.id) for r in api.reports(f"{entity}/{plan.project}") if r.display_name == plan.title), "")
-    except ValueError:  # no such project
-        return ""

@@ -1,4 +1,4 @@
-"""A folder with one converted model: model.safetensors, and model.json, which says what it is."""
+"""Converted models: a folder with model.safetensors and model.json, which says what model it is."""
 
 import json
 import tempfile
@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from noah_lightning.config.checks import flag
+from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, WeightsError, one_line
 from noah_lightning.models.cost import count_parameters
 from noah_lightning.models.from_config import build_model
@@ -27,10 +26,10 @@ class Facts:
     Attributes:
         row: row of the paper.
         head: ``gap`` or ``noah``.
-        pre_logits: it has the layer that only the released narrow DeiTs have.
+        pre_logits: whether it has the layer that only the released narrow DeiTs have.
         parameters: their number.
         source: name of the file that was converted.
-        ema: its averaged weights were taken.
+        ema: whether its averaged weights were taken.
     """
 
     row: str
@@ -49,11 +48,11 @@ def convert(file: Path, row: str, head: str, output: Path, ema: bool = False) ->
     """Convert an official checkpoint file into the new folder ``output``.
 
     Raises:
-        ConfigError: no such row or head, or ``output`` is there already or cannot be written.
+        ConfigError: no such row or head, or ``output`` exists or cannot be written.
         WeightsError: a file that cannot be read, or weights that are not those of this row and head.
     """
     if output.exists():
-        raise ConfigError(f"{output} is there already; give another --output, or remove it")
+        raise ConfigError(f"{output} exists already; give another --output, or remove it")
     row_config(row, head)  # before a large file is read
     official = read_official(file, ema)
     weights = convert_official(official, row, head)
@@ -76,20 +75,21 @@ def convert(file: Path, row: str, head: str, output: Path, ema: bool = False) ->
 
 
 def is_converted(folder: Path) -> bool:
+    """Whether :func:`convert` has written ``folder``."""
     return (folder / FACTS).is_file()
 
 
-def converted_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
+def converted_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a converted model, on its row's evaluation transform.
 
     Raises:
-        ConfigError: facts that are not ours, or overrides that do not fit.
+        ConfigError: an invalid model.json, or overrides that do not fit.
     """
     facts = _read_facts(folder)
     return row_config(facts.row, facts.head, [*facts.overrides, *overrides])
 
 
-def load_converted(folder: Path, config: DictConfig) -> nn.Module:
+def load_converted(folder: Path, config: RunConfig) -> nn.Module:
     """The converted model in evaluation mode.
 
     Raises:
@@ -112,7 +112,8 @@ def _read_facts(folder: Path) -> Facts:
     path = folder / FACTS
     try:
         facts = Facts(**json.loads(path.read_text()))
-        flag("pre_logits", facts.pre_logits)
-    except (ConfigError, OSError, RecursionError, TypeError, ValueError) as error:
+        if not isinstance(facts.pre_logits, bool):
+            raise ValueError(f"pre_logits={facts.pre_logits!r} must be true or false")
+    except (OSError, RecursionError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} does not say what model this is: {one_line(error)}") from error
     return facts

@@ -1,4 +1,4 @@
-"""``noah heads``: what NOAH can be on a backbone, and what it costs there, before anything is trained."""
+"""Preflight of ``noah heads``: the heads that fit a backbone and what they cost, before anything is trained."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
 from noah_lightning.analysis.tables import Table
-from noah_lightning.config.compose import compose_config, settings
+from noah_lightning.config.compose import compose_config
+from noah_lightning.config.schema import NoahHeadSettings
 from noah_lightning.errors import HeadSettingError
 from noah_lightning.heads import NOAHHead
 from noah_lightning.models import make_backbone
@@ -25,7 +25,7 @@ KEY_RATIOS = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a model offers to a head.
+    """The feature map of a model, and the cost of the heads that fit it.
 
     Attributes:
         model: row of the paper, or timm name.
@@ -48,10 +48,10 @@ class Preflight:
 
 
 def preflight(model: str, num_classes: int = 1000) -> Preflight:
-    """Look at ``model``, a row of the paper or any name of timm's, without memory or arithmetic.
+    """Examines ``model``, a row of the paper or any timm name, on the meta device: without memory or arithmetic.
 
     Raises:
-        UserError: no such model, or one without a map over positions.
+        UserError: an unknown model, or one without a map over positions.
     """
     name, args, row_settings = _find(model)
     size = default_image_size(name)
@@ -83,8 +83,9 @@ def _find(model: str) -> tuple[str, dict[str, Any], tuple[int, float] | None]:
     """timm's name of a model, its arguments, and the (N, r) that the paper gives it."""
     if model not in ROWS:
         return model, {}, None
-    config: DictConfig = compose_config([f"model={model}"])
-    return config.model.name, settings(config, "model.args"), (config.head.head_num, config.head.key_ratio)
+    config = compose_config([f"model={model}"])
+    assert isinstance(config.head, NoahHeadSettings)
+    return config.model.name, config.model.args, (config.head.head_num, config.head.key_ratio)
 
 
 def _heads(width: int, num_classes: int) -> Iterator[tuple[int, float, NOAHHead | None]]:

@@ -1,0 +1,135 @@
+"""Check of single image files, decoded as training does it by a process per core."""
+
+import os
+import signal
+import stat
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from io import BytesIO
+from itertools import chain, islice
+from multiprocessing import forkserver, get_context, resource_tracker
+from pathlib import Path
+
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from noah_lightning.data.image import decode_rgb, usual_jpeg
+from noah_lightning.distributed.environment import cores, end_with_parent
+from noah_lightning.errors import one_line
+from noah_lightning.tools.check_report import SMALLEST
+
+CHUNK = 16  # files that a process looks at before it reports
+AHEAD = 4  # chunks per process that are handed out in advance
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of a file."""
+
+    remarks: list[tuple[str, str]]  # a kind of check_report.KINDS and a detail or ""
+    digest: int = 0  # 64 bits of a hash of its bytes; 0 where there is no image to compare
+
+
+def look_at_all(root: str, paths: Iterable[str]) -> Generator[tuple[str, Look], None, None]:
+    """Each path, relative to ``root``, with a look at the file, in order and with few of them in memory.
+
+    Where a process dies, the files that it may have been working on are looked at one by one, to find the culprit.
+    """
+    left = iter(paths)
+    chunks = iter(lambda: list(islice(left, CHUNK)), [])
+    while True:
+        waiting: deque[list[str]] = deque()
+        running: deque[Future[list[Look]]] = deque()
+        try:
+            with _pool(cores()) as pool:
+                while True:
+                    for chunk in islice(chunks, AHEAD * cores() - len(running)):
+                        waiting.append(chunk)
+                        running.append(pool.submit(_look_at_chunk, root, chunk))
+                    if not running:
+                        return
+                    looks = running.popleft().result()
+                    yield from zip(waiting.popleft(), looks, strict=True)
+        except BrokenProcessPool:
+            yield from _look_one_by_one(root, deque(chain(*waiting)))
+
+
+def _look_one_by_one(root: str, left: deque[str]) -> Iterator[tuple[str, Look]]:
+    while left:
+        try:
+            with _pool(1) as pool:
+                while left:
+                    [look] = pool.submit(_look_at_chunk, root, [left[0]]).result()
+                    yield left.popleft(), look
+        except BrokenProcessPool:
+            yield left.popleft(), Look([("crash", "")])
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that ignore Ctrl-C, which a terminal sends to all of them, and that end with this one."""
+    context = get_context("forkserver")  # imports once what all need, and has no threads that a fork would break
+    context.set_forkserver_preload([__name__])
+    resource_tracker.ensure_running()  # it would be started with the first process, which lifts the block
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()  # inherits the block, as do the processes that it forks
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _look_at_chunk(root: str, paths: list[str]) -> list[Look]:
+    return [look_at(os.path.join(root, path)) for path in paths]
+
+
+def look_at(path: str) -> Look:
+    """Reads and decodes a file as training does."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait forever
+            return Look([("unreadable", "not a regular file")])
+        data = Path(path).read_bytes()
+    except OSError as error:
+        return Look([("unreadable", error.strerror or one_line(error))])
+    if not data:
+        return Look([("empty-file", "")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return _look_into(data)
+
+
+def _look_into(data: bytes) -> Look:
+    try:
+        with Image.open(BytesIO(data)) as image:  # the header alone
+            form, mode = image.format, image.mode
+        usual = usual_jpeg(data)
+        pixels = decode_rgb(data) if usual is None else usual
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        return Look([("huge", one_line(error).partition(",")[0])])
+    except UnidentifiedImageError:
+        return Look([("undecodable", "not an image")])
+    except Exception as error:  # PIL's decoders raise a dozen unrelated types on broken files
+        return Look([("undecodable", one_line(error, 100))])
+    remarks = []
+    height, width = pixels.shape[:2]
+    if min(height, width) < SMALLEST:
+        remarks.append(("tiny", f"{width} × {height}"))
+    if mode.startswith(("I", "F")):
+        remarks.append(("clipped", mode))
+    if usual is None and form == "JPEG" and mode in ("RGB", "L"):
+        try:
+            simplejpeg.decode_jpeg(data)
+        except ValueError:  # libjpeg's warnings, which PIL does not pass on
+            remarks.append(("damaged", ""))
+    return Look(remarks, int.from_bytes(blake2b(data, digest_size=8).digest()))
