@@ -301,12 +301,6 @@ def test_what_compare_reads_is_not_executed(noah: Noah, run: Path, tmp_path: Pat
         refused(answer)
 
 
-def test_sync_takes_nothing_but_wandbs_own_files(noah: Noah, run: Path) -> None:
-    shutil.rmtree(run / "wandb")
-    spoil(run, "model.name", "hf-hub:evil/model")
-    assert "no offline W&B run" in refused(noah("sync", str(run)))
-
-
 def test_untrusted_facts_of_a_converted_model_build_no_other(noah: Noah) -> None:
     Path("converted").mkdir()
     for facts in ('{"row": "hf-hub:evil/model"}', "[" * 100_000, '{"_target_": "os.system"}'):
