@@ -15,7 +15,7 @@ from benchmarks.step import BATCH, CASES, CLASSES, SETTINGS
 from benchmarks.timing import spread, wait_for_device
 from noah_lightning.analysis.tables import Table
 from noah_lightning.callbacks.checkpoints import Checkpoints
-from noah_lightning.callbacks.epoch_report import EpochReport
+from noah_lightning.callbacks.progress import EpochReport
 from noah_lightning.config.compose import compose_config
 from noah_lightning.distributed.signals import StopRequest
 from noah_lightning.loggers.factory import close_loggers, make_loggers

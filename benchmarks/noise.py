@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from noah_lightning.config.schema import DataSettings
 from noah_lightning.data.datamodule import ImageDataModule, LabelledImages, Split
 
 
@@ -33,9 +34,17 @@ class NoiseDataModule(ImageDataModule):
     """
 
     def __init__(self, size: int, batch: int, batches: int, classes: int) -> None:
-        grey = (0.5, 0.5, 0.5)
+        gray = [0.5] * 3
         super().__init__(
-            num_classes=classes, mean=grey, std=grey, image_size=size, batch_size=batch, num_workers=0, seed=0
+            DataSettings(
+                name="noise",
+                num_classes=classes,
+                mean=gray,
+                std=gray,
+                image_size=size,
+                batch_size=batch,
+                num_workers=0,
+            )
         )
         self.batches = batches
         self.given_batches: Any = None

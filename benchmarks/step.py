@@ -17,12 +17,13 @@ from benchmarks.noise import NoiseDataModule
 from benchmarks.report import Report, make_parser, run
 from benchmarks.timing import ratio, spread, wait_for_device
 from noah_lightning.analysis.tables import Table
-from noah_lightning.callbacks.epoch_report import EpochReport
+from noah_lightning.callbacks.progress import EpochReport
 from noah_lightning.config.compose import compose_config
+from noah_lightning.config.schema import OptimizerSettings
 from noah_lightning.distributed.signals import StopRequest
 from noah_lightning.loggers.factory import close_loggers, make_loggers
 from noah_lightning.models.classifier import create_model
-from noah_lightning.task import OptimizerSettings, make_optimizer
+from noah_lightning.task import make_optimizer
 from noah_lightning.train import make_callbacks, make_task, make_trainer
 
 CLASSES, BATCH = 100, 32

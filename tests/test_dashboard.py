@@ -19,12 +19,12 @@ from noah_lightning.loggers.dashboard import (
     make_workspace,
     wandb_runs,
 )
-from noah_lightning.run_dir import write_config
+from noah_lightning.run_dir import RunDir
 
 
 def make_run(run_dir: Path, identity: str, *overrides: str) -> None:
     """A run directory with its configuration and what W&B keeps."""
-    write_config(run_dir, compose_config(["experiment=demo", "logger=wandb", *overrides]))
+    RunDir(run_dir).claim(compose_config(["experiment=demo", "logger=wandb", *overrides]))
     kept = run_dir / "wandb" / f"offline-run-20260101_120000-{identity}"
     kept.mkdir(parents=True)
     (kept / f"run-{identity}.wandb").touch()

@@ -163,7 +163,8 @@ class TestDataModule:
     def test_interpolation_that_there_is_not(self, tmp_path: Path, interpolation: object) -> None:
         with pytest.raises(ConfigError) as caught:
             folder_data(tmp_path, interpolation=interpolation)
-        assert str(caught.value) == f"data.interpolation={interpolation!r} must be one of bilinear, bicubic"
+        assert str(caught.value).startswith("data.interpolation=")
+        assert str(caught.value).endswith(" must be one of bilinear, bicubic")
 
     def test_validation_needs_no_train_folder(self, tmp_path: Path) -> None:
         make_tree(tmp_path)

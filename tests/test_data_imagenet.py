@@ -14,10 +14,10 @@ import yaml
 from PIL import Image
 from torchvision.datasets import imagenet as torchvision_imagenet
 
+from noah_lightning.config.schema import AugmentSettings
 from noah_lightning.data import create_data
 from noah_lightning.data import imagenet as imagenet_file
 from noah_lightning.data.imagenet import ImageNetDataModule
-from noah_lightning.data.transforms import AugmentSettings
 from noah_lightning.errors import ConfigError, DataError
 
 CONFIG = yaml.safe_load((Path(__file__).parents[1] / "conf" / "data" / "imagenet.yaml").read_text())

@@ -9,12 +9,11 @@ import torch
 from PIL import Image
 
 from conftest import TINY, Answer
-from noah_lightning.analysis.attention_figure import draw_comparison
-from noah_lightning.callbacks.attention_images import attention_of_guess
+from noah_lightning.callbacks.attention_images import attention_of_guess, draw_comparison
 from noah_lightning.demo import verdict
 from noah_lightning.models.classifier import create_model
 from noah_lightning.models.feature_extractor import FeatureMapBackbone
-from noah_lightning.run_dir import Results, read_results
+from noah_lightning.run_dir import Results, RunDir
 
 Noah = Callable[..., Answer]
 
@@ -26,7 +25,7 @@ def test_demo_trains_both_heads_and_reports_them(noah: Noah, tmp_path: Path) -> 
     assert f"picture  {picture.relative_to(tmp_path)}" in answer.out
     assert Image.open(picture).size[0] > 500
     for head in ("gap", "noah"):
-        results = read_results(picture.parent / head)
+        results = RunDir(picture.parent / head).results()
         row = next(line for line in answer.out.splitlines() if line.strip().startswith(f"{head} "))
         assert row.split()[:3] == [head, f"{results.parameters:,}", f"{results.top1:.2f}"]
         assert f"$ noah train experiment=demo {' '.join(TINY[1:])} head={head}" in answer.out

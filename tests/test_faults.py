@@ -22,7 +22,7 @@ from noah_lightning.distributed.environment import rank
 from noah_lightning.distributed.launcher import run_in_processes
 from noah_lightning.errors import RunFailed
 from noah_lightning.loggers.metrics_csv import MetricsFile
-from noah_lightning.run_dir import locked, read_results
+from noah_lightning.run_dir import RunDir
 from noah_lightning.task import ClassificationTask
 
 Noah = Callable[..., Answer]
@@ -69,13 +69,13 @@ def test_a_loading_process_that_dies_ends_the_run_in_one_line(
     with monkeypatch.context() as patch:
         at(patch, 1, 1, kill)
         line = lines(noah("train", *folder_run(jpeg_tree)), 1)
-    assert line.startswith("a process that loads images died, for want of memory perhaps: DataLoader worker (pid")
+    assert line.startswith("a DataLoader worker died, perhaps out of memory: ")
     assert "data.num_workers" in line
     assert line in Path("run/train.log").read_text()
     assert read_checkpoint(LAST)["global_step"] == 4
     answer = noah("resume", "run")
     assert answer.status == 0, answer.err
-    assert read_results(Path("run")).epochs == 2
+    assert RunDir(Path("run")).results().epochs == 2
 
 
 def test_an_unreadable_training_image_is_replaced_where_it_may_be(noah: Noah, jpeg_tree: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_run_goes_on_where_checkpoints_find_no_room(noah: Noah, monkeypatch: p
     assert (answer.status, answer.err) == (0, "")
     assert "step-00000005.ckpt cannot be written" in answer.out
     assert "what was saved before is kept" in answer.out
-    assert read_results(Path("run")).epochs == 2
+    assert RunDir(Path("run")).results().epochs == 2
     assert read_checkpoint(LAST)["global_step"] == 4
     read_checkpoint(Path("run/checkpoints/best.ckpt"))
     left = [path.name for path in Path("run/checkpoints").iterdir()]
@@ -211,7 +211,7 @@ def test_a_disk_that_fills_up_is_told_and_the_run_is_finished_later(
     ballast.unlink()
     again = noah("resume", f"{mounted}/run")
     assert again.status == 0, again.err
-    assert read_results(mounted / "run").epochs == 2
+    assert RunDir(mounted / "run").results().epochs == 2
 
 
 def test_a_disk_that_is_read_only_is_one_line(noah: Noah, mounted: Path, broken_off: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_full_disk_is_told_and_the_run_is_finished_later(noah: Noah, monkeypat
         assert len({row.count(",") for row in file}) == 1  # whole rows
     again = noah("resume", "run")
     assert again.status == 0, again.err
-    assert read_results(Path("run")).epochs == 2
+    assert RunDir(Path("run")).results().epochs == 2
 
 
 def test_metrics_hold_whole_rows_whatever_fails(tmp_path: Path) -> None:
@@ -259,13 +259,13 @@ def test_metrics_hold_whole_rows_whatever_fails(tmp_path: Path) -> None:
 
 
 def test_predictions_that_find_no_room_end_no_run(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("noah_lightning.callbacks.best_predictions.write_whole", full)
+    monkeypatch.setattr("numpy.savez_compressed", full)
     answer = noah("train", *RUN, "trainer.max_epochs=1")
     assert (answer.status, answer.err) == (0, "")
-    assert "predictions.npz cannot be written ([Errno 28] No space left on device); the run goes on" in answer.out
+    assert "predictions.npz cannot be written ([Errno 28] No space left on device); the run continues" in answer.out
 
 
 def test_files_are_put_in_their_place_when_they_are_whole(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,9 +329,9 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert answer.status == 0, answer.err
     assert "step-00000005.ckpt" in answer.out
     assert says in answer.out
-    assert "looking at the one before" in answer.out
+    assert "trying the one before" in answer.out
     assert "resumed  after 4 steps" in answer.out
-    assert read_results(copied).epochs == 2
+    assert RunDir(copied).results().epochs == 2
 
 
 def test_a_last_checkpoint_that_leads_nowhere_is_no_hindrance(noah: Noah, copied: Path) -> None:
@@ -349,7 +349,7 @@ def test_nothing_is_removed_where_all_checkpoints_are_damaged(noah: Noah, copied
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file() and path.name != "train.log"}
     line = lines(noah("resume", "run"), 2)
     assert "no checkpoint in" in line
-    assert "without it noah resume begins anew" in line
+    assert "without them noah resume restarts from scratch" in line
     assert before == {path: path.read_bytes() for path in before}
 
 
@@ -358,7 +358,7 @@ def test_nothing_is_removed_where_all_checkpoints_are_damaged(noah: Noah, copied
 
 def test_a_second_process_in_the_run_directory_is_refused(noah: Noah, copied: Path) -> None:
     before = sorted(copied.rglob("*"))
-    with locked(copied.resolve()):
+    with RunDir(copied.resolve()).locked():
         assert "is in use: another process is training there" in lines(noah("resume", "run"), 2)
         assert "run is in use: another process" in lines(noah("train", *RUN), 2)
     assert sorted(copied.rglob("*")) == before

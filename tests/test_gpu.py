@@ -32,11 +32,12 @@ def test_a_run_on_the_gpu_evaluates_to_its_own_log(noah: Noah, trainer: list[str
 @pytest.mark.gpu
 def test_a_training_step_does_not_wait_for_the_device() -> None:
     """CUDA's sync debug mode raises at the first operation that would."""
+    from noah_lightning.config.schema import OptimizerSettings, ScheduleSettings
     from noah_lightning.models.classifier import create_model
-    from noah_lightning.task import ClassificationTask, OptimizerSettings, ScheduleSettings
+    from noah_lightning.task import ClassificationTask
 
     model = create_model("test_resnet", head="noah", num_classes=10, head_num=4, key_ratio=0.5)
-    task = ClassificationTask(model, OptimizerSettings("sgd", 0.1), ScheduleSettings()).cuda()
+    task = ClassificationTask(model, OptimizerSettings(name="sgd", lr=0.1), ScheduleSettings()).cuda()
     optimizer = task.configure_optimizers()
     batch = (torch.randn(8, 3, 64, 64, device="cuda"), torch.randint(10, (8,), device="cuda"))
     task.training_step(batch, 0).backward()  # cuDNN chooses its algorithms

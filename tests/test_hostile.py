@@ -22,6 +22,7 @@ from torchvision.datasets import imagenet as torchvision_imagenet
 
 from conftest import TINY, Answer, FinishedRun
 from noah_lightning.config.plain_yaml import read_yaml
+from noah_lightning.config.schema import PackedSettings
 from noah_lightning.data.image import Picture
 from noah_lightning.data.imagenet import unpack_archives
 from noah_lightning.data.packed import PackedDataModule
@@ -348,16 +349,8 @@ def test_names_in_a_shard_are_never_used(jpeg_tree: Path, tmp_path: Path) -> Non
 
 
 def pack_module(root: Path) -> PackedDataModule:
-    photo = {"mean": [0.5] * 3, "std": [0.5] * 3, "image_size": 32, "crop_ratio": 1.0, "interpolation": "bilinear"}
-    return PackedDataModule(
-        root=str(root),
-        num_classes=2,
-        augment={},
-        batch_size=2,
-        num_workers=0,
-        seed=0,
-        **photo,  # type: ignore[arg-type]
-    )
+    photo = {"mean": [0.5] * 3, "std": [0.5] * 3, "image_size": 32, "crop_ratio": 1.0}
+    return PackedDataModule(PackedSettings(root=str(root), num_classes=2, batch_size=2, num_workers=0, **photo))
 
 
 @pytest.mark.parametrize("name", ["../pwned", "/tmp/noah-test-pwned", "link/pwned"])
@@ -425,7 +418,7 @@ def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
 
 def test_nothing_in_the_source_executes_what_it_reads() -> None:
     files = list(SOURCE.rglob("*.py"))
-    assert len(files) > 100
+    assert len(files) > 50
     for file in files:
         require_nothing_executed(file)
 

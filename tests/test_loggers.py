@@ -22,10 +22,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import TINY, Answer, FinishedRun
 from noah_lightning.callbacks.attention_images import attention_of_guess, evaluating
 from noah_lightning.config.compose import compose_config
-from noah_lightning.errors import ConfigError
 from noah_lightning.loggers.wandb_run import run_id, run_name, tags
 from noah_lightning.models.classifier import create_model
-from noah_lightning.run_dir import read_results
+from noah_lightning.run_dir import RunDir
 from test_sweep import marked_processes, wait_until
 
 Noah = Callable[..., Answer]
@@ -152,7 +151,7 @@ def test_an_unknown_wandb_mode_is_one_line(noah: Noah) -> None:
     answer = noah("train", *TINY, "logger=wandb", "logger.mode=onlin")
     assert (answer.status, answer.err) == (
         2,
-        "noah: logger.mode='onlin' must be online, offline or disabled\n",
+        "noah: logger.mode='onlin' must be online, offline, disabled, or null\n",
     )
 
 
@@ -177,7 +176,7 @@ def test_wandb_knows_the_run_its_settings_and_its_results(noah: Noah) -> None:
     assert told.config["head"]["head_num"] == 4
     assert told.config["recipe"]["ema"] == 0.5
     assert told.exit_code == 0
-    results = read_results(Path("run"))
+    results = RunDir(Path("run")).results()
     expected = {
         "parameters": results.parameters,
         "images_per_second": results.images_per_second,
@@ -256,7 +255,7 @@ def test_the_speed_of_each_epoch_is_on_the_dashboard(noah: Noah) -> None:
     [told] = offline_runs(Path("run"))
     speeds = [row["train/images_per_second"] for row in told.history if "train/images_per_second" in row]
     assert len(speeds) == 2
-    assert min(speeds) < read_results(Path("run")).images_per_second < max(speeds)
+    assert min(speeds) < RunDir(Path("run")).results().images_per_second < max(speeds)
 
 
 def test_metrics_csv_holds_no_clock(finished_run: FinishedRun) -> None:
@@ -391,21 +390,6 @@ def test_the_id_is_that_of_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_tag_that_both_give_stands_once_and_long_names_are_cut() -> None:
     config = compose_config(["experiment=demo", "head=gap", "logger=wandb", "logger.tags=[gap,x]"])
-    config.model.name = "m" * 70
+    config = config.replace("model", name="m" * 70)
     assert tags(config) == ["gap", "x", "m" * 64]
     assert run_name(config) == f"{'m' * 70}-gap-seed0"
-
-
-@pytest.mark.parametrize("given", ["mine", "[" + "x" * 65 + "]", "['']"])
-def test_tags_that_wandb_would_refuse_are_one_line(given: str) -> None:
-    config = compose_config(["experiment=demo", "logger=wandb", f"logger.tags={given}"])
-    with pytest.raises(ConfigError, match=r"logger.tags=.* must be a list such as \[first,second\]"):
-        tags(config)
-
-
-@pytest.mark.parametrize("every", ["-1", "0.5", "often"])
-def test_pictures_come_every_so_many_whole_epochs(noah: Noah, every: str) -> None:
-    answer = noah("train", *TINY, "logger=wandb", "logger.mode=offline", f"logger.picture_every_n_epochs={every}")
-    assert answer.status == 2
-    assert "must be a whole number of at least 0" in answer.err
-    assert answer.err.count("\n") == 1

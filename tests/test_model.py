@@ -112,7 +112,7 @@ def test_an_argument_for_timm_wins_over_gaps_dropout() -> None:
 
 @pytest.mark.parametrize("dropout", [-0.1, 1, 1.5, float("nan"), True, "0.5", None])
 def test_an_impossible_dropout_before_the_classifier_is_refused(dropout: object) -> None:
-    says = [f"head.dropout={dropout!r} must be a number of at least 0 and below 1"]
+    says = ["head.dropout=", " must be a number of at least 0 and below 1"]
     assert_one_line({"name": "test_resnet", "head": "gap", "dropout": dropout}, ConfigError, says)
 
 

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from conftest import TINY, Answer
 from noah_lightning.callbacks.checkpoints import read_checkpoint
+from noah_lightning.callbacks.failures import NonFiniteCheck
 from noah_lightning.cli import hydra_app as app
-from noah_lightning.config.compose import compose_config, settings
+from noah_lightning.config.compose import compose_config
 from noah_lightning.data import create_data
 from noah_lightning.errors import RunFailed, RunFailedEverywhere
-from noah_lightning.task import ClassificationTask, nonfinite
-from noah_lightning.task.nonfinite import LossWatch
+from noah_lightning.task import ClassificationTask, optimizer
 from noah_lightning.train import make_task, train
 from test_processes import in_process_group
 
@@ -79,7 +79,7 @@ def test_the_images_of_the_batch_are_noted(noah: Noah, monkeypatch: pytest.Monke
     [process] = told["processes"]
     assert (process["process"], process["loss"]) == (0, "nan")
     config = compose_config(RUN[:-2])
-    data = create_data(config.data.name, **settings(config, "data", "name"))
+    data = create_data(**config.data.arguments())
     data.setup("fit")
     labels = [data.train_dataset[image["number"]][1] for image in process["images"]]
     assert labels == seen[4].tolist()
@@ -112,13 +112,13 @@ def test_a_gradient_that_is_not_finite_is_found_before_anything_is_saved(
 def test_the_device_is_asked_no_more_often_than_it_is_waited_for(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once at a line of the log, and once at an epoch's end and at each of its checkpoints."""
     looks = []
-    real = LossWatch._first
+    real = NonFiniteCheck._first
 
-    def look(self: LossWatch) -> list[float]:
+    def look(self: NonFiniteCheck) -> list[float]:
         looks.append(len(self._unread))
         return real(self)
 
-    monkeypatch.setattr(LossWatch, "_first", look)
+    monkeypatch.setattr(NonFiniteCheck, "_first", look)
     words = [*TINY, "head=gap", "data.train_images=320", "trainer.max_epochs=1", "trainer.log_every_n_steps=5"]
     assert noah("train", *words).status == 0
     assert looks == [5, 5, 0, 0, 0]  # 10 steps: two lines, the end, the best, the last
@@ -160,7 +160,7 @@ def test_all_processes_agree_on_what_one_of_them_met(tmp_path: Path) -> None:
     assert [(tmp_path / f"skip-{number}").read_text() for number in range(2)] == ["finished"] * 2
     weights = read_checkpoint(tmp_path / "skip/checkpoints/last.ckpt")["state_dict"]
     assert all(value.isfinite().all() for value in weights.values())
-    assert (tmp_path / "skip/train.log").read_text().count("step left out, 1 so far") == 1
+    assert (tmp_path / "skip/train.log").read_text().count("step skipped, 1 so far") == 1
 
 
 # --- trainer.nonfinite=skip
@@ -221,7 +221,7 @@ def test_a_step_that_is_skipped_leaves_no_trace(
     accumulated = ["trainer.accumulate_grad_batches=2", "trainer.max_epochs=1"]  # 8 batches of 16, 4 steps
     answer = noah("train", *RUN, *words, *accumulated, "recipe.gradient_clip=1")
     assert answer.status == 0, answer.err
-    assert answer.out.count("epoch 1, batch 4: the loss or gradient is not finite; step left out, 1 so far") == 1
+    assert answer.out.count("epoch 1, batch 4: the loss or gradient is not finite; step skipped, 1 so far") == 1
     first, second, third, fourth = weights.after
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(second[name], third[name]) for name in first)
@@ -232,7 +232,7 @@ def test_a_step_that_is_skipped_leaves_no_trace(
 
 
 def test_nothing_but_skipped_steps_ends_the_run(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nonfinite, "MOST_IN_A_ROW", 4)
+    monkeypatch.setattr(optimizer, "MAX_SKIPPED_IN_A_ROW", 4)
     spoil(monkeypatch, lambda epoch, batch: (epoch, batch) > (0, 0))
     answer = noah("train", *RUN, "trainer.nonfinite=skip", "trainer.max_epochs=3")
     assert (answer.status, answer.err.count("\n")) == (1, 1)

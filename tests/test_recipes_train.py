@@ -11,7 +11,6 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from conftest import Answer
-from noah_lightning.config.compose import settings
 from noah_lightning.data import create_data
 from noah_lightning.models.from_config import build_model
 from noah_lightning.models.rows import row_config
@@ -79,7 +78,7 @@ def test_one_batch_of_photographs_can_be_learned(row: str, head: str, photos: Pa
     ]
     config = row_config(row, head, changes)
     torch.manual_seed(0)
-    data = create_data(config.data.name, **settings(config, "data", "name"))
+    data = create_data(**config.data.arguments())
     data.setup("fit")
     images, labels = next(iter(data.train_dataloader()))
     assert 0 < labels.sum() < 8, "both classes"

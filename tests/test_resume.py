@@ -1,7 +1,9 @@
-"""A run that is broken off goes on as if it had not been."""
+"""An interrupted run resumes as if it had not been interrupted."""
 
+import csv
 import os
 import random
+import re
 import shutil
 import signal
 from collections.abc import Callable, Sequence
@@ -15,6 +17,7 @@ from omegaconf import OmegaConf
 import faults
 from conftest import TINY, Answer
 from noah_lightning.errors import RunFailed
+from noah_lightning.loggers.metrics_csv import MetricsFile
 
 Noah = Callable[..., Answer]
 
@@ -89,7 +92,7 @@ def test_interrupted_in_an_epoch_or_at_its_end(noah: Noah, monkeypatch: pytest.M
 
 
 def test_what_a_crash_left_of_a_checkpoint_goes(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its metrics without it, or a part of it, of which nobody would ever think again."""
+    """Its metrics without it (of version 0.1), or a part of it, which would stay for ever."""
     interrupted_after(noah, monkeypatch, 2)
     for name in ("step-00000001.csv", "step-00000001.ckpt.part"):
         Path("run/checkpoints", name).write_text("left over")
@@ -126,8 +129,8 @@ def test_settings_stay_as_they_were(noah: Noah, monkeypatch: pytest.MonkeyPatch)
     interrupted_after(noah, monkeypatch, 2)
     before = Path("run/metrics.csv").read_bytes()
     for word, told in (
-        ("recipe.optimizer.lr=1", "was begun with recipe.optimizer.lr=0.003, not 1"),
-        ("recipe.batch_size=16", "was begun with recipe.batch_size=32, not 16"),
+        ("recipe.optimizer.lr=1", "was started with recipe.optimizer.lr=0.003, not 1"),
+        ("recipe.batch_size=16", "was started with recipe.batch_size=32, not 16"),
         ("recipe.batchsize=16", "did you mean recipe.batch_size"),
     ):
         answer = noah("resume", "run", word)
@@ -149,7 +152,7 @@ def test_other_settings_are_refused_before_processes_start(
     monkeypatch.setattr("noah_lightning.sweep.launch.run_in_processes", start)
     answer = noah("resume", "run", "trainer.devices=2", "trainer.strategy=ddp", "seed=1")
     assert answer.status == 2
-    assert "was begun with " in answer.err
+    assert "was started with " in answer.err
 
 
 def test_another_number_of_processes_is_refused(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,36 +163,48 @@ def test_another_number_of_processes_is_refused(noah: Noah, monkeypatch: pytest.
     torch.save(content, path)
     answer = noah("resume", "run")
     assert answer.status == 2
-    assert "was begun with steps of 2 × 32 images, not 32 images; go on with as many processes, or add " in answer.err
+    assert (
+        "was started with steps of 2 × 32 images, not 32 images; resume with as many processes, or add " in answer.err
+    )
 
 
 class TestForce:
     @pytest.mark.parametrize(
-        ("word", "told", "images", "steps"),
+        ("done", "word", "told", "images", "steps"),
         [
-            ("trainer.accumulate_grad_batches=2", "16 images × 2 passes instead of 32 images: a step still", 16, 6),
-            ("recipe.batch_size=24", "24 images instead of 32 images: a step has 24 images instead of 32", 24, 8),
+            (2, "trainer.accumulate_grad_batches=2", "16 images × 2 passes", 16, 8),
+            (3, "recipe.batch_size=24", "24 images", 24, 7),
+            (4, "recipe.batch_size=24", "24 images", 24, 8),
         ],
     )
-    def test_another_split_goes_on(
-        self, noah: Noah, monkeypatch: pytest.MonkeyPatch, word: str, told: str, images: int, steps: int
+    def test_another_split_restarts_the_epoch(
+        self, noah: Noah, monkeypatch: pytest.MonkeyPatch, done: int, word: str, told: str, images: int, steps: int
     ) -> None:
-        """After 2 of 3 steps: 64 of 96 images, of which 2 of 4 steps of 24 leave 16 to see again."""
-        interrupted_after(noah, monkeypatch, 2)
+        """Of 2 epochs of 96 images: 3 steps of 32, or 4 of 24."""
+        interrupted_after(noah, monkeypatch, done)
         before = Path("run/config.yaml").read_bytes()
         refused = noah("resume", "run", word)
         assert refused.status == 2
-        assert "others are taken by --force, which says what is not exact then\n" in refused.err
+        assert "others are accepted with --force, which restarts the epoch\n" in refused.err
         assert Path("run/config.yaml").read_bytes() == before
         answer = noah("resume", "run", "--force", word)
         assert (answer.status, answer.err) == (0, "")
-        assert f"forced   {told}" in answer.out
-        assert "resumed  after 2 steps" in answer.out
-        assert Path("run/config-until-step-00000002.yaml").read_bytes() == before
+        assert (
+            f"forced   {told} instead of 32 images in a step: epoch {1 + done // 3} restarts from its beginning, "
+            f"with the weights of step {done}\n"
+        ) in answer.out
+        assert f"resumed  after {done} steps" in answer.out
+        assert Path(f"run/config-until-step-{done:08}.yaml").read_bytes() == before
         assert OmegaConf.load("run/config.yaml").data.batch_size == images
         state = torch.load("run/checkpoints/last.ckpt", weights_only=True)
         assert state["global_step"] == steps
         assert state["epoch"] == 1
+        with Path("run/metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [int(row["step"]) for row in rows] == sorted(int(row["step"]) for row in rows)
+        validated = [(row["epoch"], int(row["step"])) for row in rows if row["val/top1"]]
+        assert validated == [("0", 2 if done > 2 else 4), ("1", steps - 1)]
+        assert all(0 <= float(row["train/top1"]) <= 100 for row in rows if row["train/top1"])
 
     def test_and_is_exact_from_then_on(self, noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
         interrupted_after(noah, monkeypatch, 2)
@@ -203,7 +218,7 @@ class TestForce:
     def test_nothing_else_may_differ(self, noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
         interrupted_after(noah, monkeypatch, 2)
         for word, told in (
-            ("recipe.optimizer.lr=1", "was begun with recipe.optimizer.lr=0.003, not 1"),
+            ("recipe.optimizer.lr=1", "was started with recipe.optimizer.lr=0.003, not 1"),
             ("data.batch_size=16", "data.batch_size follows from recipe.batch_size and the processes"),
             ("trainer.accumulate_grad_batches=5", "recipe.batch_size=32 cannot be split over 5 accumulated passes"),
         ):
@@ -224,9 +239,14 @@ class TestForce:
             process = faults.start(["resume", str(run), "--force", f"trainer.devices={devices}"], log)
         process.wait(timeout=300)
         assert (run / "results.json").exists(), log.read_text()[-2000:]
-        assert "forced   8 images instead of 2 × 4 images: a step still" in log.read_text()
-        assert "forced   2 × 4 images instead of 8 images: a step still" in log.read_text()
-        assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == faults.STEPS
+        told = re.findall(r"forced   (.*) in a step: epoch (\d) restarts .* of step (\d+)\n", log.read_text())
+        assert [split for split, *_ in told] == [
+            "8 images instead of 2 × 4 images",
+            "2 × 4 images instead of 8 images",
+        ]
+        *_, (_, epoch, step) = told
+        left = (3 - (int(epoch) - 1)) * faults.IMAGES // 8
+        assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == int(step) + left
 
     def test_with_nothing_to_force_it_is_exact(self, noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
         interrupted_after(noah, monkeypatch, 2)
@@ -238,7 +258,7 @@ class TestForce:
         assert not list(Path("run").glob("config-until*"))
 
 
-@pytest.mark.parametrize(("folder", "told"), [("nowhere", "is no run directory"), (".", "is no run directory")])
+@pytest.mark.parametrize(("folder", "told"), [("nowhere", "is not a run directory"), (".", "is not a run directory")])
 def test_no_run_to_go_on_with(noah: Noah, folder: str, told: str) -> None:
     answer = noah("resume", folder)
     assert (answer.status, answer.out) == (2, "")
@@ -250,7 +270,7 @@ def test_a_sweep_is_resumed_by_its_command(noah: Noah) -> None:
     Path("sweep/sweep.json").write_text('{"command": []}')
     answer = noah("resume", "sweep")
     assert answer.status == 2
-    assert answer.err.endswith("; a sweep goes on if its command is given again with sweep.resume=true\n")
+    assert answer.err.endswith("; a sweep resumes when its command is given again with sweep.resume=true\n")
 
 
 def test_damaged_checkpoints_are_passed_over(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +285,7 @@ def test_damaged_checkpoints_are_passed_over(noah: Noah, monkeypatch: pytest.Mon
     assert faults.differences(Path("whole"), Path("run")) == []
 
 
-def test_a_damaged_checkpoint_is_none_of_those_that_are_kept(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_checkpoint_does_not_count_among_those_kept(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted_after(noah, monkeypatch, 3, "checkpoint.every_n_steps=1", "checkpoint.keep=2")
     latest = Path("run/checkpoints/step-00000003.ckpt")
     latest.write_bytes(latest.read_bytes()[:-100])
@@ -276,11 +296,11 @@ def test_a_damaged_checkpoint_is_none_of_those_that_are_kept(noah: Noah, monkeyp
     monkeypatch.setattr(pl.Trainer, "fit", fit)
     assert noah("resume", "run").status == 1
     kept = Path("run/checkpoints")
-    assert sorted(path.name for path in kept.glob("step-*")) == ["step-00000002.ckpt", "step-00000002.csv"]
+    assert sorted(path.name for path in kept.glob("step-*")) == ["step-00000002.ckpt"]
     assert (kept / "last.ckpt").resolve().name == "step-00000002.ckpt"
 
 
-def test_nothing_is_begun_anew_over_damaged_checkpoints(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_restarts_over_damaged_checkpoints(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted_after(noah, monkeypatch, 2, "checkpoint.every_n_steps=1")
     for path in Path("run/checkpoints").glob("step-*.ckpt"):
         path.write_text("nothing")
@@ -289,10 +309,54 @@ def test_nothing_is_begun_anew_over_damaged_checkpoints(noah: Noah, monkeypatch:
     assert "no checkpoint in run/checkpoints can be read" in answer.err.replace(str(Path.cwd()) + "/", "")
 
 
-def test_a_run_without_a_checkpoint_begins_anew(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_a_checkpoint_restarts_from_scratch(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted_after(noah, monkeypatch, 1, "checkpoint.every_n_steps=1000")
     for path in Path("run/checkpoints").iterdir():
         path.unlink()
     assert noah("resume", "run").status == 0
     assert noah("train", *TINY, "checkpoint.every_n_steps=1000", "hydra.run.dir=whole").status == 0
     assert faults.differences(Path("whole"), Path("run")) == []
+
+
+def metrics(folder: Path, *rows: dict[str, float], resume: int | None = None) -> MetricsFile:
+    """metrics.csv with some more rows, of which each is written by itself."""
+    logger = MetricsFile(folder)
+    if resume is not None:
+        logger.resume(resume)
+    for step, row in enumerate(rows, resume or 0):
+        logger.log_metrics(row, step)
+        logger.save()
+    return logger
+
+
+ROWS = [{"loss": 3.0}, {"loss": 2.0}, {"loss": 1.0, "top1": 50.0}, {"loss": 0.5}]
+
+
+@pytest.mark.parametrize("kept", range(5))
+def test_metrics_are_cut_to_the_rows_of_the_checkpoint(tmp_path: Path, kept: int) -> None:
+    """Also where a metric that is new since then has made all rows longer."""
+    whole = metrics(tmp_path / "whole", *ROWS)
+    assert metrics(tmp_path / "run", *ROWS[:kept]).rows == kept
+    metrics(tmp_path / "run", *ROWS[kept:], resume=kept)
+    resumed = metrics(tmp_path / "run", *ROWS[kept:], resume=kept)
+    assert resumed.rows == whole.rows == 4
+    assert (tmp_path / "run/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "left"),
+    [
+        (b"loss,step\r\n3.0,0\r\n2.0", b"loss,step\r\n3.0,0\r\n"),
+        (b"loss,step\r\n3.0,0\r\n2.0,1,9,9\r\n", b"loss,step\r\n3.0,0\r\n"),
+        (b"\xff\x00", None),
+        (b"", None),
+    ],
+)
+def test_damaged_metrics_lose_the_rows_that_are_not_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes, left: bytes | None
+) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    logger = metrics(tmp_path, resume=2)
+    assert f"metrics.csv holds only {logger.rows} of the 2 rows logged before the checkpoint" in caplog.text
+    assert (path.read_bytes() if path.exists() else None) == left

@@ -9,7 +9,7 @@ import torch
 
 from conftest import Answer
 from noah_lightning.models.rows import ROWS, create_row, read_row
-from noah_lightning.run_dir import read_config
+from noah_lightning.run_dir import RunDir
 from official import MODELS
 
 Noah = Callable[..., Answer]
@@ -29,7 +29,7 @@ def test_every_row_trains(row: str, head: str, noah: Noah) -> None:
     answer = noah("train", f"model={row}", f"head={head}", *SMALL, *TWO_STEPS, "hydra.run.dir=run")
     assert (answer.status, answer.err) == (0, "")
     assert "of 10)" in answer.out
-    config = read_config(Path("run"))
+    config = RunDir(Path("run")).config()
     weights = torch.load("run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
     assert any(key.startswith("ema.") for key in weights) == (config.recipe.ema is not None)

@@ -11,7 +11,7 @@ import pytest
 from noah_lightning.distributed import signals as stopping
 from noah_lightning.distributed.signals import StopRequest
 from noah_lightning.errors import ConfigError
-from noah_lightning.run_dir import locked
+from noah_lightning.run_dir import RunDir
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -59,15 +59,15 @@ def test_a_second_sigterm_changes_nothing() -> None:
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from noah_lightning.run_dir import locked
-with locked(Path({str(tmp_path)!r})):
+from noah_lightning.run_dir import RunDir
+with RunDir(Path({str(tmp_path)!r})).locked():
     pass
 """
 
     def try_it() -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
-    with locked(tmp_path):
+    with RunDir(tmp_path).locked():
         other = try_it()
     assert other.returncode == 1
     assert f"{tmp_path} is in use: another process is training there" in other.stderr
@@ -76,5 +76,5 @@ with locked(Path({str(tmp_path)!r})):
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"file/run cannot be written"), locked(tmp_path / "file" / "run"):
+    with pytest.raises(ConfigError, match=r"file/run cannot be written"), RunDir(tmp_path / "file" / "run").locked():
         pass

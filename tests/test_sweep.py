@@ -20,7 +20,7 @@ import faults
 from conftest import TINY, Answer
 from noah_lightning.config.compose import compose_config
 from noah_lightning.errors import ConfigError, UserError
-from noah_lightning.run_dir import locked, read_config
+from noah_lightning.run_dir import RunDir
 from noah_lightning.sweep import again, folder, job, plan, run, slurm
 
 Noah = Callable[..., Answer]
@@ -87,7 +87,7 @@ def test_impossible_heads_are_found_without_training() -> None:
     ("words", "message"),
     [
         (["sweep=hed"], "sweep has no preset 'hed'; did you mean heads"),
-        (["sweep.rsume=true"], "there is no setting 'sweep.rsume'; did you mean sweep.resume"),
+        (["sweep.rsume=true"], "unknown setting 'sweep.rsume'; did you mean sweep.resume"),
         (["sweep.resume=maybe"], "sweep.resume=maybe must be true or false"),
         (["sweep.jobs=0"], "sweep.jobs=0 must be a whole number of at least 1"),
         (["sweep.jobs=two"], "sweep.jobs='two' must be a whole number of at least 1"),
@@ -101,7 +101,7 @@ def test_a_mistake_in_the_sweeps_options_is_named(words: list[str], message: str
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["head.hed_num=1,2"], "there is no setting 'head.hed_num'"),
+        (["head.hed_num=1,2"], "unknown setting 'head.hed_num'"),
         (["model=resnet18,resnet999"], "model has no option 'resnet999'"),
         (["head=noah", "head.head_num=5,7"], "no job of the sweep can be: NOAH: head_num=5 does not divide"),
         (["seed=0,1", "sweep.resume=true"], "there is no sweep of this very command in runs/"),
@@ -193,7 +193,7 @@ def test_failures_are_told_at_once_and_in_the_end(with_failures: tuple[Path, Ans
 
 def test_each_job_has_its_own_settings(with_failures: tuple[Path, Answer, Answer]) -> None:
     folder, _, _ = with_failures
-    assert [read_config(folder / n).recipe.optimizer.lr for n in ("0", "2")] == [0.001, 0.002]
+    assert [RunDir(folder / n).config().recipe.optimizer.lr for n in ("0", "2")] == [0.001, 0.002]
 
 
 def test_resuming_goes_on_only_with_what_failed(with_failures: tuple[Path, Answer, Answer]) -> None:
@@ -410,7 +410,7 @@ def fail_by_mistake(job_dir: Path) -> None:
         (damage, "no checkpoint in {0}/checkpoints can be read"),
         (change, "{0} was begun with recipe.label_smoothing=0.1, not 0.0"),
         (empty, "{0}/config.yaml is no run's configuration: "),
-        (Path.unlink, "{0} is no run directory: it has no config.yaml"),
+        (Path.unlink, "{0} is not a run directory: it has no config.yaml"),
         (fail_by_mistake, "3.jpg cannot be read"),
     ],
 )
@@ -442,7 +442,7 @@ def test_a_mistake_before_the_run_leaves_no_folder(tmp_path: Path) -> None:
 
 def test_a_folder_in_use_is_left_alone(job_dir: Path) -> None:
     change(job_dir)
-    with locked(job_dir):
+    with RunDir(job_dir).locked():
         assert again.make_ready(plan.expand(ONE_JOB)[0], job_dir) == 0
     assert (job_dir / "config.yaml").exists()
     assert kept(job_dir) == []

@@ -14,11 +14,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from conftest import TINY, Answer, FinishedRun, call_noah
-from noah_lightning.callbacks.epoch_report import EpochReport
+from noah_lightning.callbacks.progress import EpochReport
 from noah_lightning.config.compose import compose_config
+from noah_lightning.config.schema import MixingSettings, OptimizerSettings, ScheduleSettings
 from noah_lightning.models.from_config import build_model
-from noah_lightning.run_dir import read_config, read_results
-from noah_lightning.task import MixingSettings, OptimizerSettings, ScheduleSettings
+from noah_lightning.run_dir import RunDir
 from noah_lightning.task.mixing import BatchMixing
 from noah_lightning.train import make_task, make_trainer
 
@@ -46,7 +46,7 @@ def test_config_is_resolved_and_rebuilds_the_same_configuration(finished_run: Fi
     text = (finished_run.path / "config.yaml").read_text()
     assert "${" not in text
     assert yaml.safe_load(text)["head"]["head_num"] == 4
-    assert read_config(finished_run.path) == compose_config([*TINY, "head=noah"])
+    assert RunDir(finished_run.path).config() == compose_config([*TINY, "head=noah"])
 
 
 def test_log_file_holds_what_the_console_showed(finished_run: FinishedRun) -> None:
@@ -58,7 +58,7 @@ def test_console_tells_epochs_rate_and_time_left(finished_run: FinishedRun) -> N
     out = finished_run.answer.out
     assert re.search(r"epoch 1/2  batch 2/3  \d+ images/s  0:0\d left in the epoch", out)
     assert re.search(r"epoch 2/2  train loss \d\.\d+ top-1 \S+ %  val top-1 .* of 50\).*0:00 left", out)
-    parameters = sum(p.numel() for p in build_model(read_config(finished_run.path)).parameters())
+    parameters = sum(p.numel() for p in build_model(RunDir(finished_run.path).config()).parameters())
     assert f"head noah, {parameters:,} parameters" in out
     assert finished_run.answer.err == ""
 
@@ -73,7 +73,7 @@ def test_metrics_hold_each_epoch(finished_run: FinishedRun) -> None:
 
 
 def test_results_agree_with_log_and_metrics(finished_run: FinishedRun) -> None:
-    results = read_results(finished_run.path)
+    results = RunDir(finished_run.path).results()
     rows = csv.DictReader((finished_run.path / "metrics.csv").open())
     accuracies = [float(row["val/top1"]) for row in rows if row["val/top1"]]
     assert results.top1 == pytest.approx(max(accuracies), abs=1e-4)
@@ -87,7 +87,7 @@ def test_results_agree_with_log_and_metrics(finished_run: FinishedRun) -> None:
 def test_checkpoints_are_plain_containers(finished_run: FinishedRun, name: str) -> None:
     checkpoint = torch.load(finished_run.path / "checkpoints" / f"{name}.ckpt", weights_only=True)
     assert all(key.startswith("model.") for key in checkpoint["state_dict"])
-    build_model(read_config(finished_run.path)).load_state_dict(
+    build_model(RunDir(finished_run.path).config()).load_state_dict(
         {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
     )
 
@@ -97,7 +97,7 @@ def test_best_checkpoint_is_of_the_best_epoch_and_last_of_the_last(finished_run:
         name: torch.load(finished_run.path / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"] + 1
         for name in ("best", "last")
     }
-    assert epoch == {"best": read_results(finished_run.path).best_epoch, "last": 2}
+    assert epoch == {"best": RunDir(finished_run.path).results().best_epoch, "last": 2}
 
 
 def test_same_seed_same_weights_other_seed_others(finished_run: FinishedRun, noah: Noah) -> None:
@@ -141,11 +141,14 @@ def test_default_run_directory_is_named_after_model_and_head(noah: Noah, tmp_pat
         (["experiment=demo", "+foo=1"], ["'foo'"]),
         (["experiment=demo", "+recipe.warmup=1"], ["recipe.warmup"]),
         (["experiment=demo", "+model.args.foo=1"], ["foo", "resnet18"]),
-        (["experiment=demo", "seed=abc"], ["seed='abc'", "whole number"]),
+        (["experiment=demo", "seed=abc"], ["seed='abc'", "an integer"]),
         (["experiment=demo", "trainer.max_epochs=0"], ["trainer.max_epochs=0"]),
-        (["experiment=demo", "trainer.check_val_every_n_epoch=4"], ["check_val_every_n_epoch=4", "from 1 to 3"]),
+        (
+            ["experiment=demo", "trainer.check_val_every_n_epoch=4"],
+            ["check_val_every_n_epoch=4", "max_epochs=3"],
+        ),
         (["experiment=demo", "trainer.devices=0"], ["trainer.devices=0", "at least 1"]),
-        (["experiment=demo", "trainer.devices=null"], ["trainer.devices=None", "at least 1"]),
+        (["experiment=demo", "trainer.devices=null"], ["trainer.devices=null", "at least 1"]),
         (["experiment=demo", "trainer=ddp", "trainer.devices=3"], ["batch_size=64", "3 processes", "63 or 66"]),
         (["experiment=demo", "trainer=ddp", "trainer.devices=2", "trainer.num_nodes=2"], ["num_nodes", "torchrun"]),
         (["experiment=demo", "trainer.num_nodes=2"], ["num_nodes", "torchrun"]),
@@ -173,9 +176,9 @@ def test_default_run_directory_is_named_after_model_and_head(noah: Noah, tmp_pat
         (["head.head_num"], ["head.head_num"]),
         (["experiment=demo", "head=null"], ["head=null", "gap, noah"]),
         (["experiment=demo", "data=3"], ["data=3", "digits"]),
-        (["experiment=demo", "recipe.schedule=null"], ["recipe.schedule=None", "group"]),
+        (["experiment=demo", "recipe.schedule=null"], ["recipe.schedule=null", "group"]),
         (["experiment=demo", "model.args=3"], ["model.args=3", "group"]),
-        (["+foo=1", "model=resnet999"], ["'foo'"]),
+        (["+foo=1", "model=resnet999"], ["'resnet999'"]),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
@@ -195,12 +198,19 @@ def test_the_task_is_what_the_recipe_says() -> None:
     config = compose_config(["recipe=deit", "data.num_classes=12"])
     task = make_task(config, nn.Linear(2, 2), batch=256)
     assert task.optimizer_settings == OptimizerSettings(
-        "adamw", 2.5e-4, 0.05, "matrices", {"eps": 1e-8, "betas": [0.9, 0.999]}, lr_batch=256
+        name="adamw",
+        lr=2.5e-4,
+        weight_decay=0.05,
+        decay="matrices",
+        options={"eps": 1e-8, "betas": [0.9, 0.999]},
+        lr_batch=256,
     )
-    assert task.schedule == ScheduleSettings("cosine", "epoch", 5, 1e-6, 1e-5, lag=1)
+    assert task.schedule == ScheduleSettings(
+        name="cosine", per="epoch", warmup_epochs=5, warmup_lr=1e-6, final_lr=1e-5, lag=1
+    )
     assert task.label_smoothing == 0.1
     assert task.ema.decay == 0.99996
-    expected = BatchMixing(MixingSettings(0.8, 1.0, 0.5), num_classes=12, label_smoothing=0.1)
+    expected = BatchMixing(MixingSettings(mixup=0.8, cutmix=1.0, switch=0.5), num_classes=12, label_smoothing=0.1)
     assert vars(task.mixing._mixup) == vars(expected._mixup)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from noah_lightning.config.schema import RunConfig
 from noah_lightning.models.from_config import build_model
 from noah_lightning.models.official_checkpoints import convert_official
 from noah_lightning.models.rows import row_config
@@ -18,7 +18,7 @@ from official import TRAJECTORIES, filled, trajectory_batch
 CASES = [pytest.param(case, id=f"{case['row']}-{case['head']}") for case in TRAJECTORIES]
 
 
-def start(case: dict[str, Any], kernel: str) -> tuple[DictConfig, nn.Module]:
+def start(case: dict[str, Any], kernel: str) -> tuple[RunConfig, nn.Module]:
     """The row as configured, with the filled official weights and without dropout."""
     chosen = [f"head.kernel={kernel}"] if case["head"] == "noah" else []
     config = row_config(case["row"], case["head"], ["recipe.head_dropout=0", *chosen])
@@ -27,7 +27,7 @@ def start(case: dict[str, Any], kernel: str) -> tuple[DictConfig, nn.Module]:
     return config, model
 
 
-def our_losses(config: DictConfig, model: nn.Module, dtype: torch.dtype) -> list[float]:
+def our_losses(config: RunConfig, model: nn.Module, dtype: torch.dtype) -> list[float]:
     """Six steps of our task and our optimiser at the first epoch's rate."""
     task = make_task(config, model.to(dtype), batch=config.recipe.batch_size).train()
     task.log = lambda *args, **kwargs: None  # type: ignore[method-assign]  # there is no trainer to log to

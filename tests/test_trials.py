@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from conftest import TINY, Answer
 from noah_lightning.errors import ConfigError, UserError
-from noah_lightning.run_dir import Results, read_config, read_results, write_results
+from noah_lightning.run_dir import Results, RunDir
 from noah_lightning.sweep import job as jobs
 from noah_lightning.sweep.plan import expand, split_options
 from noah_lightning.sweep.search import Search
@@ -52,7 +52,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fake], list[DictConfig
             told = fake(config)
             if not isinstance(told, str):
                 run_dir.mkdir()
-                write_results(run_dir, Results(1, 1, 1, round(1000 * told), 0, 100_000, 1.0, 1.0))
+                RunDir(run_dir).write_results(Results(1, 1, 1, round(1000 * told), 0, 100_000, 1.0, 1.0))
             receiver, sender = multiprocessing.Pipe(duplex=False)
             sender.send(told if isinstance(told, str) else "")
             return SimpleNamespace(join=lambda: None), receiver
@@ -121,7 +121,7 @@ def test_a_space_that_is_none_is_one_line(words: list[str], message: str) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["head.hed_num=1,2"], "there is no setting 'head.hed_num'; did you mean"),
+        (["head.hed_num=1,2"], "unknown setting 'head.hed_num'; did you mean"),
         (["seed=0,1", "model.name=test_resnet,rsnet"], "rsnet"),
         (
             ["recipe.batch_size=interval(16,31)", "trainer.accumulate_grad_batches=4"],
@@ -149,7 +149,7 @@ def test_an_interval_is_for_a_search() -> None:
     [
         (["sweep.trials=0"], "sweep.trials=0 must be a whole number of at least 1"),
         (["sweep.trials=1.5"], "sweep.trials='1.5' must be a whole number of at least 1"),
-        (["sweep.trial=3"], "there is no setting 'sweep.trial'; did you mean sweep.trials"),
+        (["sweep.trial=3"], "unknown setting 'sweep.trial'; did you mean sweep.trials"),
         (["sweep.trials=3", "hydra/launcher=slurm"], "leave hydra/launcher=slurm out"),
     ],
 )
@@ -184,7 +184,7 @@ def test_trials_are_what_tpe_asks_for(noah: Noah, pretend: Callable[[Fake], list
         study.sampler = optuna.samplers.TPESampler(seed=number, constant_liar=True)
         trial = study.ask(space)
         assert trial.params == values
-        study.tell(trial, read_results(Path("s", str(number))).top1)
+        study.tell(trial, RunDir(Path("s", str(number))).results().top1)
     best, rate = study.best_trial, study.best_params["recipe.optimizer.lr"]
     assert lines(answer, "best") == [
         f"{best.number}  head.head_num=4 recipe.optimizer.lr={rate:.4g}: {best.value:.2f} %"
@@ -352,8 +352,8 @@ def test_a_killed_search_goes_on_with_what_it_was_at(noah: Noah, tmp_path: Path)
     assert asked("s")[:2] == before
     assert finished(Path("s")) == {"0", "1", "2"}
     for number, values in enumerate(asked("s")):
-        config = read_config(Path("s", str(number)))
+        config = RunDir(Path("s", str(number))).config()
         assert (str(config.head.head_num), config.recipe.optimizer.lr) == tuple(values.values())
-    top1 = [read_results(Path("s", str(number))).top1 for number in range(3)]
+    top1 = [RunDir(Path("s", str(number))).results().top1 for number in range(3)]
     assert lines(answer, "best")[0].startswith(f"{top1.index(max(top1))}  head.head_num=")
     assert not Path("s/.unfinished").exists()

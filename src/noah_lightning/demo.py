@@ -1,24 +1,23 @@
-"""``noah demo``: both heads on the same data with the same seed and budget, a table and a picture."""
+"""Demonstration of both heads (``noah demo``): the same data, seed and budget, a table and a picture."""
 
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
-from noah_lightning import run_dir as runs
-from noah_lightning.analysis.attention_figure import draw_comparison
 from noah_lightning.analysis.tables import Table
-from noah_lightning.callbacks.attention_images import attention_of_guess
-from noah_lightning.config.compose import compose_config, settings
+from noah_lightning.callbacks.attention_images import attention_of_guess, draw_comparison
+from noah_lightning.config.compose import compose_config
+from noah_lightning.config.schema import RunConfig
 from noah_lightning.data import create_data
 from noah_lightning.data.datamodule import LabelledImages
 from noah_lightning.errors import ConfigError
 from noah_lightning.loggers.console import duration, log
 from noah_lightning.models.classifier import Classifier
 from noah_lightning.models.from_config import load_model
+from noah_lightning.run_dir import Results
 from noah_lightning.train import train
 
 HEADS = ("gap", "noah")
@@ -28,11 +27,11 @@ def demo(overrides: Sequence[str] = ()) -> Path:
     """Train ``experiment=demo`` with each head; returns the folder that holds both runs and ``demo.png``.
 
     Raises:
-        UserError: overrides that do not fit.
+        UserError: overrides that cannot work.
         RunFailed, Stopped: as ``train.train``.
     """
     if any(pair.startswith("head=") for pair in overrides):
-        raise ConfigError("noah demo trains both heads; leave head=… out, or use noah train experiment=demo head=…")
+        raise ConfigError("noah demo trains both heads; remove head=…, or use noah train experiment=demo head=…")
     configs = {head: compose_config(["experiment=demo", *overrides, f"head={head}"]) for head in HEADS}
     folder = Path("runs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S}_demo"
     results = {}
@@ -45,7 +44,7 @@ def demo(overrides: Sequence[str] = ()) -> Path:
     return folder
 
 
-def comparison_table(results: dict[str, runs.Results]) -> Table:
+def comparison_table(results: dict[str, Results]) -> Table:
     """One row per head."""
     columns = ["head", "parameters", "val top-1", "correct", "epoch", "time", "images/s"]
     rows = []
@@ -57,8 +56,8 @@ def comparison_table(results: dict[str, runs.Results]) -> Table:
     return Table(columns, rows, left=["head"])
 
 
-def verdict(results: dict[str, runs.Results]) -> str:
-    """Who was right more often on the validation images, and by how much."""
+def verdict(results: dict[str, Results]) -> str:
+    """Which head is right more often on the validation images, and by how much."""
     gap, noah = results["gap"], results["noah"]
     if noah.correct == gap.correct:
         return "Both heads are right equally often."
@@ -66,13 +65,13 @@ def verdict(results: dict[str, runs.Results]) -> str:
     points = abs(noah.top1 - gap.top1)
     return (
         f"{winner} wins by {points:.2f} points ({abs(noah.correct - gap.correct)} images), "
-        f"one seed each; see what another says: noah demo seed=1"
+        f"one seed each; another may say otherwise: noah demo seed=1"
     )
 
 
-def draw_demo(folder: Path, configs: dict[str, DictConfig], count: int = 6) -> Path:
+def draw_demo(folder: Path, configs: dict[str, RunConfig], count: int = 6) -> Path:
     """Draw the first validation images of ``count`` different classes; returns the picture's path."""
-    data = create_data(configs["noah"].data.name, **settings(configs["noah"], "data", "name"))
+    data = create_data(**configs["noah"].data.arguments())
     data.prepare_data()
     data.setup("validate")
     assert data.val_dataset is not None
@@ -90,7 +89,7 @@ def draw_demo(folder: Path, configs: dict[str, DictConfig], count: int = 6) -> P
 
 
 def _one_per_class(dataset: LabelledImages, count: int) -> tuple[Tensor, list[int]]:
-    """The first image of each of the first ``count`` classes met: uint8 (count, 3, H, W), and the labels."""
+    """The first image of each of the first ``count`` classes found: uint8 (count, 3, H, W), and the labels."""
     found: dict[int, Tensor] = {}
     for index in range(len(dataset)):
         image, label = dataset[index]

@@ -4,53 +4,49 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from noah_lightning import run_dir as run_config
-from noah_lightning.config.compose import settings
+from noah_lightning.config.schema import OptimizerSettings, ScheduleSettings
 from noah_lightning.data import create_data
 from noah_lightning.errors import ConfigError
 from noah_lightning.models.compiled import compiled
 from noah_lightning.models.from_config import load_model
-from noah_lightning.task import ClassificationTask, OptimizerSettings, ScheduleSettings
+from noah_lightning.run_dir import RunDir
+from noah_lightning.task import ClassificationTask
 from noah_lightning.task.metrics import Accuracy
 from noah_lightning.tools.convert import converted_config, is_converted, load_converted
 from noah_lightning.train import make_trainer
+
+HERE = ("trainer.devices=1", "trainer.num_nodes=1", "trainer.strategy=auto")  # in this process
 
 
 def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = (), ema: bool = False) -> Accuracy:
     """Accuracy of a run's ``best`` or ``last`` checkpoint, or of a converted model, on the validation set.
 
-    It runs in this process, however many the training had; the counts are the same.
+    It runs in this process, no matter how many the training had; the counts are the same.
 
-    With ``ema`` it is that of the average of the weights, as :func:`load_model` says.
+    With ``ema`` it is that of the average of the weights, as in :func:`load_model`.
     ``overrides`` such as ``data.root=/elsewhere`` change the recorded configuration for this evaluation only. A
     converted model has the configuration of its row, in which they may choose the data too: ``data=imagefolder``.
 
     Raises:
-        UserError: neither a run nor a converted model there, weights that do not fit, missing data.
+        UserError: neither a run nor a converted model, weights that do not fit, missing data.
     """
-    with run_config.missing_told(folder):
-        return _evaluate(folder, checkpoint, overrides, ema)
-
-
-def _evaluate(folder: Path, checkpoint: str, overrides: Sequence[str], ema: bool) -> Accuracy:
     if is_converted(folder):
         if ema or checkpoint != "best":
             raise ConfigError(f"{folder} is a converted model: it has no checkpoints to choose from")
-        config = converted_config(folder, overrides)
+        config = converted_config(folder, [*overrides, *HERE])
         model = load_converted(folder, config)
     else:
-        config = run_config.config_to_use(folder, overrides)
+        config = RunDir(folder).config([*overrides, *HERE])
         model = load_model(folder, config, checkpoint, ema)
-    config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"  # here, in this process
-    data = create_data(config.data.name, **settings(config, "data", "name"))
-    channels_last = config.trainer.get("channels_last", False)  # runs of older versions lack it, as they do compile
+    config = config.replace("trainer", devices=1, num_nodes=1, strategy="auto")  # here, in this process
+    data = create_data(**config.data.arguments())
     task = ClassificationTask(  # nothing is trained
-        model, OptimizerSettings("sgd", lr=0.0), ScheduleSettings(), channels_last=channels_last
+        model, OptimizerSettings(name="sgd", lr=0.0), ScheduleSettings(), channels_last=config.trainer.channels_last
     )
     with tempfile.TemporaryDirectory() as nowhere:  # an evaluation leaves nothing in the run directory
         trainer = make_trainer(config, Path(nowhere), logger=False, enable_checkpointing=False)
         # Compiled where the run was, for what is rounded otherwise may be counted otherwise.
-        with compiled(model, config.trainer.get("compile", False)):
+        with compiled(model, config.trainer.compile):
             trainer.validate(task, datamodule=data, verbose=False)
     assert task.validated is not None
     return task.validated

@@ -1,45 +1,55 @@
-"""The run directory: everything that can be known of a run, in plain files.
+"""Run directories: each file that a run leaves behind, with its only writer and reader.
 
-config.yaml                the resolved configuration
-config-until-step-N.yaml   the one before ``noah resume --force`` changed it, if that was done
-train.log                  what the console showed
+config.yaml                the resolved configuration; paths in it are absolute
+config-until-step-N.yaml   the one before ``noah resume --force`` changed it
+train.log                  the lines of the console
 metrics.csv                losses, accuracies and learning rates
 checkpoints/best.ckpt      the epoch with the highest validation accuracy
-checkpoints/best_ema.ckpt  likewise of the average of the weights, where there is one
-checkpoints/last.ckpt      the latest state; until the run has finished it leads to step-<steps>.ckpt
-predictions.npz            what the best epoch said of every validation image
-nonfinite.json             images of the batch at which a loss was not finite, if one was
+checkpoints/best_ema.ckpt  the same for the average of the weights
+checkpoints/last.ckpt      the latest state; a link to step-<steps>.ckpt until the run has finished
+predictions.npz            what the best epoch predicts for every validation image
+nonfinite.json             images of the batch whose loss was not finite
 results.json               written when training has finished
-mistake.txt                the mistake that a job of a sweep ended in at its first go; resumed, it begins anew
+mistake.txt                the error that ended the first attempt of a sweep's job
 
-Every checkpoint holds the model's weights as ``model.*``, and their average, where there is one, as ``ema.module.*``.
+Every checkpoint holds the model's weights as ``model.*``, and their average as ``ema.module.*``. A run directory may
+be untrusted: nothing in it is executed or fetched, and each kind of damage is one line. Torch is not needed.
 """
 
+import csv
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError
-from yaml import safe_load
+import numpy as np
 
 from noah_lightning.atomic_io import write_whole
-from noah_lightning.config.checks import is_number
-from noah_lightning.config.compose import config_dir, override
-from noah_lightning.config.plain_yaml import flat, pairs, read_yaml
-from noah_lightning.config.processes import batch_per_process
-from noah_lightning.config.settings import check_each
-from noah_lightning.errors import ConfigError, RunFailed, did_you_mean, one_line
+from noah_lightning.config import recorded
+from noah_lightning.config.plain_yaml import flat
+from noah_lightning.config.schema import RunConfig
+from noah_lightning.errors import ConfigError, RunFailed, one_line
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such lock: a second process is not refused there
+    fcntl = None  # type: ignore[assignment]
+
+CONFIG, LOG, METRICS, RESULTS = "config.yaml", "train.log", "metrics.csv", "results.json"
+PREDICTIONS, CHECKPOINTS, NONFINITE = "predictions.npz", "checkpoints", "nonfinite.json"
+SWEEP = "sweep.json"  # in the folder of a sweep
+ASIDE = ".unfinished"  # there too: attempts that were set aside
+DEPTH = 3  # runs/DATE/TIME_sweep/NUMBER lies three below runs
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a finished run came to; accuracies are counts, so that nothing is lost in rounding.
+    """Results of a finished run; accuracies are counts, so that nothing is lost in rounding.
 
     Those that begin with ``ema`` are of the average of the weights, and None without one.
     """
@@ -63,246 +73,275 @@ class Results:
         return 100 * self.correct / self.images
 
 
-def write_config(run_dir: Path, config: DictConfig) -> None:
-    """Claim the run directory by writing its configuration.
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of the best epoch, over the validation images in their order."""
 
-    Raises:
-        ConfigError: the directory holds a run already, or cannot be written.
-    """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with (run_dir / CONFIG).open("x") as file:
-            file.write(OmegaConf.to_yaml(config))
-    except FileExistsError:
-        raise ConfigError(f"{run_dir} holds a run already; give another hydra.run.dir=…") from None
-    except OSError as error:
-        raise ConfigError(f"{run_dir} cannot be written ({one_line(error)}); give another hydra.run.dir=…") from error
+    labels: np.ndarray  # int (images,)
+    guesses: np.ndarray  # int (images,)
+    class_names: list[str]
+
+    @property
+    def right(self) -> np.ndarray:
+        """bool (images,)."""
+        return np.equal(self.labels, self.guesses)
 
 
-def replace_config(run_dir: Path, config: DictConfig, steps: int) -> None:
-    """Let a run have other settings from now on; those it had up to ``steps`` stay beside them.
+@dataclass(frozen=True)
+class RunDir:
+    """The directory of one run; ``settings`` and ``outcome`` are read once, and all else at each call."""
 
-    Raises:
-        ConfigError: the directory cannot be written.
-    """
-    path, text = run_dir / CONFIG, OmegaConf.to_yaml(config)
-    try:
+    path: Path
+
+    def claim(self, config: RunConfig) -> None:
+        """Start a run here by writing its configuration.
+
+        Raises:
+            ConfigError: the directory holds a run already, or cannot be written.
+        """
+        with self._writable():
+            if (self.path / CONFIG).exists():
+                raise ConfigError(f"{self.path} holds a run already; give another hydra.run.dir=…")
+            (self.path / CONFIG).write_text(recorded.as_yaml(config))
+
+    def replace_config(self, config: RunConfig, steps: int) -> None:
+        """Change the settings of the run; a file keeps those up to ``steps``. Raises ConfigError as :meth:`claim`."""
+        path, new = self.path / CONFIG, recorded.as_yaml(config).encode()
         before = path.read_bytes()
-        if before != text.encode():
-            write_whole(run_dir / f"config-until-step-{steps:08}.yaml", lambda file: file.write(before))
-            write_whole(path, lambda file: file.write(text.encode()))
-    except OSError as error:
-        raise ConfigError(f"{run_dir} cannot be written ({one_line(error)}); make it writable") from error
+        with self._writable():
+            if before != new:
+                write_whole(self.path / f"config-until-step-{steps:08}.yaml", lambda file: file.write(before))
+                write_whole(path, lambda file: file.write(new))
 
+    def config(self, overrides: Sequence[str] | None = None) -> RunConfig:
+        """The recorded configuration; to rebuild the run from it, give the ``key=value`` pairs to set, if only ().
 
-def write_results(run_dir: Path, results: Results) -> None:
-    """Say that the run has finished, and how.
+        Raises:
+            ConfigError: there is no run, its file is not ours, the pairs do not fit, or the model to rebuild has to
+                be fetched from elsewhere and they do not name it.
+        """
+        path = self._config_file()
+        return recorded.parse_recorded(path) if overrides is None else recorded.parse_with(path, overrides)
 
-    Raises:
-        RunFailed: the file cannot be written.
-    """
-    text = json.dumps(asdict(results), indent=2) + "\n"
-    try:
-        write_whole(run_dir / RESULTS, lambda file: file.write(text.encode()))
-    except OSError as error:
-        raise RunFailed(
-            f"{run_dir / RESULTS} cannot be written ({one_line(error)}); make room, then noah resume {run_dir}"
-        ) from error
+    def config_to_resume(self, overrides: Sequence[str], force: bool = False) -> RunConfig:
+        """The configuration to resume an unfinished run with; with ``force`` its batch may be divided otherwise.
 
+        Raises:
+            ConfigError: as :meth:`config`, the run has finished, or the settings may not change so.
+        """
+        self.check_unfinished()
+        config = recorded.parse_with(self._config_file(), overrides, split_again=force)
+        self.check_same(config, force)
+        return config
 
-def read_results(run_dir: Path) -> Results:
-    """Results of a finished run.
+    def check_same(self, config: RunConfig, force: bool = False) -> None:
+        """Raise ConfigError for settings other than the run's; with ``force`` its batch may be divided otherwise."""
+        recorded.check_same(self._config_file(), config, force)
 
-    Raises:
-        ConfigError: the run has not finished.
-    """
-    try:
-        results = Results(**json.loads((run_dir / RESULTS).read_text()))
-        for name, value in vars(results).items():
-            if not is_number(value) and value is not None:
-                raise ValueError(f"{name}={value!r} is no number")
-        return results
-    except (OSError, RecursionError, TypeError, ValueError) as error:
-        raise ConfigError(f"{run_dir} holds no finished run: {one_line(error)}") from error
+    def check_unfinished(self) -> None:
+        """Raise ConfigError for a run that has finished: training it again would overwrite its results."""
+        if (self.path / RESULTS).is_file():
+            raise ConfigError(f"{self.path} has finished; noah evaluate {self.path} repeats its validation")
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep the directory for this process. The system releases it when the process ends, however it ends.
 
-CONFIG, LOG, METRICS, RESULTS = "config.yaml", "train.log", "metrics.csv", "results.json"
-PREDICTIONS, CHECKPOINTS = "predictions.npz", "checkpoints"
-NONFINITE = "nonfinite.json"
-SWEEP = "sweep.json"  # in the folder of a sweep
-ASIDE = ".unfinished"  # likewise: attempts that were set aside
-
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps the second one out there
-    fcntl = None  # type: ignore[assignment]
-
-
-@contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Keep the run directory for this process. The system lets go of it when the process ends, however it ends.
-
-    Raises:
-        ConfigError: another process is at it, or the directory cannot be written.
-    """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        handle = os.open(run_dir / LOG, os.O_RDWR | os.O_CREAT, 0o644)  # any file would do
-    except OSError as error:
-        raise ConfigError(f"{run_dir} cannot be written ({one_line(error)}); give another hydra.run.dir=…") from error
-    try:
-        if fcntl:
-            try:
+        Raises:
+            ConfigError: another process trains here, or the directory cannot be written.
+        """
+        with self._writable():
+            handle = os.open(self.path / LOG, os.O_RDWR | os.O_CREAT, 0o644)  # any file would do
+        try:
+            if fcntl:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(f"{run_dir} is in use: another process is training there") from None
-        yield
-    finally:
-        os.close(handle)
+        except BlockingIOError:
+            os.close(handle)
+            raise ConfigError(f"{self.path} is in use: another process is training there") from None
+        try:
+            yield
+        finally:
+            os.close(handle)
 
+    def write_results(self, results: Results) -> None:
+        """Mark the run as finished.
 
-def check_unfinished(run_dir: Path) -> None:
-    """Refuse to go on with a run that has finished: it would begin anew, over its results.
+        Raises:
+            RunFailed: the file cannot be written.
+        """
+        path, text = self.path / RESULTS, json.dumps(asdict(results), indent=2) + "\n"
+        try:
+            write_whole(path, lambda file: file.write(text.encode()))
+        except OSError as error:
+            what = f"{path} cannot be written ({one_line(error)})"
+            raise RunFailed(f"{what}; make room, then noah resume {self.path}") from error
 
-    Raises:
-        ConfigError: it has.
-    """
-    if (run_dir / RESULTS).is_file():
-        raise ConfigError(f"{run_dir} has finished; noah evaluate {run_dir} repeats its validation")
+    def results(self) -> Results:
+        """Results of a finished run; entries of other versions are ignored.
 
+        Raises:
+            ConfigError: the run has not finished, or the file is damaged.
+        """
+        try:
+            entries = json.loads((self.path / RESULTS).read_text())
+            known = {field.name for field in fields(Results)} & entries.keys()
+            results = Results(**{name: entries[name] for name in known})
+            for name, value in vars(results).items():
+                if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
+                    raise ValueError(f"{name}={value!r} is not a number")
+            if not 0 <= results.correct <= results.images > 0:
+                raise ValueError(f"{results.correct} of {results.images} images are not a share")
+            return results
+        except (OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
+            raise ConfigError(f"{self.path} does not hold a finished run: {one_line(error)}") from error
 
-NEEDED = ("model", "head", "data", "recipe", "trainer")
-GROUPS = {"seed", "checkpoint", "logger", *NEEDED}
+    def write_predictions(self, labels: np.ndarray, guesses: np.ndarray, class_names: Sequence[str]) -> None:
+        """Keep the predictions of the best epoch so far; labels and guesses are int32 (images,).
 
+        Raises:
+            OSError: the file cannot be written.
+        """
+        path, names = self.path / PREDICTIONS, np.array(class_names)
+        write_whole(path, lambda f: np.savez_compressed(f, labels=labels, guesses=guesses, class_names=names))
 
-def read_recorded(run_dir: Path) -> dict[str, Any]:
-    """The settings in a run directory, as they stand there.
+    def predictions(self) -> Predictions:
+        """Predictions of a finished run for every validation image.
 
-    Raises:
-        ConfigError: a file that is not ours.
-    """
-    path = run_dir / CONFIG
-    content = read_yaml(path)
-    missing = set(NEEDED) - content.keys()
-    if missing:
-        raise ConfigError(f"{path} is no run's configuration: {', '.join(sorted(missing))} missing")
-    for group in sorted(GROUPS & content.keys() - {"seed"}):
-        if not isinstance(content[group], dict):
-            raise ConfigError(f"{path} is no run's configuration: {group} is no group of settings")
-    for key, value in pairs(content):
-        name = key.rpartition(".")[2]
-        if name.startswith("_"):  # such as Hydra's _target_, which would name what to call
-            raise ConfigError(f"{path} is no run's configuration: there is no setting {key!r}")
-        if not key.isprintable() or (isinstance(value, str) and not value.isprintable()):  # a terminal obeys some
-            raise ConfigError(f"{path} is no run's configuration: {key!r} has control characters")
-        if "${" in key or (isinstance(value, str) and ("${" in value or value == "???")):
-            # Ours are resolved; a stranger's could read the environment.
-            raise ConfigError(f"{path} is no run's configuration: {key} refers to other settings by ${{…}}")
-    return content
+        Raises:
+            ConfigError: there are none, or they are not those that the run's accuracy was counted from.
+        """
+        results, path = self.results(), self.path / PREDICTIONS
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                found = Predictions(
+                    arrays["labels"], arrays["guesses"], [str(name) for name in arrays["class_names"]]
+                )
+            both = np.stack([found.labels, found.guesses])
+            if (
+                both.ndim != 2
+                or both.dtype.kind not in "iu"
+                or both.min() < 0
+                or both.max() >= len(found.class_names)
+            ):
+                raise ValueError("labels and guesses must be numbers of classes")
+        except Exception as error:  # numpy and zipfile raise a handful of unrelated types on damaged files
+            raise ConfigError(f"{path} holds no predictions: {one_line(error)}") from error
+        counted = (int(found.right.sum()), len(found.labels))
+        if counted != (results.correct, results.images):
+            raise ConfigError(f"{path} is not of the epoch in {RESULTS}: {counted[0]} of {counted[1]} right")
+        return found
 
+    def curve(self, column: str) -> dict[int, float]:
+        """A column of metrics.csv by epoch, counted from 1; empty where there is none."""
+        values: dict[int, float] = {}
+        try:
+            with (self.path / METRICS).open(newline="") as file:
+                for row in csv.DictReader(file):
+                    if row.get(column) and row.get("epoch"):
+                        values[int(float(row["epoch"])) + 1] = float(row[column])
+        except (OSError, OverflowError, ValueError, csv.Error):
+            return {}
+        return values
 
-def read_config(run_dir: Path) -> DictConfig:
-    """The configuration a run was started with: known settings, each in its range.
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """The recorded settings by their dotted names (``head.head_num``), of other versions too.
 
-    Raises:
-        ConfigError: no run there, or a file that is not ours.
-    """
-    if not (run_dir / CONFIG).is_file():
-        inside = sorted(str(config.parent) for config in run_dir.glob(f"*/{CONFIG}"))
+        Raises:
+            ConfigError: there is no run, or its file is not ours.
+        """
+        path = self._config_file()
+        settings = dict(flat(recorded.read_recorded(path)))
+        for key, kind in (("seed", int), ("model.name", str), ("head.name", str)):
+            if not isinstance(settings.get(key), kind):
+                told = f"{key}={settings[key]!r} is not one" if key in settings else f"{key} missing"
+                raise ConfigError(f"{path} is not a run's configuration: {told}")
+        return settings
+
+    @property
+    def seed(self) -> int:
+        return int(self.settings["seed"])
+
+    @cached_property
+    def outcome(self) -> Results | None:
+        """The results, or None for a run without any that can be read."""
+        try:
+            return self.results()
+        except ConfigError:
+            return None
+
+    @property
+    def reason(self) -> str:
+        """Why there is no outcome: the last error in the log; without one, how far the log came."""
+        if (self.path / RESULTS).exists():
+            return f"its {RESULTS} cannot be read"
+        try:
+            lines = (self.path / LOG).read_text(errors="replace").splitlines()
+        except OSError:
+            return f"it has no {RESULTS} and no {LOG}"
+        if errors := [line.partition("error: ")[2] for line in lines if " error: " in f" {line}"]:
+            return errors[-1].strip()
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+        return f"no error in its log, it may still be training; last line: {last}"
+
+    def _config_file(self) -> Path:
+        """config.yaml; raises ConfigError where there is none."""
+        if (self.path / CONFIG).is_file():
+            return self.path / CONFIG
+        inside = sorted(str(config.parent) for config in self.path.glob(f"*/{CONFIG}"))
         advice = f"; there are runs inside: {', '.join(inside)}" if inside else ""
-        if (run_dir / SWEEP).is_file():
-            advice += "; a sweep goes on if its command is given again with sweep.resume=true"
-        raise ConfigError(f"{run_dir} is no run directory: it has no {CONFIG}{advice}")
-    content = read_recorded(run_dir)
-    for group, known in (("", GROUPS), ("trainer", _keys("trainer/default")), ("model", _keys("model/timm"))):
-        for key in content[group] if group else content:
-            if key not in known:
-                where = f"{group}.{key}" if group else key
-                raise ConfigError(f"{run_dir / CONFIG}: there is no setting {where!r}{did_you_mean(key, known)}")
-    config = OmegaConf.create(content)
-    OmegaConf.set_struct(config, True)
+        if (self.path / SWEEP).is_file():
+            advice += "; a sweep resumes when its command is given again with sweep.resume=true"
+        raise ConfigError(f"{self.path} is not a run directory: it has no {CONFIG}{advice}")
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        """Make the directory; what cannot be written in it becomes a ConfigError."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            yield
+        except OSError as error:
+            what = f"{self.path} cannot be written ({one_line(error)})"
+            raise ConfigError(f"{what}; give another hydra.run.dir=…") from error
+
+
+def find_runs(folders: Sequence[Path]) -> list[RunDir]:
+    """Every run in ``folders``, each once; a folder is a run directory, or holds runs at most three levels down.
+
+    Raises:
+        ConfigError: there is no folder, one is missing, unreadable or without a run, or a named run has a
+            configuration that is not ours.
+    """
+    found: dict[Path, RunDir] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder} is not a folder")
+        runs = [RunDir(folder)] if (folder / CONFIG).is_file() else list(_inside(folder, DEPTH))
+        if not runs:
+            raise ConfigError(f"{folder} does not hold a run: no {CONFIG} of one in it, nor {DEPTH} levels below")
+        for run in runs:
+            _ = run.settings  # raises where it is not a run
+            found.setdefault(run.path.resolve(), run)
+    return list(found.values())
+
+
+def _inside(folder: Path, depth: int) -> Iterator[RunDir]:
+    """Runs below ``folder``; other programs' folders, and what lies inside a run (a logger's own files), are not."""
+    if depth == 0:
+        return
     try:
-        check_each(config)
-    except ConfigError as error:
-        raise ConfigError(f"{run_dir / CONFIG}: {error}") from None
-    return config
-
-
-def config_to_use(run_dir: Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration to build a run from again, with ``key=value`` pairs set.
-
-    Raises:
-        ConfigError: as :func:`read_config`, pairs that do not fit, or a model that has to be fetched from elsewhere
-            and is not named in ``overrides``.
-    """
-    recorded = read_config(run_dir)
-    config = override(recorded, overrides)
-    check_each(config)
-    name = recorded.model.name
-    if ":" in name and not any(pair.startswith("model.name=") for pair in overrides):
-        raise ConfigError(
-            f"{run_dir / CONFIG} asks for model.name={name}, which is no model of timm's own list but fetched from "
-            f"elsewhere; if you trust it, add model.name={name}"
-        )
-    return config
-
-
-def split_anew(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """``config`` with the recipe's batch shared out among the processes there are now.
-
-    Raises:
-        ConfigError: it cannot be shared out so, or ``overrides`` say how.
-    """
-    if any(pair.startswith("data.batch_size=") for pair in overrides):
-        raise ConfigError("data.batch_size follows from recipe.batch_size and the processes; change these")
-    config = config.copy()
-    config.data.batch_size = batch_per_process(config.recipe.batch_size, config.trainer)
-    return config
-
-
-@contextmanager
-def missing_told(run_dir: Path) -> Iterator[None]:
-    """A setting that the run's configuration lacks becomes a ConfigError that names it."""
-    try:
-        yield
-    except (ConfigAttributeError, ConfigKeyError) as error:
-        raise ConfigError(
-            f"{run_dir / CONFIG}: {error.full_key} is missing: this is the configuration of another version"
-        ) from error
-
-
-@cache
-def _keys(file: str) -> frozenset[str]:
-    """The settings that a file of ``conf`` lists."""
-    return frozenset(safe_load((config_dir() / f"{file}.yaml").read_text())) - {"defaults"}
-
-
-# Settings that may differ from those the run was begun with: where things are, who loads them, what ends the run.
-FREE = ("data.root", "data.num_workers", "data.max_unreadable", "trainer.nonfinite", "logger.mode")
-# How the images of a step are shared out, which may differ by force.
-SPLIT = (
-    "recipe.batch_size",
-    "data.batch_size",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.accumulate_grad_batches",
-)
-
-
-def check_same(run_dir: Path, config: DictConfig, force: bool = False) -> None:
-    """Refuse to go on with settings other than the run's own; with ``force`` the batch may be split otherwise.
-
-    Raises:
-        ConfigError: the settings differ, or there is no run.
-    """
-    free = (*FREE, *SPLIT) if force else FREE
-    begun, now = (dict(flat(OmegaConf.to_container(one))) for one in (read_config(run_dir), config))
-    for key in sorted(begun.keys() | now.keys()):
-        if begun.get(key) != now.get(key) and key not in free:
-            may = "by --force, which says what is not exact then" if key in SPLIT else f"only in {', '.join(FREE)}"
-            raise ConfigError(
-                f"{run_dir} was begun with {key}={begun.get(key)}, not {now.get(key)}; a run goes on with its own "
-                f"settings, others are taken {may}"
-            )
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be read: {one_line(error)}") from error
+    for path in paths:
+        if path.name.startswith(".") or not path.is_dir():
+            continue
+        if (path / CONFIG).is_file():
+            run = RunDir(path)
+            try:
+                _ = run.settings
+            except ConfigError:  # some other program's config.yaml
+                continue
+            yield run
+        else:
+            yield from _inside(path, depth - 1)

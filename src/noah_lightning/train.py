@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +12,19 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
 from torch import nn
 
-from noah_lightning import run_dir as run_files
-from noah_lightning import run_dir as runs
 from noah_lightning.callbacks.attention_images import AttentionPicture
-from noah_lightning.callbacks.batch_split import BatchSplit, KeepPlace, not_exact
-from noah_lightning.callbacks.best_predictions import BestRecord
-from noah_lightning.callbacks.checkpoints import (
-    BestWeights,
-    Checkpoints,
-    WholeFiles,
-    check_split,
-    keep_metrics,
-    keep_only_last,
-    last_saved,
-    remove_later,
-)
-from noah_lightning.callbacks.epoch_report import EpochReport, EpochSpeed
-from noah_lightning.callbacks.progress import progress
-from noah_lightning.config.checks import whole_number
-from noah_lightning.config.compose import settings, typed
+from noah_lightning.callbacks.best import BestRecord, BestWeights
+from noah_lightning.callbacks.checkpoints import BatchSplit, Checkpoints, WholeFiles, keep_only_last, resume_from
+from noah_lightning.callbacks.failures import NonFiniteCheck, failures_in_one_line
+from noah_lightning.callbacks.progress import EpochReport, progress
 from noah_lightning.config.processes import processes_per_node
-from noah_lightning.config.settings import check_settings
+from noah_lightning.config.schema import OptimizerSettings, RunConfig
 from noah_lightning.data import create_data
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.distributed.environment import keep_freed_memory, processes_started, rank
-from noah_lightning.distributed.signals import Stopped, StopRequest
+from noah_lightning.distributed.signals import Stopped, StopRequest, use_our_signal_handlers
 from noah_lightning.errors import ConfigError, RunFailed, UserError, one_line
 from noah_lightning.loggers import console
 from noah_lightning.loggers.factory import close_loggers, make_loggers
@@ -48,30 +32,29 @@ from noah_lightning.loggers.wandb_run import WandbRun
 from noah_lightning.models.compiled import compiled
 from noah_lightning.models.cost import count_parameters
 from noah_lightning.models.from_config import build_model
-from noah_lightning.run_dir import check_same, check_unfinished, locked
-from noah_lightning.task import ClassificationTask, MixingSettings, OptimizerSettings, ScheduleSettings, scaled_to
-from noah_lightning.task.failures import faults_told
+from noah_lightning.run_dir import CHECKPOINTS, CONFIG, LOG, Results, RunDir
+from noah_lightning.task import ClassificationTask, check_options, scaled_to
 from noah_lightning.task.mixing import check_even
 
 log = logging.getLogger("noah_lightning")
 
 
-def train(config: DictConfig, run_dir: Path, resume: bool = False, force: bool = False) -> runs.Results:
+def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = False) -> Results:
     """Train as the resolved configuration says, and leave everything about it in ``run_dir``.
 
     Everything is built before the run directory is claimed, so a mistake leaves nothing behind. With ``resume`` a run
-    that is there already goes on from its last checkpoint, to the bit as if it had not been broken off; with
-    ``force`` also where its batch is split otherwise now, which is not exact.
+    that is there already resumes from its last checkpoint, bit for bit as if it had not been interrupted; with
+    ``force`` also where its batch is divided otherwise now, which restarts its epoch.
 
     Raises:
-        UserError: whatever the user can mend.
-        RunFailed: memory, the disk or a loading process gave out, or a loss was not finite.
+        UserError: anything that the user can fix.
+        RunFailed: memory, the disk or a DataLoader worker failed, or a loss was not finite.
         Stopped: a signal asked for it, and the state is saved.
     """
-    check_settings(config)
+    check_options(config.recipe.optimizer)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     model = build_model(config)  # before the data, which may take long to look through
-    data = create_data(config.data.name, **settings(config, "data", "name"))
+    data = create_data(**config.data.arguments())
     report, stop = EpochReport(), StopRequest()
     loggers = make_loggers(config, run_dir)
     callbacks = make_callbacks(config, run_dir, loggers, report, data, stop)
@@ -83,34 +66,26 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False, force: bool =
         )
     if config.trainer.sync_batchnorm and isinstance(trainer.accelerator, CPUAccelerator):
         raise ConfigError("trainer.sync_batchnorm=true works on GPUs only; leave it false")
-    split = batch_split(config, data)
+    run, split = RunDir(run_dir), batch_split(config, data)
     task = make_task(config, model, split.in_step)
     if rank() == 0:  # the other processes are told by Lightning when the data is there
         _prepare(data, task)
-    saved, results = None, None
+    results = None
     with ExitStack() as until_the_end:
         if rank() == 0:
-            until_the_end.enter_context(locked(run_dir))
-            _claim(run_dir, config, resume, force)
-            until_the_end.enter_context(console.logging_to(run_dir / run_files.LOG))
+            until_the_end.enter_context(run.locked())
+            _claim(run, config, resume, force)
+            until_the_end.enter_context(console.logging_to(run_dir / LOG))
         until_the_end.enter_context(stop.listening())
         until_the_end.callback(lambda: close_loggers(loggers, results))
         try:
             _announce(config, run_dir, task, data)
-            if resume and (saved := last_saved(run_dir)):
-                if not force:
-                    check_split(run_dir, saved, split)
-                if rank() == 0:
-                    log.info("resumed  after %s steps, from %s", f"{saved.steps:,}", saved.path)
-                    keep_metrics(run_dir, loggers, saved)
-                    remove_later(saved.path)
-                    if saved.split != split:
-                        log.warning("forced   %s", not_exact(saved.split, split, shards=config.data.name == "packed"))
+            saved = resume_from(run_dir, loggers, split, force) if resume else None
             if force and rank() == 0:
-                runs.replace_config(run_dir, config, saved.steps if saved else 0)
-            with compiled(task.model, config.trainer.compile), faults_told(config, data, run_dir):
+                run.replace_config(config, saved.steps if saved else 0)
+            with compiled(task.model, config.trainer.compile), failures_in_one_line(config, data, run_dir):
                 trainer.fit(task, datamodule=data, ckpt_path=saved.path if saved else None, weights_only=True)
-            results = _conclude(run_dir, task, report)
+            results = _conclude(run, task, report)
             return results
         except Stopped as stopped:
             log.info("stopped  by %s after %s steps; noah resume %s", stopped, f"{trainer.global_step:,}", run_dir)
@@ -136,16 +111,16 @@ def _prepare(data: ImageDataModule, task: ClassificationTask) -> None:
         check_even(min(data.batch_size, len(data.train_dataset)))  # a set below one batch is one batch
 
 
-def _claim(run_dir: Path, config: DictConfig, resume: bool, force: bool) -> None:
-    """Begin a run, or make sure that it is the one that goes on."""
-    if resume and (run_dir / run_files.CONFIG).exists():
-        check_same(run_dir, config, force)
-        check_unfinished(run_dir)  # by another process, since somebody last looked
+def _claim(run: RunDir, config: RunConfig, resume: bool, force: bool) -> None:
+    """Start a run, or make sure that it is the one that resumes."""
+    if resume and (run.path / CONFIG).exists():
+        run.check_same(config, force)
+        run.check_unfinished()  # another process may have finished it since the last check
     else:
-        runs.write_config(run_dir, config)
+        run.claim(config)
 
 
-def _announce(config: DictConfig, run_dir: Path, task: ClassificationTask, data: ImageDataModule) -> None:
+def _announce(config: RunConfig, run_dir: Path, task: ClassificationTask, data: ImageDataModule) -> None:
     count = count_parameters(task.model)
     log.info("run      %s", run_dir)
     log.info("model    %s, head %s, %s parameters", config.model.name, config.head.name, f"{count:,}")
@@ -153,7 +128,7 @@ def _announce(config: DictConfig, run_dir: Path, task: ClassificationTask, data:
     log.info("rate     %s, %s", _rate(config, task.optimizer_settings), task.optimizer_settings.name)
 
 
-def _rate(config: DictConfig, scaled: OptimizerSettings) -> str:
+def _rate(config: RunConfig, scaled: OptimizerSettings) -> str:
     """``0.1 × 64/256 = 0.025``, or the rate alone where it holds for every batch."""
     if scaled.lr_batch is None:
         return f"{scaled.lr:g}"
@@ -161,10 +136,10 @@ def _rate(config: DictConfig, scaled: OptimizerSettings) -> str:
     return f"{base.lr:g} × {scaled.lr_batch}/{base.lr_batch} = {scaled.lr:g}"
 
 
-def _conclude(run_dir: Path, task: ClassificationTask, report: EpochReport) -> runs.Results:
+def _conclude(run: RunDir, task: ClassificationTask, report: EpochReport) -> Results:
     best, ema = report.best.accuracy, report.best_ema.accuracy
     assert best is not None, "every run validates at least once"
-    results = runs.Results(
+    results = Results(
         parameters=count_parameters(task.model),
         epochs=task.current_epoch,
         best_epoch=report.best.epoch,
@@ -179,30 +154,30 @@ def _conclude(run_dir: Path, task: ClassificationTask, report: EpochReport) -> r
         ema_correct_top5=ema.correct_top5 if ema else None,
     )
     if rank() == 0:
-        runs.write_results(run_dir, results)
-        keep_only_last(run_dir / run_files.CHECKPOINTS)
+        run.write_results(results)
+        keep_only_last(run.path / CHECKPOINTS)
     log.info("best     %s", report.best)
     if ema:
         log.info("best ema %s", report.best_ema)
     return results
 
 
-def make_task(config: DictConfig, model: nn.Module, batch: int) -> ClassificationTask:
+def make_task(config: RunConfig, model: nn.Module, batch: int) -> ClassificationTask:
     """The training task of a recipe, around a model, with the rate for ``batch`` images per optimiser step.
 
     Raises:
         ConfigError: recipe settings out of their range.
     """
-    optimizer = typed(OptimizerSettings, config, "recipe.optimizer")
+    optimizer = config.recipe.optimizer
     if str(config.trainer.precision) in ("16", "16-mixed") and config.trainer.gradient_clip_val:
-        # Lightning has no gradients to clip where a fused optimiser is to unscale them.
-        optimizer = replace(optimizer, options={"fused": False} | dict(optimizer.options))
+        # Lightning has no gradients to clip where a fused optimizer is to unscale them.
+        optimizer = optimizer.model_copy(update={"options": {"fused": False} | optimizer.options})
     return ClassificationTask(
         model,
         scaled_to(optimizer, batch),
-        typed(ScheduleSettings, config, "recipe.schedule"),
+        config.recipe.schedule,
         label_smoothing=config.recipe.label_smoothing,
-        mixing=typed(MixingSettings, config, "recipe.mixing"),
+        mixing=config.recipe.mixing,
         num_classes=config.data.num_classes,
         ema=config.recipe.ema,
         channels_last=config.trainer.channels_last,
@@ -210,38 +185,37 @@ def make_task(config: DictConfig, model: nn.Module, batch: int) -> Classificatio
     )
 
 
-def batch_split(config: DictConfig, data: ImageDataModule) -> BatchSplit:
-    """How the processes of this run share out the images of a step."""
+def batch_split(config: RunConfig, data: ImageDataModule) -> BatchSplit:
+    """How the processes of this run divide the images of a step."""
     return BatchSplit(processes_started(), data.batch_size, config.trainer.accumulate_grad_batches)
 
 
 def make_callbacks(
-    config: DictConfig,
+    config: RunConfig,
     run_dir: Path,
     loggers: Sequence[Logger],
     report: EpochReport,
     data: ImageDataModule,
     stop: StopRequest,
 ) -> list[Callback]:
-    """What goes along with a training: progress, ``report``, the record of the best epoch, checkpoints, loggers.
+    """The trainer's callbacks: checks and progress, ``report``, the best predictions, checkpoints, pictures.
 
     ``stop`` is asked after each step.
 
     Raises:
         ConfigError: settings of the logger out of range.
     """
-    record = BestRecord(run_dir / run_files.PREDICTIONS, data)
     return [
+        NonFiniteCheck(),  # before callbacks that save
         progress(config.trainer.log_every_n_steps),
         report,
-        record,
-        *_checkpoints(run_dir, config, stop),
-        KeepPlace(batch_split(config, data)),
-        *logger_callbacks(config, loggers, report, data),
+        BestRecord(RunDir(run_dir), data),
+        *_checkpoints(run_dir, config, batch_split(config, data), stop),
+        *logger_callbacks(config, loggers, data),
     ]
 
 
-def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trainer:
+def make_trainer(config: RunConfig, run_dir: Path, **arguments: Any) -> pl.Trainer:
     """Lightning's trainer with the settings of ``config.trainer``, in a process that keeps the memory of a step.
 
     Raises:
@@ -250,7 +224,7 @@ def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trai
     keep_freed_memory()
     try:
         trainer = pl.Trainer(
-            **settings(config, "trainer", "devices", "channels_last", "compile", "nonfinite"),
+            **config.trainer.arguments("devices", "channels_last", "compile", "nonfinite"),
             devices=_devices(config),
             use_distributed_sampler=False,  # the data module shares out the images
             default_root_dir=run_dir,
@@ -264,38 +238,29 @@ def make_trainer(config: DictConfig, run_dir: Path, **arguments: Any) -> pl.Trai
             f"; trainer.accelerator={config.trainer.accelerator} finds none here" if "backend" in str(error) else ""
         )
         raise ConfigError(f"trainer: {one_line(error)}{advice}") from error
-    # Lightning's own would talk to the other processes from within a signal's handler; ours sets a flag.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    use_our_signal_handlers(trainer)
     return trainer
 
 
-def _devices(config: DictConfig) -> Any:
+def _devices(config: RunConfig) -> Any:
     """``trainer.devices`` as Lightning takes it; ``auto`` becomes the number of processes that there are."""
-    devices = settings(config, "trainer")["devices"]
+    devices = config.trainer.devices
     return processes_per_node(config.trainer) if devices in ("auto", -1) else devices
 
 
-def _checkpoints(run_dir: Path, config: DictConfig, stop: StopRequest) -> list[Callback]:
+def _checkpoints(run_dir: Path, config: RunConfig, split: BatchSplit, stop: StopRequest) -> list[Callback]:
     """The weights of the best epoch, and the whole state as the run goes."""
     best: list[Callback] = [BestWeights(run_dir, "best", "val/top1")]
     if config.recipe.ema is not None:
         best.append(BestWeights(run_dir, "best_ema", "val/ema_top1"))
     when = config.checkpoint
-    return [*best, Checkpoints(run_dir, when.every_n_steps, when.every_minutes, when.keep, stop)]
+    return [*best, Checkpoints(run_dir, when.every_n_steps, when.every_minutes, when.keep, split, stop)]
 
 
-def logger_callbacks(
-    config: DictConfig, loggers: Sequence[Logger], report: EpochReport, data: ImageDataModule
-) -> list[Callback]:
-    """What feeds the loggers beside the task; to stand behind ``report`` in the trainer's list.
-
-    Raises:
-        ConfigError: ``logger.picture_every_n_epochs`` is no whole number.
-    """
-    callbacks: list[Callback] = [EpochSpeed(report)]
-    every = config.logger.get("picture_every_n_epochs")
-    if every is not None:
-        whole_number("logger.picture_every_n_epochs", every, low=0)
+def logger_callbacks(config: RunConfig, loggers: Sequence[Logger], data: ImageDataModule) -> list[Callback]:
+    """Callbacks that log pictures."""
+    callbacks: list[Callback] = []
+    every = getattr(config.logger, "picture_every_n_epochs", 0)
     if every and config.head.name == "noah":
         callbacks += [AttentionPicture(logger, data, every) for logger in loggers if isinstance(logger, WandbRun)]
     return callbacks

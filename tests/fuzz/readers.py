@@ -9,25 +9,25 @@ from pathlib import Path
 
 import numpy as np
 
-from noah_lightning.analysis.read import Outcome, Run, read_curve, read_predictions, read_run
 from noah_lightning.callbacks.checkpoints import read_checkpoint
 from noah_lightning.data.image import Picture
 from noah_lightning.data.pack_format import FACTS, read_facts, read_index
 from noah_lightning.errors import UserError
 from noah_lightning.models.official_checkpoints import read_official
-from noah_lightning.run_dir import config_to_use
+from noah_lightning.run_dir import Results, RunDir
 
 FOLDER = Path(tempfile.mkdtemp(prefix="noah-fuzz-"))
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
-OUTCOME = Outcome(1, 1, 1, 0, 1, 1.0, 1.0)
+RESULTS = Results(1, 1, 1, 0, 1, 1, 1.0, 1.0)
 
 
 def config(data: bytes) -> None:
     """A run's config.yaml, as evaluate, resume and compare read it."""
     (FOLDER / "config.yaml").write_bytes(data)
-    for read in (config_to_use, read_run):
-        with suppress(UserError):
-            read(FOLDER)
+    with suppress(UserError):
+        RunDir(FOLDER).config(())
+    with suppress(UserError):
+        assert RunDir(FOLDER).settings
 
 
 def checkpoint(data: bytes) -> None:
@@ -62,16 +62,18 @@ def shard(data: bytes) -> None:
 
 def results(data: bytes) -> None:
     """What compare reads of a run beside its configuration."""
-    for name in ("results.json", "metrics.csv", "predictions.npz", "train.log"):
+    run = RunDir(FOLDER)
+    run.write_results(RESULTS)
+    for name in ("metrics.csv", "predictions.npz", "train.log"):
         (FOLDER / name).write_bytes(data)
     with suppress(UserError):
-        read_predictions(Run(FOLDER, {}, OUTCOME))
-    read_curve(Run(FOLDER, {}, None), "val/top1")
-    (FOLDER / "config.yaml").write_text(
-        "{seed: 0, model: {name: a}, head: {name: b}, data: {}, recipe: {}, trainer: {}}"
-    )
-    outcome = read_run(FOLDER).outcome
-    assert outcome is None or np.isfinite(outcome.top1)
+        run.predictions()
+    run.curve("val/top1")
+    (FOLDER / "results.json").write_bytes(data)
+    outcome = run.outcome
+    assert run.reason if outcome is None else np.isfinite(outcome.top1)
+    (FOLDER / "results.json").unlink()
+    assert run.reason
 
 
 READERS: dict[str, Callable[[bytes], None]] = {

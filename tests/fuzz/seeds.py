@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+import yaml
 from PIL import Image
 
 from noah_lightning.config.compose import compose_config
@@ -46,7 +46,7 @@ def seeds() -> dict[str, list[bytes]]:
     small = "{seed: 0, model: {name: resnet18, args: {}}, head: {name: gap}, data: {}, recipe: {}, trainer: {}}"
     said = npz(labels=np.array([0]), guesses=np.array([0]), class_names=np.array(["a"]))
     return {
-        "config": [OmegaConf.to_yaml(compose_config(["experiment=demo"])).encode(), small.encode()],
+        "config": [yaml.safe_dump(compose_config(["experiment=demo"]).model_dump()).encode(), small.encode()],
         "checkpoint": [saved(state), saved(state_dict), saved(state_dict, _use_new_zipfile_serialization=False)],
         "shard": [
             b"\x00" + json.dumps(facts).encode(),

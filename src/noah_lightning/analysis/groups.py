@@ -1,13 +1,16 @@
-"""Runs that differ in nothing but their seed, and what such a group is called."""
+"""Groups of runs that differ only in their seed, and the labels of these groups."""
 
+import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from noah_lightning.analysis.read import Run
+from noah_lightning.run_dir import Results, RunDir
 
-Settings = Mapping[str, Any]
+Settings = Mapping[str, Any]  # dotted names
+
+BASELINE = "gap"  # the head that the others are compared with
 _NAMES = ("model.name", "head.name")  # always in the label
 
 
@@ -16,10 +19,10 @@ class Group:
     """Finished runs by seed, with the settings that they share."""
 
     label: str  # model=… head=… and the settings in which the groups differ
-    short: str  # the same without the model where there is only one
+    short: str  # the same without the model if all groups have the same one
     settings: Settings
-    runs: Mapping[int, Run]  # by seed; of runs with the same seed the last by path
-    repeated: tuple[Run, ...] = ()  # the others
+    runs: Mapping[int, RunDir]  # by seed; of runs with the same seed, the last by path
+    repeated: tuple[RunDir, ...] = ()  # the others
 
     @property
     def model(self) -> str:
@@ -29,30 +32,52 @@ class Group:
     def head(self) -> str:
         return str(self.settings["head.name"])
 
+    @property
+    def outcomes(self) -> dict[int, Results]:
+        """By seed."""
+        return {seed: run.outcome for seed, run in self.runs.items() if run.outcome}
 
-def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Groups of the finished ones among ``runs``, the baselines of each model first."""
-    members: defaultdict[object, list[Run]] = defaultdict(list)
+    @property
+    def top1(self) -> float:
+        """Percent, the mean over the seeds."""
+        return self.mean("top1")
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation of top-1 over the seeds, in points; None for one seed."""
+        return statistics.stdev(o.top1 for o in self.outcomes.values()) if len(self.runs) > 1 else None
+
+    @property
+    def peak_memory(self) -> int | None:
+        """Bytes, the largest of the seeds."""
+        return max((o.peak_memory for o in self.outcomes.values() if o.peak_memory is not None), default=None)
+
+    def mean(self, field: str) -> float:
+        """The mean over the seeds of one of the outcome's fields."""
+        return statistics.fmean(getattr(outcome, field) for outcome in self.outcomes.values())
+
+
+def group_runs(runs: Iterable[RunDir]) -> list[Group]:
+    """The finished ones among ``runs``, grouped; sorted by model, the baseline first."""
+    members: defaultdict[object, list[RunDir]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: str(run.path)):
         if run.outcome is not None:
             members[identity(run.settings)].append(run)
-    all_settings = [shared(group[0].settings) for group in members.values()]
-    labels = make_labels(all_settings)
-    one_model = len({settings["model.name"] for settings in all_settings}) == 1
+    settings = [_shared(found[0].settings) for found in members.values()]
+    one_model = len({shared["model.name"] for shared in settings}) == 1
     groups = []
-    for settings, label, group in zip(all_settings, labels, members.values(), strict=True):
-        by_seed = {run.seed: run for run in group}
-        kept = {by_seed[seed].path for seed in by_seed}
-        repeated = tuple(run for run in group if run.path not in kept)
+    for shared, label, found in zip(settings, make_labels(settings), members.values(), strict=True):
+        by_seed = {run.seed: run for run in found}
+        repeated = tuple(run for run in found if by_seed[run.seed] is not run)
         short = label.partition(" ")[2] if one_model else label
-        groups.append(Group(label, short, settings, dict(sorted(by_seed.items())), repeated))
-    return sorted(groups, key=lambda group: _order(group.label, group.settings))
+        groups.append(Group(label, short, shared, dict(sorted(by_seed.items())), repeated))
+    return sorted(groups, key=_order)
 
 
-def shared(settings: Settings) -> dict[str, Any]:
-    """Without the seed, what follows from it, and where metrics go.
+def _shared(settings: Settings) -> dict[str, Any]:
+    """All settings except the seed, what follows from it, and where metrics go.
 
-    ``model.noah`` goes too: it only proposes what ``head`` holds in the end.
+    ``model.noah`` is left out because it only proposes what ``head`` holds in the end.
     """
     return {
         key: value
@@ -61,55 +86,54 @@ def shared(settings: Settings) -> dict[str, Any]:
     }
 
 
-def identity(settings: Settings, keep: Callable[[str], bool] = lambda key: True) -> frozenset[tuple[str, str]]:
-    """Equal for runs that share all settings but the seed, or those whose name ``keep`` approves."""
-    return frozenset((key, _plain(value)) for key, value in shared(settings).items() if keep(key))
+def identity(settings: Settings, keep: Callable[[str], bool] = lambda key: True) -> frozenset[tuple[str, Hashable]]:
+    """Equal for runs that share all settings but the seed, or all those for which ``keep(name)`` is true."""
+    return frozenset((key, _comparable(value)) for key, value in _shared(settings).items() if keep(key))
 
 
 def make_labels(groups: Sequence[Settings]) -> list[str]:
     """One label each, all different: model, head, and the settings in which the groups differ."""
-    varying = _varying(groups)
-    keys = {i: [key for key in varying if key in settings] for i, settings in enumerate(groups)}
-    written = [_write(settings, keys[i], varying) for i, settings in enumerate(groups)]
-    for label, count in Counter(written).items():
-        if count > 1:  # they differ in having a setting at all
-            same = [i for i, other in enumerate(written) if other == label]
-            apart = _differing([groups[i] for i in same], absent_counts=True)
+    keys = _varying(groups)
+    labels = [_write(settings, keys) for settings in groups]
+    for label, count in Counter(labels).items():
+        if count > 1:  # they differ only in having a setting at all
+            same = [i for i, other in enumerate(labels) if other == label]
+            more = _differing([groups[i] for i in same], absent_counts=True)
             for i in same:
-                more = varying + [key for key in apart if key not in varying]
-                written[i] = _write(groups[i], [key for key in more if key in groups[i]], more)
-    return written
+                labels[i] = _write(groups[i], [*keys, *(key for key in more if key not in keys)])
+    return labels
 
 
 def _varying(groups: Sequence[Settings]) -> list[str]:
-    """Settings that differ between groups of one model, or for those of the head, between groups of one head.
+    """Settings that differ between groups of one model or, for those of the head, between groups of one head.
 
-    Another model brings its own recipe, and another head its own settings; the name says as much.
+    Each model has its own recipe and each head its own settings, so across models and heads the name is enough.
     """
-    keys: dict[str, None] = {}
-    for name, of_head in (("model.name", False), ("head.name", True)):
+    keys = {key for key in _differing(groups) if key == "data.name"}
+    for name in _NAMES:
         for value in {settings[name] for settings in groups}:
-            alike = [settings for settings in groups if settings[name] == value]
-            keys |= dict.fromkeys(key for key in _differing(alike) if key.startswith("head.") == of_head)
-    keys |= dict.fromkeys(key for key in _differing(groups) if key == "data.name")
-    return sorted((key for key in keys if key not in _NAMES), key=lambda key: (not key.startswith("head."), key))
+            alike = _differing([settings for settings in groups if settings[name] == value])
+            keys |= {key for key in alike if key.startswith("head.") == (name == "head.name")}
+    return sorted(keys - set(_NAMES), key=lambda key: (not key.startswith("head."), key))
 
 
 def _differing(groups: Sequence[Settings], absent_counts: bool = False) -> list[str]:
-    values: defaultdict[str, list[str]] = defaultdict(list)
+    values: defaultdict[str, list[Hashable]] = defaultdict(list)
     for settings in groups:
         for key, value in settings.items():
-            values[key].append(_plain(value))
+            values[key].append(_comparable(value))
     return [
         key for key, found in values.items() if len(set(found)) > 1 or (absent_counts and len(found) < len(groups))
     ]
 
 
-def _write(settings: Settings, keys: Iterable[str], all_keys: Sequence[str]) -> str:
-    used = Counter(_last(key) for key in (*_NAMES, *all_keys))
-    words = [f"{_last(key)}={show(settings[key])}" for key in _NAMES]
-    words += [f"{_last(key) if used[_last(key)] == 1 else key}={show(settings[key])}" for key in keys]
-    return " ".join(words)
+def _write(settings: Settings, keys: Sequence[str]) -> str:
+    """``head_num=4``, or ``head.head_num=4`` if another of the keys ends in the same word."""
+    used = Counter(map(_last, (*_NAMES, *keys)))
+    present = [*_NAMES, *(key for key in keys if key in settings)]
+    return " ".join(
+        f"{_last(key) if key in _NAMES or used[_last(key)] == 1 else key}={_show(settings[key])}" for key in present
+    )
 
 
 def _last(key: str) -> str:
@@ -117,10 +141,9 @@ def _last(key: str) -> str:
     return key.removesuffix(".name").rpartition(".")[2]
 
 
-def show(value: Any) -> str:
-    """A setting's value in few letters."""
+def _show(value: Any) -> str:
     if isinstance(value, list):
-        return f"[{','.join(show(item) for item in value)}]"
+        return f"[{','.join(map(_show, value))}]"
     if isinstance(value, float):
         short = f"{value:g}"
         return short if float(short) == value else repr(value)
@@ -129,17 +152,17 @@ def show(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else " ".join(str(value).split())
 
 
-def _plain(value: Any) -> str:
-    """For comparison: 1 and 1.0 are one value, 1 and true are not."""
+def _comparable(value: Any) -> Hashable:
+    """1 and 1.0 are equal, 1 and true are not, and NaN equals itself."""
     if isinstance(value, list):
-        return f"[{','.join(_plain(item) for item in value)}]"
-    return repr(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else repr(value)
+        return tuple(map(_comparable, value))
+    return value if isinstance(value, int | float) and type(value) is not bool and value == value else repr(value)
 
 
-def _order(label: str, settings: Settings) -> tuple[object, ...]:
+def _order(group: Group) -> tuple[object, ...]:
     """By model, the baseline first, then word by word with numbers by size."""
-    words = [word.partition("=") for word in label.split()]
-    return str(settings["model.name"]), settings["head.name"] != "gap", [_word_order(w[0], w[2]) for w in words]
+    words = [word.partition("=") for word in group.label.split()]
+    return group.model, group.head != BASELINE, [_word_order(key, value) for key, _, value in words]
 
 
 def _word_order(key: str, value: str) -> tuple[str, bool, float, str]:

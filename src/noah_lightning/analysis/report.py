@@ -1,20 +1,28 @@
-"""A comparison as tables and sentences: for a terminal, Markdown, LaTeX and spreadsheets."""
+"""Reports of a comparison: for a terminal, as Markdown, LaTeX, CSV, and as one HTML page."""
 
 from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from shlex import quote
 
 from rich import get_console
 
-from noah_lightning.analysis.statistics import BASELINE, LEVEL, Comparison, Entry
+from noah_lightning.analysis.groups import BASELINE, Group
+from noah_lightning.analysis.statistics import LEVEL, RESAMPLES, Comparison, Entry, most_helped, most_hurt
 from noah_lightning.analysis.tables import Table
+from noah_lightning.errors import ConfigError, one_line
 from noah_lightning.loggers.console import duration
+from noah_lightning.run_dir import CONFIG
+
+NONE = "–"  # in a cell
+FEW = 3  # up to so many differences are all reported; of more, only the highest
 
 
 def signed(points: float) -> str:
-    """``+0.55``, ``−0.30``; what rounds to nothing has no sign."""
+    """``+0.55``, ``−0.30``; what rounds to zero has no sign."""
     text = f"{abs(points):.2f}"
-    if float(text) == 0:
-        return text
-    return f"{'−' if points < 0 else '+'}{text}"
+    sign = "" if float(text) == 0 else "−" if points < 0 else "+"
+    return sign + text
 
 
 def p_value(p: float) -> str:
@@ -27,43 +35,56 @@ def count(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-DASH = "–"  # there is none
+def printable(text: str) -> str:
+    """``text`` with control characters escaped: a terminal obeys some, and logs and paths may be untrusted."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def main_table(comparison: Comparison) -> Table:
-    """One row per group, rounded; the memory column is there where a GPU was."""
-    memory = any(entry.peak_memory is not None for entry in comparison.entries)
+    """One row per group, rounded; there is a memory column if a run used a GPU."""
+    memory = any(entry.group.peak_memory is not None for entry in comparison.entries)
     columns = ["group", "seeds", "top-1 %", "difference", f"{LEVEL} % interval", "McNemar"]
     columns += ["parameters", "images/s", *(["GPU memory"] if memory else []), "time", "best epoch"]
     rows = []
     for entry in comparison.entries:
-        cells = [entry.group.label, str(len(entry.outcomes)), _top1(entry), *_against_baseline(entry)]
-        cells += [f"{entry.outcomes[0].parameters:,}", f"{entry.mean('images_per_second'):,.0f}"]
-        cells += [_memory(entry.peak_memory)] if memory else []
-        rows.append([*cells, duration(entry.mean("train_seconds")), _epochs(entry)])
+        group, outcomes = entry.group, list(entry.group.outcomes.values())
+        spread = "" if group.deviation is None else f" ± {group.deviation:.2f}"
+        cells = [group.label, str(len(outcomes)), f"{group.top1:.2f}{spread}", *_against_baseline(entry)]
+        cells += [f"{outcomes[0].parameters:,}", f"{group.mean('images_per_second'):,.0f}"]
+        cells += [NONE if group.peak_memory is None else f"{group.peak_memory / 2**30:.2f} GiB"] if memory else []
+        best = ", ".join(str(outcome.best_epoch) for outcome in outcomes)
+        last = ", ".join(map(str, sorted({outcome.epochs for outcome in outcomes})))
+        rows.append([*cells, duration(group.mean("train_seconds")), f"{best} of {last}"])
     return Table(columns, rows, left=["group"])
+
+
+def _against_baseline(entry: Entry) -> list[str]:
+    """Difference, interval, p."""
+    if entry.difference is None:
+        return [NONE] * 3
+    if entry.paired is None:
+        return [signed(entry.difference), "not tested", NONE]
+    interval = f"{signed(entry.paired.low)} to {signed(entry.paired.high)}"
+    return [signed(entry.difference), interval, p_value(entry.paired.p)]
 
 
 def full_table(comparison: Comparison) -> Table:
     """Every number in full precision, empty where there is none; lists are separated by spaces."""
-    columns: list[str] = []
-    rows = []
-    for entry in comparison.entries:
-        facts = _facts(entry)
-        columns = list(facts)
-        rows.append(["" if value is None else str(value) for value in facts.values()])
-    return Table(columns or ["group"], rows, left=["group"])
+    facts = [_facts(entry) for entry in comparison.entries]
+    rows = [["" if value is None else printable(str(value)) for value in row.values()] for row in facts]
+    return Table(list(facts[0]) if facts else ["group"], rows, left=["group"])
 
 
 def _facts(entry: Entry) -> dict[str, object]:
-    paired, outcomes = entry.paired, entry.outcomes
+    group, paired = entry.group, entry.paired
+    outcomes = list(group.outcomes.values())
     return {
-        "group": entry.group.label,
-        "model": entry.group.model,
-        "head": entry.group.head,
-        "seeds": _spaced(entry.group.runs),
-        "top1_mean": entry.top1,
-        "top1_std": entry.deviation,
+        "group": group.label,
+        "model": group.model,
+        "head": group.head,
+        "seeds": _spaced(group.runs),
+        "top1_mean": group.top1,
+        "top1_std": group.deviation,
         "correct": _spaced(o.correct for o in outcomes),
         "images": _spaced(o.images for o in outcomes),
         "baseline": entry.baseline.label if entry.baseline else None,
@@ -76,12 +97,12 @@ def _facts(entry: Entry) -> dict[str, object]:
         "only_baseline_right": paired.worse if paired else None,
         "untested": entry.untested,
         "parameters": outcomes[0].parameters,
-        "images_per_second": entry.mean("images_per_second"),
-        "peak_memory_bytes": entry.peak_memory,
-        "train_seconds": entry.mean("train_seconds"),
+        "images_per_second": group.mean("images_per_second"),
+        "peak_memory_bytes": group.peak_memory,
+        "train_seconds": group.mean("train_seconds"),
         "best_epochs": _spaced(o.best_epoch for o in outcomes),
         "last_epochs": _spaced(o.epochs for o in outcomes),
-        "folders": " ".join(str(run.path) for run in entry.group.runs.values()),
+        "folders": _spaced(run.path for run in group.runs.values()),
     }
 
 
@@ -89,62 +110,31 @@ def _spaced(values: Iterable[object]) -> str:
     return " ".join(map(str, values))
 
 
-def _top1(entry: Entry) -> str:
-    spread = "" if entry.deviation is None else f" ± {entry.deviation:.2f}"
-    return f"{entry.top1:.2f}{spread}"
-
-
-def _against_baseline(entry: Entry) -> list[str]:
-    """Difference, interval, p."""
-    if entry.difference is None:
-        return [DASH] * 3
-    if entry.paired is None:
-        return [signed(entry.difference), "not tested", DASH]
-    interval = f"{signed(entry.paired.low)} to {signed(entry.paired.high)}"
-    return [signed(entry.difference), interval, p_value(entry.paired.p)]
-
-
-def _memory(peak: int | None) -> str:
-    return DASH if peak is None else f"{peak / 2**30:.2f} GiB"
-
-
-def _epochs(entry: Entry) -> str:
-    """``3 of 10``, or ``3, 9 of 10`` for two seeds."""
-    best = ", ".join(str(outcome.best_epoch) for outcome in entry.outcomes)
-    last = ", ".join(str(epochs) for epochs in sorted({outcome.epochs for outcome in entry.outcomes}))
-    return f"{best} of {last}"
-
-
-FEW = 3  # so many differences are all told; of more, the highest
-
-
 def summary(comparison: Comparison) -> list[str]:
-    """What the comparison came to, one sentence each."""
+    """The result in words, one sentence each."""
     entries = comparison.entries
     if not entries:
         return [f"No run has finished; {count(len(comparison.unfinished), 'run')} without results."]
     measured = [entry for entry in entries if entry.difference is not None]
     if not measured:
-        alone = [f"{entry.group.short}: {_accuracy(entry)}." for entry in entries[:FEW]]
-        return [*alone, f"No difference is measured: {_no_baseline(comparison)}."]
+        if all(entry.group.head == BASELINE for entry in entries):
+            reason = f"every finished run has head={BASELINE}, the baseline"
+        else:
+            reason = f"there is no finished run with head={BASELINE} and the same model, data and recipe"
+        return [*(_accuracy(entry.group) for entry in entries[:FEW]), f"There is nothing to compare with: {reason}."]
     if len(measured) <= FEW:
         return [_difference(entry) for entry in measured]
     best = max(measured, key=lambda entry: entry.difference or 0)
     return [
         _difference(best),
-        f"That is the highest of {len(measured)} groups; choosing the highest by the images it is measured with "
-        "flatters it, and p values are not corrected for their number.",
+        f"That is the highest of {len(measured)} groups; choosing the highest on the images it is measured with "
+        "flatters it, and p values are not corrected for the number of groups.",
     ]
 
 
-def _accuracy(entry: Entry) -> str:
-    return f"{entry.top1:.2f} % of {entry.outcomes[0].images:,} images ({count(len(entry.outcomes), 'seed')})"
-
-
-def _no_baseline(comparison: Comparison) -> str:
-    if all(entry.group.head == BASELINE for entry in comparison.entries):
-        return f"every finished run has head={BASELINE}, the baseline"
-    return f"there is no finished run with head={BASELINE} and the same model, data and recipe"
+def _accuracy(group: Group) -> str:
+    outcomes = list(group.outcomes.values())
+    return f"{group.short}: {group.top1:.2f} % of {outcomes[0].images:,} images ({count(len(outcomes), 'seed')})."
 
 
 def _difference(entry: Entry) -> str:
@@ -152,33 +142,48 @@ def _difference(entry: Entry) -> str:
     assert entry.baseline is not None
     points, paired = entry.difference, entry.paired
     if points == 0:
-        stands = f"level with {entry.baseline.short}"
+        position = f"level with {entry.baseline.short}"
     else:
         over = f"{signed(points)} points over" if points > 0 else f"{abs(points):.2f} points below"
-        stands = f"{over} {entry.baseline.short}"
+        position = f"{over} {entry.baseline.short}"
     if paired is None:
-        return f"{entry.group.short} is {stands}, not tested: {entry.untested}."
+        return f"{entry.group.short} is {position}, not tested: {printable(entry.untested)}."
     facts = (
         f"{LEVEL} % interval {signed(paired.low)} to {signed(paired.high)}, McNemar {p_value(paired.p)}, "
         f"{paired.images:,} images × {count(paired.seeds, 'seed')}"
     )
-    return f"{entry.group.short} is {stands} ({facts}): {_verdict(entry)}."
+    if not paired.significant:
+        verdict = "not significant"
+    elif paired.seeds == 1:
+        verdict = "significant on these images, but with one seed each another training run may say otherwise"
+    elif not paired.one_sign:
+        verdict = "significant on these images, but the seeds disagree in the sign"
+    else:
+        verdict = "significant on these images, with the same sign for every seed"
+    return f"{entry.group.short} is {position} ({facts}): {verdict}."
 
 
-def _verdict(entry: Entry) -> str:
-    paired = entry.paired
-    assert paired is not None
-    if not paired.beyond_chance:
-        return "not settled"
-    if paired.seeds == 1:
-        return "more than chance on these images, but with one seed each another training may say otherwise"
-    if not paired.one_sign:
-        return "more than chance on these images, but the seeds do not agree in the sign"
-    return "more than chance on these images, with the same sign for every seed"
+def remarks(comparison: Comparison) -> list[str]:
+    """What the table cannot say: tests that were not made, runs that were ignored, runs that did not finish."""
+    entries = comparison.entries
+    untested = [f"{entry.group.label}: not tested, {entry.untested}" for entry in entries if entry.untested]
+    partial = [
+        f"{entry.group.label}: difference and test are of {'seed' if len(entry.seeds) == 1 else 'seeds'} "
+        f"{', '.join(map(str, entry.seeds))}, which its baseline {entry.baseline.label} has too"
+        for entry in entries
+        if entry.baseline and entry.seeds and set(entry.seeds) != set(entry.group.runs) | set(entry.baseline.runs)
+    ]
+    repeated = [
+        f"{run.path}: ignored, {entry.group.runs[run.seed].path} has the same settings and seed"
+        for entry in entries
+        for run in entry.group.repeated
+    ]
+    unfinished = [f"{run.path}: not finished; {run.reason}" for run in comparison.unfinished]
+    return list(map(printable, [*untested, *partial, *repeated, *unfinished]))
 
 
 def show(comparison: Comparison) -> None:
-    """Print the table, the summary and what did not go as it should."""
+    """Print the table, the summary and the remarks."""
     if comparison.entries:
         main_table(comparison).show()
     for line in (*summary(comparison), *remarks(comparison)):
@@ -187,40 +192,69 @@ def show(comparison: Comparison) -> None:
 
 def markdown(comparison: Comparison) -> str:
     """Summary, table and remarks."""
-    table = main_table(comparison)
-    escaped = Table(table.columns, [[cell.replace("|", r"\|") for cell in row] for row in table.rows], table.left)
-    parts = [" ".join(summary(comparison)), escaped.markdown() if comparison.entries else ""]
-    parts.append("\n".join(f"* {remark}" for remark in remarks(comparison)))
-    return "\n\n".join(part for part in parts if part)
+    table = main_table(comparison).markdown() if comparison.entries else ""
+    listed = "\n".join(f"* {remark}" for remark in remarks(comparison))
+    return "\n\n".join(part for part in (" ".join(summary(comparison)), table, listed) if part)
 
 
 def latex(comparison: Comparison) -> str:
-    """A ``tabular`` of the main table; the summary stands above it as a comment."""
+    """A ``tabular`` of the main table, with the summary above it as a comment."""
     return "\n".join([*(f"% {line}" for line in summary(comparison)), main_table(comparison).latex()])
 
 
 def csv(comparison: Comparison) -> str:
-    """Every number in full precision, a line per group."""
+    """Every number in full precision, one line per group."""
     return full_table(comparison).csv()
 
 
-def remarks(comparison: Comparison) -> list[str]:
-    """What the table cannot say: tests not made, runs set aside, runs that did not finish."""
-    untested = [f"{e.group.label}: no test, {e.untested}" for e in comparison.entries if e.untested]
-    partial = [
-        f"{e.group.label}: difference and test are of {'seed' if len(e.seeds) == 1 else 'seeds'} "
-        f"{', '.join(map(str, e.seeds))}, which its baseline {e.baseline.label} has too"
-        for e in comparison.entries
-        if e.baseline and e.seeds and set(e.seeds) != set(e.group.runs) | set(e.baseline.runs)
-    ]
-    repeated = [
-        f"{run.path}: set aside, {e.group.runs[run.seed].path} has the same settings and seed"
-        for e in comparison.entries
-        for run in e.group.repeated
-    ]
-    return [
-        *untested,
-        *partial,
-        *repeated,
-        *(f"{run.path}: not finished; {run.reason}" for run in comparison.unfinished),
-    ]
+def html(comparison: Comparison) -> str:
+    """A page that needs no other file: summary, tables, figures, remarks, configurations."""
+    from jinja2 import Environment, StrictUndefined
+
+    from noah_lightning.analysis.figures import draw_figures  # matplotlib takes half a second to import
+
+    entries = comparison.entries
+    heat_maps, curves = draw_figures(entries)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string((files("noah_lightning.analysis") / "page.html").read_text(encoding="utf-8"))
+    return page.render(
+        title=f"Comparison of {count(len(entries), 'group')}",
+        summary=summary(comparison),
+        main_table=main_table(comparison) if entries else None,
+        resamples=f"{RESAMPLES:,}",
+        level=LEVEL,
+        heat_maps=heat_maps,
+        curves=curves,
+        classes=[_class_tables(entry) for entry in entries if entry.gains],
+        remarks=remarks(comparison),
+        groups=[_commands_and_configuration(entry.group) for entry in entries],
+    )
+
+
+def _class_tables(entry: Entry) -> tuple[str, list[Table]]:
+    """A heading, and the classes with the largest gains and losses."""
+    assert entry.baseline is not None
+    tables = []
+    for title, gains in (("helped most", most_helped(entry.gains)), ("hurt most", most_hurt(entry.gains))):
+        rows = [[g.name, f"{g.images:,}", f"{g.baseline:,}", f"{g.correct:,}", signed(g.points)] for g in gains]
+        tables.append(Table([title, "images", "baseline right", "right", "points"], rows, left=[title]))
+    return f"{entry.group.short} against {entry.baseline.short}", tables
+
+
+def _commands_and_configuration(group: Group) -> tuple[str, list[str], Path, str]:
+    """The label, a command for each run, and the first run's configuration: path and text."""
+    commands = [f"noah evaluate {quote(str(run.path))}" for run in group.runs.values()]
+    path = next(iter(group.runs.values())).path / CONFIG
+    return group.label, commands, path, path.read_text(encoding="utf-8")
+
+
+def write_html(comparison: Comparison, path: Path) -> None:
+    """Write the page to ``path``; an older file there is replaced.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        path.write_text(html(comparison), encoding="utf-8", errors="backslashreplace")  # some paths are not UTF-8
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {one_line(error)}") from error

@@ -1,6 +1,5 @@
-"""A group of runs against its baseline: means, differences, paired tests, classes."""
+"""Paired comparison of groups of runs with their baselines: differences, tests, gains by class."""
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,67 +7,63 @@ from pathlib import Path
 
 import numpy as np
 
-from noah_lightning.analysis.groups import Group, group_runs, identity
-from noah_lightning.analysis.read import Outcome, Predictions, Run, find_runs, read_predictions
+from noah_lightning.analysis.groups import BASELINE, Group, group_runs, identity
 from noah_lightning.errors import ConfigError
+from noah_lightning.run_dir import Predictions, RunDir, find_runs
 
 RESAMPLES, LEVEL = 2000, 95  # LEVEL in percent
+SHOWN = 10  # classes that gain most, and that lose most
 
 
 @dataclass(frozen=True)
 class Paired:
-    """A group against its baseline, image by image; the interval is in points of top-1."""
+    """Test of a group against its baseline, image by image; the interval is in points of top-1."""
 
-    better: int  # pairs (image, seed) that only the group had right
-    worse: int  # that only the baseline had right
+    better: int  # pairs (image, seed) that only the group has right
+    worse: int  # that only the baseline has right
     images: int  # of one seed
     seeds: int
     low: float
     high: float
     p: float  # McNemar, exact, two-sided
-    one_sign: bool  # no seed says the opposite of another
+    one_sign: bool  # no two seeds have differences of opposite sign
 
     @property
-    def beyond_chance(self) -> bool:
-        """Both say so: the interval leaves out 0, and p is below 5 %."""
+    def significant(self) -> bool:
+        """The interval excludes 0, and p is below 5 %."""
         return not self.low <= 0 <= self.high and self.p < 1 - LEVEL / 100
 
 
 def compare_paired(group: Sequence[np.ndarray], baseline: Sequence[np.ndarray], same_images: bool) -> Paired:
-    """From what was right, bool (images,) per seed, in the same order of seeds and images.
+    """Test which images are right, bool (images,) per seed, in the same order of seeds and images.
 
-    ``same_images``: every seed was validated with the same images, so that an image is resampled with what all the
-    seeds made of it; otherwise each seed's images are resampled by themselves.
+    Args:
+        group: one array per seed.
+        baseline: of the same seeds.
+        same_images: every seed was validated with the same images; an image is then resampled together with all its
+            seeds. Otherwise each seed's images are resampled separately.
     """
     differences = [g.astype(int) - b.astype(int) for g, b in zip(group, baseline, strict=True)]  # -1, 0, 1
-    better = sum(int((d > 0).sum()) for d in differences)
-    worse = sum(int((d < 0).sum()) for d in differences)
+    better, worse = (sum(int((d == sign).sum()) for d in differences) for sign in (1, -1))
     low, high = bootstrap([np.mean(differences, axis=0)] if same_images else differences)
     signs = {int(np.sign(d.sum())) for d in differences}
+    p = mcnemar(better, worse)
     return Paired(
-        better,
-        worse,
-        len(differences[0]),
-        len(differences),
-        100 * low,
-        100 * high,
-        mcnemar(better, worse),
-        len(signs) == 1,
+        better, worse, len(differences[0]), len(differences), 100 * low, 100 * high, p, one_sign=len(signs) == 1
     )
 
 
 def mcnemar(better: int, worse: int) -> float:
-    """Exact two-sided probability of a split at least as uneven, if either way were equally likely."""
-    n, k = better + worse, min(better, worse)
-    log_terms = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)]
-    tail = math.fsum(math.exp(term - n * math.log(2)) for term in log_terms)
-    return min(1.0, 2 * tail)
+    """McNemar's exact test: the two-sided p value of a binomial test with probability 1/2."""
+    from scipy.special import bdtr  # scipy.stats.binomtest is the same, and takes half a second longer to import
+
+    return min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5)))
 
 
 def bootstrap(sets: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
     """Percentile interval of the mean over sets of their means, each set's values being drawn with replacement.
 
-    There are few different values, so their counts are drawn instead of the values: the same thing, only faster.
+    The values are few different ones, so their counts are drawn instead: the same distribution, only faster.
     """
     random = np.random.default_rng(seed)
     means = np.zeros(resamples)
@@ -81,17 +76,14 @@ def bootstrap(sets: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int 
     return float(low), float(high)
 
 
-SHOWN = 10
-
-
 @dataclass(frozen=True)
 class ClassGain:
-    """One class; all counts are summed over the seeds."""
+    """One class; all counts are sums over the seeds."""
 
     name: str
     images: int
     correct: int
-    baseline: int  # right by the baseline
+    baseline: int  # correct by the baseline
 
     @property
     def points(self) -> float:
@@ -100,17 +92,12 @@ class ClassGain:
 
 
 def class_gains(group: Sequence[Predictions], baseline: Sequence[Predictions]) -> list[ClassGain]:
-    """Every class that has images, the most helped first; the predictions are paired by seed."""
-    names = group[0].class_names
-    labels = np.concatenate([said.labels for said in group])
-    size = max(len(names), int(labels.max()) + 1)
-    right, before = (np.concatenate([said.right for said in side]) for side in (group, baseline))
-    counts = (np.bincount(labels[chosen], minlength=size) for chosen in (slice(None), right, before))
-    gains = [
-        ClassGain(names[k] if k < len(names) else str(k), int(n), int(correct), int(base))
-        for k, (n, correct, base) in enumerate(zip(*counts, strict=True))
-        if n
-    ]
+    """Every class that has images, the largest gain first; the predictions are paired by seed."""
+    names = max((predictions.class_names for predictions in group), key=len)
+    labels = np.concatenate([predictions.labels for predictions in group])
+    right, before = (np.concatenate([predictions.right for predictions in side]) for side in (group, baseline))
+    counts = [np.bincount(labels[chosen], minlength=len(names)) for chosen in (slice(None), right, before)]
+    gains = [ClassGain(name, *map(int, row)) for name, *row in zip(names, *counts, strict=True) if row[0]]
     return sorted(gains, key=lambda gain: -gain.points)
 
 
@@ -122,43 +109,17 @@ def most_hurt(gains: Sequence[ClassGain]) -> list[ClassGain]:
     return [gain for gain in reversed(gains) if gain.points < 0][:SHOWN]
 
 
-BASELINE = "gap"  # the head that others are measured against
-
-
 @dataclass(frozen=True)
 class Entry:
-    """One group; what concerns the baseline is None or empty where there is none."""
+    """One group and how it compares with its baseline; None or empty where there is none."""
 
     group: Group
     baseline: Group | None = None
-    seeds: tuple[int, ...] = ()  # in both; of these are the difference and the test
+    seeds: tuple[int, ...] = ()  # in both; difference and test are of these
     difference: float | None = None  # points of top-1
     paired: Paired | None = None
     untested: str = ""  # why there is no test
-    gains: tuple[ClassGain, ...] = ()
-
-    @property
-    def outcomes(self) -> list[Outcome]:
-        return [run.outcome for run in self.group.runs.values() if run.outcome]
-
-    @property
-    def top1(self) -> float:
-        """Percent, the mean over the seeds."""
-        return statistics.fmean(outcome.top1 for outcome in self.outcomes)
-
-    @property
-    def deviation(self) -> float | None:
-        """Sample standard deviation over the seeds, in points; None for one seed."""
-        return statistics.stdev(o.top1 for o in self.outcomes) if len(self.outcomes) > 1 else None
-
-    @property
-    def peak_memory(self) -> int | None:
-        """Bytes, the largest of the seeds."""
-        return max((o.peak_memory for o in self.outcomes if o.peak_memory is not None), default=None)
-
-    def mean(self, fact: str) -> float:
-        """Of one of :class:`Outcome`'s facts, over the seeds."""
-        return statistics.fmean(getattr(outcome, fact) for outcome in self.outcomes)
+    gains: Sequence[ClassGain] = ()
 
 
 def measure(group: Group, groups: Sequence[Group]) -> Entry:
@@ -168,60 +129,47 @@ def measure(group: Group, groups: Sequence[Group]) -> Entry:
         return Entry(group)
     seeds = tuple(seed for seed in group.runs if seed in baseline.runs)
     if not seeds:
-        difference = Entry(group).top1 - Entry(baseline).top1
-        return Entry(group, baseline, (), difference, untested="no seed in common")
-    pairs = [(group.runs[seed], baseline.runs[seed]) for seed in seeds]
-    difference = statistics.fmean(_top1(ours) - _top1(theirs) for ours, theirs in pairs)
+        return Entry(group, baseline, seeds, group.top1 - baseline.top1, untested="no seed in common")
+    ours, theirs = group.outcomes, baseline.outcomes
+    difference = statistics.fmean(ours[seed].top1 - theirs[seed].top1 for seed in seeds)
     try:
-        paired, gains = _test(pairs)
+        paired, gains = _test([group.runs[seed] for seed in seeds], [baseline.runs[seed] for seed in seeds])
     except ConfigError as reason:
         return Entry(group, baseline, seeds, difference, untested=str(reason))
-    return Entry(group, baseline, seeds, difference, paired, gains=tuple(gains))
+    return Entry(group, baseline, seeds, difference, paired, gains=gains)
 
 
 def find_baseline(group: Group, groups: Sequence[Group]) -> Group | None:
-    """The group with head=gap that differs in the head alone, else one of the same model's name, data and recipe.
+    """The group with head=gap that differs only in the head, else one with the same model name, data and recipe.
 
-    Of several it is the one with most seeds in common, and then the one with the highest accuracy.
+    Of several, the one with most seeds in common, and then the one with the highest accuracy.
     """
     if group.head == BASELINE:
         return None
 
-    def only_the_head(key: str) -> bool:
+    def all_but_the_head(key: str) -> bool:
         return not key.startswith("head.")
 
-    def at_least(key: str) -> bool:
+    def the_essential(key: str) -> bool:
         return key == "model.name" or key.startswith(("data.", "recipe."))
 
-    for keep in (only_the_head, at_least):
+    for keep in (all_but_the_head, the_essential):
         wanted = identity(group.settings, keep)
         fitting = [g for g in groups if g.head == BASELINE and identity(g.settings, keep) == wanted]
         if fitting:
-            return max(fitting, key=lambda g: (len(g.runs.keys() & group.runs.keys()), Entry(g).top1))
+            return max(fitting, key=lambda g: (len(g.runs.keys() & group.runs.keys()), g.top1))
     return None
 
 
-def _top1(run: Run) -> float:
-    assert run.outcome is not None
-    return run.outcome.top1
-
-
-def _test(pairs: Sequence[tuple[Run, Run]]) -> tuple[Paired, list[ClassGain]]:
-    """Raises ConfigError with the reason where the predictions cannot be paired."""
-    ours = [read_predictions(run) for run, _ in pairs]
-    theirs = [read_predictions(run) for _, run in pairs]
-    for one, other in zip(ours, theirs, strict=True):
-        if not np.array_equal(one.labels, other.labels):
-            raise ConfigError("other validation images than the baseline's")
-    runs = [run for pair in pairs for run in pair]
-    paired = compare_paired([o.right for o in ours], [t.right for t in theirs], _same_images(runs, ours))
-    return paired, class_gains(ours, theirs)
-
-
-def _same_images(runs: Sequence[Run], said: Sequence[Predictions]) -> bool:
-    """Whether all seeds were validated with one set of images: data.seed, where there is one, draws another."""
-    one_draw = len({run.settings.get("data.seed") for run in runs}) == 1
-    return one_draw and all(np.array_equal(said[0].labels, other.labels) for other in said)
+def _test(ours: Sequence[RunDir], theirs: Sequence[RunDir]) -> tuple[Paired, list[ClassGain]]:
+    """Raises ConfigError if the predictions cannot be paired."""
+    group, baseline = ([run.predictions() for run in runs] for runs in (ours, theirs))
+    if not all(np.array_equal(one.labels, other.labels) for one, other in zip(group, baseline, strict=True)):
+        raise ConfigError("its validation images are not the baseline's")
+    one_draw = len({run.settings.get("data.seed") for run in (*ours, *theirs)}) == 1  # digits are drawn by data.seed
+    same_images = one_draw and all(np.array_equal(group[0].labels, other.labels) for other in group)
+    paired = compare_paired([g.right for g in group], [b.right for b in baseline], same_images)
+    return paired, class_gains(group, baseline)
 
 
 @dataclass(frozen=True)
@@ -229,18 +177,20 @@ class Comparison:
     """Groups of finished runs, and the runs that have not finished."""
 
     entries: tuple[Entry, ...]
-    unfinished: tuple[Run, ...]
+    unfinished: tuple[RunDir, ...]
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
     """Read every run in ``folders`` and measure each group of seeds against its baseline.
 
     Args:
-        folders: run directories, or folders that hold some at most three levels down.
+        folders: run directories, or folders that hold runs at most three levels down.
 
     Raises:
-        ConfigError: a folder that is missing or holds no run.
+        ConfigError: a folder is missing or holds no run.
     """
+    if not folders:
+        raise ConfigError("there is nothing to compare; name at least one run directory")
     runs = find_runs(folders)
     groups = group_runs(runs)
     unfinished = tuple(run for run in runs if run.outcome is None)

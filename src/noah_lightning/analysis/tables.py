@@ -14,31 +14,28 @@ from rich.measure import Measurement
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the columns named in ``left`` are aligned to the left, all others to the right."""
+    """Cells as text; the columns named in ``left`` are aligned left, all others right."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     left: Sequence[str] = ()
 
     def show(self) -> None:
-        """Print it, never cut off: where the terminal is narrower, its lines wrap."""
-        table = self.rich()
-        width = Measurement.get(Console(width=1000), Console(width=1000).options, table).maximum
-        Console(width=max(width, get_console().width)).print(table)
-
-    def rich(self) -> rich_table.Table:
-        """For ``rich``'s console."""
+        """Print it in full: on a narrow terminal its lines wrap."""
         table = rich_table.Table(box=box.SIMPLE)
         for column in self.columns:
             table.add_column(column, justify="left" if column in self.left else "right", no_wrap=True)
         for row in self.rows:
             table.add_row(*map(escape, row))  # a cell such as [a,b] is text, not markup
-        return table
+        wide = Console(width=1000)
+        width = Measurement.get(wide, wide.options, table).maximum
+        Console(width=max(width, get_console().width)).print(table)
 
     def markdown(self) -> str:
-        """As GitHub reads it, without a line break at the end."""
+        """GitHub's kind of table, without a line break at the end."""
         rules = ["---" if column in self.left else "---:" for column in self.columns]
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.columns, rules, *self.rows))
+        rows = [[cell.replace("|", r"\|") for cell in row] for row in (self.columns, rules, *self.rows)]
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
     def latex(self) -> str:
         """A plain ``tabular`` that needs no package, without a line break at the end."""
@@ -54,8 +51,8 @@ class Table:
         return text.getvalue()
 
 
-# A bracket or star at the start of a row would belong to the line break before it; the minus sign, as others, is
-# no character of LaTeX's text fonts.
+# A bracket or star at the start of a row would belong to the line break before it; the minus sign and others are not
+# in LaTeX's text fonts.
 _LATEX = str.maketrans(
     {char: rf"\{char}" for char in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -65,5 +62,5 @@ _LATEX = str.maketrans(
 
 
 def latex_text(text: str) -> str:
-    """With the characters escaped that LaTeX reads as commands."""
+    """``text`` with the characters escaped that are special in LaTeX."""
     return text.translate(_LATEX)

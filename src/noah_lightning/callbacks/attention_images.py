@@ -1,31 +1,41 @@
-"""What NOAH attends to, drawn every few epochs while it learns."""
+"""Pictures of what a NOAH head attends to, logged to W&B during training and drawn by ``noah demo``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from noah_lightning.analysis.attention_figure import draw_attention
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.distributed.environment import rank
 from noah_lightning.models.classifier import Classifier
+from noah_lightning.models.feature_extractor import grid_shape
 from noah_lightning.task import ClassificationTask
+
+if TYPE_CHECKING:  # matplotlib takes half a second to import, and most runs draw nothing
+    from matplotlib.axes import Axes
+
+LONGEST_TITLE = 18  # characters above a small image
+COLORS = ("#9aa5b1", "#d1495b", "#30638e", "#edae49")  # one per head, in the order given
 
 
 class AttentionPicture(Callback):
     """Logs ``val/attention`` to W&B: a few validation images under the attention of their most probable class.
 
-    The first process alone does it, without a word to the others. The model's modes and the random numbers are left
-    as they were, so a run with pictures trains exactly as one without.
+    Only rank 0 does it, without any collective. The modules' modes and the random number generators are restored, so
+    a run with pictures trains exactly as one without.
 
     Args:
-        logger: takes the picture.
-        data: the images come from all over its validation set, the same ones every time.
+        logger: receives the picture.
+        data: the images are spread evenly over its validation set, the same ones every time.
         every: epochs from one picture to the next; the last epoch always has one.
         count: images.
     """
@@ -38,19 +48,16 @@ class AttentionPicture(Callback):
         epoch = trainer.current_epoch + 1
         if rank() > 0 or (epoch % self.every and epoch != trainer.max_epochs):
             return
-        model = pl_module.model
+        model, precision = pl_module.model, trainer.precision_plugin
         assert isinstance(model, Classifier)
         with isolate_rng(), evaluating(model), torch.no_grad():
             images, labels = self._images()
-            normalized = trainer.precision_plugin.convert_input(
-                self.data.on_device.normalize(images.to(pl_module.device))
-            )
-            with trainer.precision_plugin.forward_context():
+            normalized = precision.convert_input(self.data.on_device.normalize(images.to(pl_module.device)))
+            with precision.forward_context():
                 guesses, attention = attention_of_guess(model, normalized)
             picture = draw_attention(images, labels, guesses.tolist(), self.data.class_names, attention.float().cpu())
-        self.logger.log_image(
-            "val/attention", [picture], step=trainer.global_step - 1, caption=[f"epoch {epoch}"]
-        )  # the step that the epoch's metrics have
+        step = trainer.global_step - 1  # that of the epoch's metrics
+        self.logger.log_image("val/attention", [picture], step=step, caption=[f"epoch {epoch}"])
 
     def _images(self) -> tuple[Tensor, list[int]]:
         """uint8 (count, 3, H, W), evenly spaced over the validation set, and their labels."""
@@ -62,7 +69,7 @@ class AttentionPicture(Callback):
 
 
 def attention_of_guess(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The most probable class (B,) of normalised images, and its attention (B, L), averaged over the heads."""
+    """The most probable class (B,) of normalized images, and its attention (B, L), averaged over the heads."""
     explanation = model.explain(images)
     guesses = explanation.logits.argmax(dim=1)
     attention = explanation.attention[torch.arange(len(images)), :, guesses]  # (B, N, K, L) -> (B, N, L)
@@ -71,7 +78,7 @@ def attention_of_guess(model: Classifier, images: Tensor) -> tuple[Tensor, Tenso
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards each of its modules is in the mode it was in."""
+    """Evaluation mode; afterwards each module of the model is back in its own mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -79,3 +86,100 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def draw_attention(
+    images: Tensor, labels: Sequence[int], guesses: Sequence[int], class_names: Sequence[str], attention: Tensor
+) -> np.ndarray:
+    """The images in a row, and below each the attention over it: RGB, uint8 (height, width, 3).
+
+    Args:
+        images: uint8 (B, 3, H, W).
+        labels: the true classes.
+        guesses: the most probable classes, whose attention it is.
+        class_names: in label order.
+        attention: (B, L), over the row-major positions of the feature map.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2 * len(images), 4.6), layout="constrained")
+    axes = figure.subplots(2, len(images), squeeze=False)
+    for b, (above, below) in enumerate(axes.T):
+        picture = images[b].movedim(0, 2).numpy()  # (3, H, W) -> (H, W, 3)
+        above.imshow(picture)
+        above.set_title(class_names[labels[b]][:LONGEST_TITLE])
+        _overlay(below, picture, attention[b])
+        right = guesses[b] == labels[b]
+        below.set_title(class_names[guesses[b]][:LONGEST_TITLE], color="black" if right else COLORS[1])
+        for axis in (above, below):
+            axis.set(xticks=[], yticks=[])
+    axes[0, 0].set_ylabel("image")
+    axes[1, 0].set_ylabel("attention of the guess")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def draw_comparison(
+    path: Path,
+    images: Tensor,
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    probabilities: Mapping[str, Tensor],
+    attention: Tensor,
+) -> None:
+    """A row per image: the image, every head's class probabilities, and one head's attention over the image.
+
+    Args:
+        path: PNG to write.
+        images: uint8 (B, 3, H, W).
+        labels: the true classes.
+        class_names: in label order.
+        probabilities: of each head, (B, K).
+        attention: (B, L), over the row-major positions of the feature map.
+    """
+    from matplotlib.figure import Figure
+
+    shown = _most_probable(probabilities, limit=10)
+    figure = Figure(figsize=(9, 2.1 * len(images)), layout="constrained")
+    axes = figure.subplots(len(images), 3, width_ratios=(1, 2, 1), squeeze=False)
+    for b, (left, middle, right) in enumerate(axes):
+        picture = images[b].movedim(0, 2).numpy()  # (3, H, W) -> (H, W, 3)
+        left.imshow(picture)
+        left.set_ylabel(f"class {class_names[labels[b]]}", fontsize=11)
+        _overlay(right, picture, attention[b])
+        for axis in (left, right):
+            axis.set(xticks=[], yticks=[])
+        _draw_bars(middle, {head: p[b, shown] for head, p in probabilities.items()})
+        middle.set_xticks(range(len(shown)), [class_names[k] for k in shown])
+        for tick, k in zip(middle.get_xticklabels(), shown, strict=True):
+            tick.set_fontweight("bold" if k == labels[b] else "normal")
+    titles = ("image", "class probabilities", "attention of NOAH\nto its best class")
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title)
+    figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=len(probabilities))
+    figure.savefig(path, dpi=110)
+
+
+def _most_probable(probabilities: Mapping[str, Tensor], limit: int) -> list[int]:
+    """At most ``limit`` classes, those with the highest probabilities of all heads, in label order."""
+    highest = torch.stack([p.amax(dim=0) for p in probabilities.values()]).sum(dim=0)
+    return sorted(highest.topk(min(limit, len(highest))).indices.tolist())
+
+
+def _overlay(axis: "Axes", picture: np.ndarray, attention: Tensor) -> None:
+    """Attention (L,), enlarged smoothly, over a picture (H, W, 3)."""
+    size = picture.shape[:2]
+    grid = attention.reshape(1, 1, *grid_shape(len(attention), size[0] / size[1]))  # (1, 1, rows, columns)
+    axis.imshow(picture)
+    axis.imshow(F.interpolate(grid, size=size, mode="bilinear")[0, 0].numpy(), cmap="inferno", alpha=0.6)
+
+
+def _draw_bars(axis: "Axes", probabilities: Mapping[str, Tensor]) -> None:
+    width = 0.8 / len(probabilities)
+    for i, (head, values) in enumerate(probabilities.items()):
+        places = [k + (i - (len(probabilities) - 1) / 2) * width for k in range(len(values))]
+        axis.bar(places, values.numpy(), width, label=head, color=COLORS[i % len(COLORS)])
+    axis.set(ylim=(0, 1), yticks=(0, 0.5, 1))
+    axis.spines[["top", "right"]].set_visible(False)

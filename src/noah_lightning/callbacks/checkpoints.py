@@ -1,28 +1,27 @@
-"""Checkpoint files that are whole: put in their place when they are written, and checked before they are read."""
+"""Checkpoints of the whole state of a run, and resuming from them."""
 
-import csv
 import logging
-import shutil
 import time
 import zipfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
 
 from noah_lightning.atomic_io import write_whole
-from noah_lightning.callbacks.batch_split import BatchSplit
+from noah_lightning.distributed.collectives import max_over_ranks
 from noah_lightning.distributed.environment import rank
 from noah_lightning.distributed.signals import Stopped, StopRequest
 from noah_lightning.errors import ConfigError, WeightsError, one_line
-from noah_lightning.run_dir import CHECKPOINTS, METRICS
+from noah_lightning.loggers.metrics_csv import MetricsFile
+from noah_lightning.run_dir import CHECKPOINTS
+from noah_lightning.task import ClassificationTask
 
 log = logging.getLogger("noah_lightning")
 
@@ -30,7 +29,7 @@ log = logging.getLogger("noah_lightning")
 class WholeFiles(TorchCheckpointIO):
     """How Lightning writes checkpoints here: a crash, a power cut or a full disk leaves the previous file as it is.
 
-    A file that cannot be written ends no run: it is told, and the run goes on.
+    A file that cannot be written is reported, and the run continues.
 
     Attributes:
         failed: whether the latest one could not be written.
@@ -52,7 +51,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU; nothing in it is executed.
 
     Raises:
-        WeightsError: no checkpoint, or a damaged one: each part of the file has a checksum.
+        WeightsError: not a checkpoint, or a damaged one: each part of the file has a checksum.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -69,40 +68,70 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 LAST = "last.ckpt"
 
 
-class BestWeights(ModelCheckpoint):
-    """``<name>.ckpt`` of the epoch with the highest ``monitor``."""
+class BatchSplit(NamedTuple):
+    """Division of the images of an optimizer step: ``passes``, in each of which every process takes ``images``."""
 
-    def __init__(self, run_dir: Path, name: str, monitor: str) -> None:
-        super().__init__(run_dir / CHECKPOINTS, name, monitor=monitor, mode="max", enable_version_counter=False)
+    processes: int
+    images: int
+    passes: int
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the best so far, also where the run directory has been moved; Lightning would forget it."""
-        here = {str(path): str(Path(str(self.dirpath)) / Path(path).name) for path in state_dict["best_k_models"]}
-        paths = {
-            key: here.get(state_dict[key], state_dict[key]) for key in ("best_model_path", "kth_best_model_path")
-        }
-        best = {here[path]: score for path, score in state_dict["best_k_models"].items()}
-        super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
+    @property
+    def in_step(self) -> int:
+        """Images of an optimizer step."""
+        return self.processes * self.images * self.passes
+
+    def __str__(self) -> str:
+        parts = [f"{self.processes} × " if self.processes > 1 else "", f"{self.images} images"]
+        return "".join(parts) + (f" × {self.passes} passes" if self.passes > 1 else "")
 
 
 class Checkpoints(Checkpoint):
     """Keeps ``step-<steps>.ckpt``, the last few of them, and ``last.ckpt``, which points to the latest.
 
-    It saves only where no gradients are half added up. At the end of an epoch that is after its validation.
+    It saves only where no gradients are partly accumulated. At the end of an epoch that is after its validation.
 
     Args:
         run_dir: of the run.
-        every_n_steps: optimiser steps between two checkpoints.
+        every_n_steps: optimizer steps between two checkpoints.
         every_minutes: longest time between two.
         keep: how many.
+        split: how the images of a step are divided. A checkpoint of another division restarts its epoch.
         stop: asked after each step; once it is set, the run is saved and :class:`Stopped` raised, in all processes
             after the same step.
     """
 
-    def __init__(self, run_dir: Path, every_n_steps: int, every_minutes: float, keep: int, stop: StopRequest) -> None:
-        self.folder, self.metrics = run_dir / CHECKPOINTS, run_dir / METRICS
+    def __init__(
+        self,
+        run_dir: Path,
+        every_n_steps: int,
+        every_minutes: float,
+        keep: int,
+        split: BatchSplit,
+        stop: StopRequest,
+    ) -> None:
+        self.folder = run_dir / CHECKPOINTS
         self.every_n_steps, self.every_seconds, self.keep = every_n_steps, 60 * every_minutes, keep
-        self.stop = stop
+        self.split, self.stop = split, stop
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["batch_split"] = list(self.split)
+        checkpoint["metrics_rows"] = sum(one.rows for one in trainer.loggers if isinstance(one, MetricsFile))
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Restart the epoch where the images of a step are divided otherwise now: its batches are others."""
+        if BatchSplit(*checkpoint["batch_split"]) == self.split:
+            return
+        assert isinstance(pl_module, ClassificationTask)
+        pl_module.train_accuracy.reset()  # of the part of the epoch that is repeated
+        epochs, steps, fit = _epochs_done(checkpoint), checkpoint["global_step"], trainer.fit_loop
+        del checkpoint["loops"]  # Lightning restores the place in the epoch from there
+        fit.epoch_progress.increment_by(epochs)
+        fit.epoch_loop._batches_that_stepped = steps
+        fit.epoch_loop.automatic_optimization.optim_progress.optimizer.step.increment_by(steps)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved = time.monotonic()
@@ -126,69 +155,47 @@ class Checkpoints(Checkpoint):
             raise Stopped(stop)
 
     def _agree(self, trainer: pl.Trainer) -> tuple[int, bool]:
-        """The signal that one of the processes has had, and whether the clock of one of them says it is time."""
+        """Signal that any process received, and whether a checkpoint is due in any of them (a collective)."""
         late = time.monotonic() - self._saved > self.every_seconds
-        if trainer.world_size == 1:
-            return self.stop.signal, late
-        answers = torch.tensor([self.stop.signal, int(late)], device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(answers, op=torch.distributed.ReduceOp.MAX)
-        signal, anyone_late = answers.tolist()
-        return signal, bool(anyone_late)
+        signal, any_late = max_over_ranks([self.stop.signal, int(late)], trainer)
+        return signal, bool(any_late)
 
     def save(self, trainer: pl.Trainer) -> None:
         """Save the state as it is now. All processes call this."""
         for logger in trainer.loggers:
             logger.save()  # what was logged before this step will not be logged again
         path = self.folder / f"step-{trainer.global_step:08}.ckpt"
-        if rank() == 0:
-            _keep_metrics(self.metrics, path)
-        try:
-            trainer.save_checkpoint(path)
-        finally:
-            if rank() == 0 and not path.is_file():
-                metrics_of(path).unlink(missing_ok=True)
+        trainer.save_checkpoint(path)
         self._saved = time.monotonic()
         if rank() == 0 and not _io(trainer).failed:
             _point(self.folder / LAST, path)
-            _remove_others(self.folder, checkpoints(self.folder)[: self.keep])
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, the latest first."""
-    return sorted(folder.glob("step-*.ckpt"), reverse=True)
-
-
-def remove_later(checkpoint: Path) -> None:
-    """What a run goes on from becomes its latest; a damaged one that was passed over would count among those kept."""
-    _point(checkpoint.with_name(LAST), checkpoint)
-    _remove_others(checkpoint.parent, [one for one in checkpoints(checkpoint.parent) if one <= checkpoint])
+            _remove_others(self.folder, _checkpoints(self.folder)[: self.keep])
 
 
 def keep_only_last(folder: Path) -> None:
-    """When a run has finished: ``last.ckpt`` becomes a file, and nothing remains to go on from."""
-    files = checkpoints(folder)
+    """When a run has finished: ``last.ckpt`` becomes a file, and there is nothing left to resume from."""
+    files = _checkpoints(folder)
     if files:  # none could be written, where the disk was full all along
         files[0].replace(folder / LAST)
     _remove_others(folder, [])
 
 
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the latest first."""
+    return sorted(folder.glob("step-*.ckpt"), reverse=True)
+
+
 def _remove_others(folder: Path, kept: Sequence[Path]) -> None:
-    """Remove all checkpoints but those, and what a crash has left of one: its metrics, or a part of it."""
-    wanted = {*kept, *map(metrics_of, kept)}
+    """Remove all checkpoints but those, and parts of one that a crash has left."""
+    wanted = {*kept, *map(_old_metrics, kept)}
     for path in folder.glob("step-*"):
         if path not in wanted:
             path.unlink(missing_ok=True)
 
 
-def metrics_of(checkpoint: Path) -> Path:
-    """What had been logged when the checkpoint was saved. ``metrics.csv`` itself may be cut off anywhere."""
+def _old_metrics(checkpoint: Path) -> Path:
+    """The copy of metrics.csv that version 0.1 made with each checkpoint."""
     return checkpoint.with_suffix(".csv")
-
-
-def _keep_metrics(metrics: Path, checkpoint: Path) -> None:
-    if metrics.is_file():
-        with suppress(OSError):  # a full disk, which the checkpoint will meet and tell
-            write_whole(metrics_of(checkpoint), lambda file: file.write(metrics.read_bytes()))
 
 
 def _point(link: Path, path: Path) -> None:
@@ -205,60 +212,87 @@ def _io(trainer: pl.Trainer) -> WholeFiles:
     return io
 
 
+def _epochs_done(checkpoint: dict[str, Any]) -> int:
+    """Whole epochs that were trained; at the end of an epoch it counts."""
+    epochs: int = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    return epochs
+
+
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint to go on from.
+    """A checkpoint to resume from.
 
     Attributes:
         path: of the file.
-        steps: optimiser steps that were done.
-        split: how the images of a step were shared out.
+        steps: optimizer steps that were done.
+        epochs: whole epochs that were done.
+        split: how the images of a step were divided.
+        rows: rows that metrics.csv had.
     """
 
     path: Path
     steps: int
+    epochs: int
     split: BatchSplit
+    rows: int
 
 
 def last_saved(run_dir: Path) -> Saved | None:
-    """The latest checkpoint that is in order; damaged ones are told and passed over. None: there is none at all.
+    """The latest checkpoint that is intact; damaged ones are reported and skipped. None: there is none at all.
 
     Raises:
         WeightsError: there are some, all damaged.
     """
-    files = checkpoints(run_dir / CHECKPOINTS)
+    files = _checkpoints(run_dir / CHECKPOINTS)
     for path in files:
         try:
             content = read_checkpoint(path)
-            return Saved(path, content["global_step"], BatchSplit(*content["batch_split"]))
-        except (WeightsError, KeyError, TypeError) as error:
-            told = error if isinstance(error, WeightsError) else f"{path} is no checkpoint of a run"
-            log.warning("%s; looking at the one before", told)
+            split = BatchSplit(*content["batch_split"])
+            return Saved(path, content["global_step"], _epochs_done(content), split, _rows(path, content))
+        except (WeightsError, KeyError, TypeError, ValueError) as error:
+            reason = error if isinstance(error, WeightsError) else f"{path} is not a checkpoint of a run"
+            log.warning("%s; trying the one before", reason)
     if files:
         raise WeightsError(
-            f"no checkpoint in {run_dir / CHECKPOINTS} can be read; without it noah resume begins anew"
+            f"no checkpoint in {run_dir / CHECKPOINTS} can be read; without them noah resume restarts from scratch"
         )
     return None
 
 
-def check_split(run_dir: Path, saved: Saved, now: BatchSplit) -> None:
-    """Refuse to share out the images otherwise: draws and sums of each process would be others.
+def _rows(path: Path, content: dict[str, Any]) -> int:
+    if "metrics_rows" in content:
+        return int(content["metrics_rows"])
+    old = _old_metrics(path)
+    return max(0, old.read_bytes().count(b"\n") - 1) if old.is_file() else 0  # less the header
+
+
+def resume_from(run_dir: Path, loggers: Sequence[Logger], split: BatchSplit, force: bool) -> Saved | None:
+    """The checkpoint that the run in ``run_dir`` resumes from, with metrics.csv as it was then; None: from scratch.
+
+    All processes call this; the first one reports, and removes what is later.
 
     Raises:
-        ConfigError: the split differs.
+        ConfigError: the images of a step are divided otherwise now, without ``force``.
+        WeightsError: as :func:`last_saved`.
     """
-    if saved.split != now:
+    saved = last_saved(run_dir)
+    if saved is None:
+        return None
+    if saved.split != split and not force:
         raise ConfigError(
-            f"{run_dir} was begun with steps of {saved.split}, not {now}; go on with as many processes, or add "
-            "--force, which says what is not exact then"
+            f"{run_dir} was started with steps of {saved.split}, not {split}; resume with as many processes, or add "
+            "--force, which restarts the epoch"
         )
-
-
-def keep_metrics(run_dir: Path, loggers: Sequence[Logger], saved: Saved) -> None:
-    """Go on with what was logged up to the checkpoint; Lightning's logger would begin an empty file."""
-    writer = next(logger for logger in loggers if isinstance(logger, CSVLogger)).experiment  # removes the file
-    kept = metrics_of(saved.path)
-    if kept.is_file():
-        shutil.copyfile(kept, run_dir / METRICS)
-        with kept.open(newline="") as file:
-            writer.metrics_keys = next(csv.reader(file), [])
+    if rank() > 0:
+        return saved
+    log.info("resumed  after %s steps, from %s", f"{saved.steps:,}", saved.path)
+    if saved.split != split:
+        log.warning(
+            "forced   %s instead of %s in a step: epoch %d restarts from its beginning, with the weights of step %s",
+            *(split, saved.split, saved.epochs + 1, f"{saved.steps:,}"),
+        )
+    next(logger for logger in loggers if isinstance(logger, MetricsFile)).resume(saved.rows)
+    # A damaged checkpoint that was skipped would count among those kept.
+    _point(saved.path.with_name(LAST), saved.path)
+    _remove_others(saved.path.parent, [one for one in _checkpoints(saved.path.parent) if one <= saved.path])
+    return saved

@@ -1,33 +1,37 @@
-"""How far a training is: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a training run: a bar or plain lines within an epoch, a line per epoch, and the best epoch."""
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
 
 from noah_lightning.distributed.environment import rank
 from noah_lightning.loggers.console import duration, log, on_terminal
+from noah_lightning.task import ClassificationTask
+from noah_lightning.task.metrics import Accuracy
 
 
 def progress(every: int) -> Callback:
-    """A progress bar on a terminal, a line every so many batches elsewhere."""
+    """A progress bar on a terminal, else a line every ``every`` batches."""
     return RichProgressBar() if on_terminal() and rank() == 0 else PlainProgress(every)
 
 
 class PlainProgress(Callback):
-    """A line every so many batches with the rate and the time left in the epoch."""
+    """Logs images per second and the time left in the epoch every ``every`` batches."""
 
     def __init__(self, every: int) -> None:
         self.every = every
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._begin()  # a run that goes on in the middle of an epoch does not start that epoch
+        self._start()  # a run that resumes within an epoch does not start that epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._begin()
+        self._start()
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self.started, self.images, self.batches = time.perf_counter(), 0, 0
 
     def on_train_batch_end(
@@ -47,3 +51,119 @@ class PlainProgress(Callback):
                 self.images / seconds,
                 duration(seconds / self.batches * (batches - done)),
             )
+
+
+@dataclass
+class Best:
+    """The best epoch so far, the first of equals: its validation accuracy, and its number counted from 1."""
+
+    accuracy: Accuracy | None = None
+    epoch: int = 0
+
+    def update(self, accuracy: Accuracy, epoch: int) -> None:
+        if self.accuracy is None or accuracy.correct > self.accuracy.correct:
+            self.accuracy, self.epoch = accuracy, epoch
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}  val {self.accuracy}"
+
+
+class EpochReport(Callback):
+    """Logs a line and ``train/images_per_second`` per epoch, and keeps the best epoch.
+
+    Attributes:
+        best: the best epoch of the model.
+        best_ema: the best epoch of the average of the weights, if there is one.
+        train_seconds: duration of the training batches of complete epochs, with loading, without validation.
+        train_images: images trained on.
+    """
+
+    def __init__(self) -> None:
+        self.best, self.best_ema = Best(), Best()
+        self.train_seconds, self.train_images = 0.0, 0
+        self._run_before = 0.0  # seconds with validation, before the run was resumed
+        self._epoch_before = 0.0  # seconds of training batches of the epoch within which the run was resumed
+        self._epoch_started: float | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Key of the state in checkpoints, fixed so that renaming the class keeps them readable."""
+        return "EpochReport"
+
+    @property
+    def images_per_second(self) -> float:
+        return self.train_images / self.train_seconds if self.train_seconds else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of a checkpoint, as plain values."""
+        return {
+            **{name: [best.epoch, best.accuracy and tuple(best.accuracy)] for name, best in self._bests()},
+            "train_seconds": self.train_seconds,
+            "train_images": self.train_images,
+            "run_seconds": self._run_seconds(),
+            "epoch_seconds": self._epoch_seconds(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, best in self._bests():
+            best.epoch, counts = state_dict[name]
+            best.accuracy = Accuracy(*counts) if counts else None
+        self.train_seconds, self.train_images = state_dict["train_seconds"], state_dict["train_images"]
+        self._run_before, self._epoch_before = state_dict["run_seconds"], state_dict["epoch_seconds"]
+
+    def _bests(self) -> list[tuple[str, Best]]:
+        return [("best", self.best), ("best_ema", self.best_ema)]
+
+    def _run_seconds(self) -> float:
+        return self._run_before + time.perf_counter() - self._fit_started
+
+    def _epoch_seconds(self) -> float:
+        """Duration of the training batches of this epoch up to the latest; 0 between epochs."""
+        if self._epoch_started is None:
+            return 0.0
+        return self._epoch_before + self._batch_ended - self._epoch_started
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._fit_started = time.perf_counter()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._epoch_started = time.perf_counter()  # a run that resumes within an epoch does not start that epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._epoch_started, self._epoch_before = time.perf_counter(), 0.0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self._batch_ended = time.perf_counter()  # validation follows the last one
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, ClassificationTask)
+        train, seconds = pl_module.train_accuracy.compute(), self._epoch_seconds()
+        self.train_seconds += seconds
+        self.train_images += train.images
+        self._epoch_started = None
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLogger):  # metrics.csv holds what is the same in each repetition of a run
+                logger.log_metrics({"train/images_per_second": train.images / seconds}, trainer.global_step - 1)
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
+        validated = epoch % (trainer.check_val_every_n_epoch or 1) == 0
+        log.info(
+            "epoch %d/%d  train loss %.4f top-1 %.2f %%  %s%.0f images/s  %s left",
+            epoch,
+            epochs,
+            train.loss,
+            train.top1,
+            self._update_best(pl_module, epoch) if validated else "",
+            train.images / seconds,
+            duration(self._run_seconds() / epoch * (epochs - epoch)),
+        )
+
+    def _update_best(self, task: ClassificationTask, epoch: int) -> str:
+        """Compare the validation of this epoch with the best; returns its part of the line."""
+        text = ""
+        if task.validated:
+            self.best.update(task.validated, epoch)
+            text += f"val {task.validated}  "
+        if task.ema_validated:
+            self.best_ema.update(task.ema_validated, epoch)
+            text += f"ema top-1 {task.ema_validated.top1:.3f} %  "
+        return text

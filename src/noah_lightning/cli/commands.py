@@ -18,6 +18,16 @@ def rows(arguments: argparse.Namespace) -> None:
         table.show()
 
 
+def settings(arguments: argparse.Namespace) -> None:
+    from noah_lightning.cli.settings import settings_table
+
+    table = settings_table(arguments.prefix)
+    if arguments.markdown:
+        print(table.markdown())
+    else:
+        table.show()
+
+
 def heads(arguments: argparse.Namespace) -> None:
     from noah_lightning.tools.model_tables import preflight
 

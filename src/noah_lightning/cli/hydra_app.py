@@ -16,8 +16,7 @@ from noah_lightning.config.compose import (
     compose_config,
     config_dir,
     explain,
-    register_resolvers,
-    resolved,
+    from_hydra,
 )
 from noah_lightning.distributed.environment import rank
 from noah_lightning.distributed.signals import Stopped
@@ -33,7 +32,6 @@ def train(overrides: Sequence[str]) -> None:
         RunFailed: a process of the run crashed, or jobs of a sweep failed.
         Stopped: a signal asked for it, and the state is saved.
     """
-    register_resolvers()
     if {"-m", "--multirun"} & set(overrides):
         overrides = [word for word in overrides if word not in ("-m", "--multirun")]
         flags = [word for word in overrides if word.startswith("-")]
@@ -91,30 +89,25 @@ def _follow(overrides: Sequence[str]) -> None:
 def _train_one(config: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        train_in_processes(resolved(config), run_dir)
+        train_in_processes(from_hydra(config), run_dir)
     finally:
         _remove_if_empty(run_dir)
 
 
 def resume(run_dir: Path, overrides: Sequence[str], force: bool = False) -> None:
-    """Go on with a run that was broken off, in its directory and with its settings.
+    """Resume a run that was interrupted, in its directory and with its settings.
 
-    With ``force`` the images of a step may be shared out among other processes and passes, or be others.
+    With ``force`` the images of a step may be divided otherwise, which restarts the epoch.
 
     Raises:
         UserError: no run there, one that has finished, or settings that may not change.
         RunFailed: a process crashed.
         Stopped: a signal asked for it, and the state is saved.
     """
-    from noah_lightning.run_dir import check_same, check_unfinished, config_to_use, missing_told, split_anew
+    from noah_lightning.run_dir import RunDir
 
-    config = config_to_use(run_dir, overrides)
-    check_unfinished(run_dir)
-    with missing_told(run_dir):
-        if force:
-            config = split_anew(config, overrides)
-        check_same(run_dir, config, force)  # before processes are started that would find it out
-        train_in_processes(config, run_dir.resolve(), resume=True, force=force)
+    config = RunDir(run_dir).config_to_resume(overrides, force)
+    train_in_processes(config, run_dir.resolve(), resume=True, force=force)
 
 
 def _remove_if_empty(run_dir: Path) -> None:

@@ -38,6 +38,12 @@ def make_parser() -> argparse.ArgumentParser:
     rows.add_argument("--markdown", action="store_true", help="the table as Markdown")
     rows.set_defaults(command=run.rows)
 
+    about = "list the settings of a run: default, values, meaning"
+    settings = commands.add_parser("settings", help=about, description=about)
+    settings.add_argument("prefix", nargs="?", default="", metavar="KEY", help="only these, such as recipe.schedule")
+    settings.add_argument("--markdown", action="store_true", help="the table as Markdown")
+    settings.set_defaults(command=run.settings)
+
     about = "show which heads fit a model and what they cost, before training"
     heads = commands.add_parser("heads", help=about, description=about)
     heads.add_argument("model", metavar="MODEL", help="a row of the paper, or any timm name")

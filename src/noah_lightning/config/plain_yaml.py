@@ -6,7 +6,7 @@ bytes of aliases stand for gigabytes.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -79,3 +79,8 @@ def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a number; true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,40 +1,30 @@
-"""How many processes a run has, and how they share the images of a step."""
+"""The number of processes of a run, and their share of the images of a step."""
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from noah_lightning.config.checks import whole_number
 from noah_lightning.errors import ConfigError
 
+if TYPE_CHECKING:
+    from noah_lightning.config.schema import TrainerSettings
 
-def processes_per_node(trainer: Mapping[str, Any]) -> int:
-    """Processes that ``trainer.devices`` asks for on this machine.
 
-    Raises:
-        ConfigError: neither a number nor a list of GPUs nor ``auto``.
-    """
-    devices = trainer["devices"]
-    if isinstance(devices, int | str) and str(devices) in ("auto", "-1"):
+def processes_per_node(trainer: "TrainerSettings") -> int:
+    """Processes that ``trainer.devices`` asks for on this machine."""
+    devices = trainer.devices
+    if devices in ("auto", -1):
         outside = os.environ.get("LOCAL_WORLD_SIZE")
-        return int(outside) if outside else _gpus(trainer["accelerator"])
-    if isinstance(devices, Sequence) and not isinstance(devices, str):  # a list of GPUs
-        return whole_number("number of trainer.devices", len(devices), low=1)
-    if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
-        raise ConfigError(f"trainer.devices={devices!r} must be a number of at least 1, a list of GPUs, or auto")
-    return devices
+        return int(outside) if outside else _gpus(trainer.accelerator)
+    return len(devices) if isinstance(devices, list) else int(devices)
 
 
-def batch_per_process(batch: int, trainer: Mapping[str, Any]) -> int:
+def batch_per_process(batch: int, trainer: "TrainerSettings") -> int:
     """Images that a process takes in one pass, so that all passes of all processes make up one step of ``batch``.
 
     Raises:
         ConfigError: it does not divide.
     """
-    whole_number("recipe.batch_size", batch, low=1)
-    nodes = whole_number("trainer.num_nodes", trainer["num_nodes"], low=1)
-    passes = whole_number("trainer.accumulate_grad_batches", trainer["accumulate_grad_batches"], low=1)
-    processes = processes_per_node(trainer) * nodes
+    processes, passes = processes_per_node(trainer) * trainer.num_nodes, trainer.accumulate_grad_batches
     parts = processes * passes
     if batch % parts:
         below = batch - batch % parts

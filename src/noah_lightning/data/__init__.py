@@ -3,10 +3,10 @@
 Nothing heavy is imported before :func:`create_data` is called, so that a typing mistake is reported at once.
 """
 
-import inspect
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from noah_lightning.config.parsing import parse
 from noah_lightning.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -22,19 +22,14 @@ REGISTRY: dict[str, tuple[str, str]] = {
 
 
 def create_data(name: str, **settings: Any) -> "ImageDataModule":
-    """The data module called ``name``, built with ``settings`` (its constructor's keyword arguments).
+    """The data module called ``name``, built with ``settings``; what is left out has its default.
 
     Raises:
         ConfigError: an unknown name, an unknown or missing setting, or a value out of range.
         DataError: ``root`` is needed and not set.
     """
     if name not in REGISTRY:
-        raise ConfigError(f"data={name} is unknown, not one of {', '.join(REGISTRY)}{did_you_mean(name, REGISTRY)}")
+        raise ConfigError(f"data.name={name!r} is not one of {', '.join(REGISTRY)}{did_you_mean(name, REGISTRY)}")
     file, class_name = REGISTRY[name]
-    module_class = getattr(import_module(f"{__name__}.{file}"), class_name)
-    try:
-        inspect.signature(module_class).bind(**settings)
-    except TypeError as error:
-        raise ConfigError(f"data={name}: {error}") from None
-    module: ImageDataModule = module_class(**settings)
-    return module
+    module_class: type[ImageDataModule] = getattr(import_module(f"{__name__}.{file}"), class_name)
+    return module_class(parse(module_class.Settings, {"name": name, **settings}, "data"))

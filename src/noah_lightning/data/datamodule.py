@@ -2,7 +2,6 @@
 
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -11,11 +10,11 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from noah_lightning.config.checks import channel_values, whole_number
+from noah_lightning.config.schema import AugmentSettings, DataSettings
 from noah_lightning.data.loader import DrawnImages, EpochBatches, EpochOrder, TrainLoader
 from noah_lightning.data.samplers import EpochRepeat, EpochShuffle, epoch_generator
-from noah_lightning.data.seeding import Purpose, batch_seed, draw_from
-from noah_lightning.data.transforms import AugmentSettings, OnDevice
+from noah_lightning.data.seeding import seed_training_step
+from noah_lightning.data.transforms import OnDevice
 from noah_lightning.errors import DataError
 
 Split = Literal["train", "val"]
@@ -59,45 +58,26 @@ class ImageDataModule(LightningDataModule):
     quarter of what floats would take, and are normalised there. Subclasses supply :meth:`build`.
 
     Args:
-        num_classes: number of classes; checked against the data in :meth:`setup`.
-        mean: of red, green and blue, on the scale where white is 1.
-        std: likewise, above 0.
-        image_size: side of the square images, in pixels.
-        batch_size: images in a batch, per process.
-        num_workers: loading processes; None: see :func:`default_workers`; 0: load in line.
-        seed: fixes the order of the training images and all that is drawn for a batch.
-        augment: its ``erasing`` and ``repeats`` are seen to here, the rest is for :meth:`build`.
+        settings: of the data set; ``num_classes`` is checked against the data in :meth:`setup`, ``batch_size`` is per
+            process, ``num_workers`` None means :func:`default_workers`, ``seed`` fixes the order of the training
+            images and all that is drawn for a batch.
+        augment: its ``erasing`` and ``repeats`` are applied here, the rest is for :meth:`build`.
         max_unreadable: training images that may be unreadable, in each process; others take their places.
 
-    Raises:
-        ConfigError: a value out of range.
+    Attributes:
+        Settings: the class of ``settings``, which says what they may be.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        image_size: int,
-        batch_size: int,
-        num_workers: int | None,
-        seed: int,
-        augment: AugmentSettings = PLAIN,
-        max_unreadable: int = 0,
-    ) -> None:
+    Settings: type[DataSettings] = DataSettings
+
+    def __init__(self, settings: DataSettings, augment: AugmentSettings = PLAIN, max_unreadable: int = 0) -> None:
         super().__init__()
-        self.num_classes = whole_number("data.num_classes", num_classes, low=1)
-        self.mean = channel_values("data.mean", mean, zero_allowed=True)
-        self.std = channel_values("data.std", std, zero_allowed=False)
-        self.image_size = whole_number("data.image_size", image_size, low=1)
-        self.batch_size = whole_number("data.batch_size", batch_size, low=1)
-        self.num_workers = (
-            default_workers() if num_workers is None else whole_number("data.num_workers", num_workers, low=0)
-        )
-        self.seed = whole_number("data.seed", seed, low=0)
+        self.num_classes, self.image_size = settings.num_classes, settings.image_size
+        self.mean, self.std = settings.mean, settings.std
+        self.batch_size, self.seed = settings.batch_size, settings.seed
+        self.num_workers = default_workers() if settings.num_workers is None else settings.num_workers
         self.augment = augment
-        self.max_unreadable = whole_number("data.max_unreadable", max_unreadable, low=0)
+        self.max_unreadable = max_unreadable
         self.train_dataset: LabelledImages | None = None
         self.val_dataset: LabelledImages | None = None
         self.class_names: list[str] = []  # in label order, filled by setup
@@ -190,10 +170,10 @@ class ImageDataModule(LightningDataModule):
         return 0 if progress.is_last_batch else progress.state_dict()["current"]["processed"]
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Lightning calls this before all else of a step, which draws from a seed of its own."""
+        """Seed the global generators for the coming training step; Lightning's first hook in a step."""
         if self.trainer and self.trainer.training:
-            epoch, number = self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_idx + 1
-            draw_from(batch_seed(Purpose.STEP, self.seed, self._rank_of()[0], epoch, number))
+            number = self.trainer.fit_loop.epoch_loop.batch_idx + 1
+            seed_training_step(self.seed, self.trainer.global_rank, self.trainer.current_epoch, number)
         return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

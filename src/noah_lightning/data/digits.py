@@ -1,6 +1,5 @@
 """Digits among fragments of other digits: who goes where, and the painting. Pure functions of their input."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from noah_lightning.config.checks import whole_number
+from noah_lightning.config.schema import DigitsSettings
 from noah_lightning.data.datamodule import ImageDataModule, Split
 
 Ints = NDArray[np.int64]
@@ -149,60 +148,28 @@ def load_glyphs(digit_size: int) -> tuple[Bytes, Ints]:
 class DigitsDataModule(ImageDataModule):
     """Cluttered translated digits, rendered once in memory.
 
-    Args, beyond those of :class:`ImageDataModule`:
-        train_images: training images to render.
-        val_images: validation images to render.
-        digit_size: side of the digit shown, in pixels.
-        num_fragments: fragments of other digits in each image.
-        fragment_size: side of a fragment, in pixels.
-
     Image i of a split is a pure function of (seed, split, i).
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        image_size: int,
-        batch_size: int,
-        num_workers: int | None,
-        seed: int,
-        train_images: int = 8000,
-        val_images: int = 2000,
-        digit_size: int = 24,
-        num_fragments: int = 8,
-        fragment_size: int = 8,
-    ) -> None:
-        super().__init__(
-            num_classes=num_classes,
-            mean=mean,
-            std=std,
-            image_size=image_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
-        self.train_images = whole_number("data.train_images", train_images, low=1)
-        self.val_images = whole_number("data.val_images", val_images, low=1)
-        self.digit_size = whole_number("data.digit_size", digit_size, low=8, high=self.image_size)
-        self.num_fragments = whole_number("data.num_fragments", num_fragments, low=0)
-        self.fragment_size = whole_number("data.fragment_size", fragment_size, low=1, high=self.digit_size)
+    Settings = DigitsSettings
+
+    def __init__(self, settings: DigitsSettings) -> None:
+        super().__init__(settings)
+        self.settings = settings
 
     def build(self, split: Split) -> DigitsDataset:
         """Renders one split."""
-        glyphs, labels = load_glyphs(self.digit_size)
+        glyphs, labels = load_glyphs(self.settings.digit_size)
         train_index, val_index = split_sources(labels, self.seed)
         layout = draw_layout(
             train_index if split == "train" else val_index,
-            count=self.train_images if split == "train" else self.val_images,
+            count=self.settings.train_images if split == "train" else self.settings.val_images,
             seed=self.seed,
             stream=TRAIN if split == "train" else VAL,
             image_size=self.image_size,
-            digit_size=self.digit_size,
-            num_fragments=self.num_fragments,
-            fragment_size=self.fragment_size,
+            digit_size=self.settings.digit_size,
+            num_fragments=self.settings.num_fragments,
+            fragment_size=self.settings.fragment_size,
         )
-        images = render(glyphs, layout, self.image_size, self.fragment_size)
+        images = render(glyphs, layout, self.image_size, self.settings.fragment_size)
         return DigitsDataset(torch.from_numpy(images), torch.from_numpy(labels[layout.source]))

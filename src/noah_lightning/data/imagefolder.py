@@ -1,19 +1,15 @@
 """Any photographs sorted into root/train/<class>/ and root/val/<class>/."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from noah_lightning.config.checks import fraction, one_of
+from noah_lightning.config.schema import ImageFolderSettings
 from noah_lightning.data.datamodule import ImageDataModule, LabelledImages, Split
 from noah_lightning.data.image import Picture
 from noah_lightning.data.index import find_images
 from noah_lightning.data.transforms import (
-    INTERPOLATIONS,
     Transform,
-    augment_settings,
     eval_transform,
     train_transform,
 )
@@ -53,47 +49,16 @@ class FolderImages:
 class ImageFolderDataModule(ImageDataModule):
     """Photographs in a folder tree.
 
-    Args, beyond those of :class:`ImageDataModule`:
-        root: folder that holds train/ and val/; ``~`` is expanded.
-        crop_ratio: in validation, side of the central crop over the shorter side of the scaled photograph.
-        interpolation: of that scaling, bilinear or bicubic.
-        augment: settings of :class:`~noah_lightning.data.transforms.AugmentSettings`, by name.
-
     Raises:
-        ConfigError: a value out of range, or a setting of ``augment`` that there is not.
         DataError: ``root`` is not set.
     """
 
-    def __init__(
-        self,
-        *,
-        root: str | None,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        image_size: int,
-        crop_ratio: float,
-        interpolation: str,
-        augment: Mapping[str, Any],
-        batch_size: int,
-        num_workers: int | None,
-        seed: int,
-        max_unreadable: int = 0,
-    ) -> None:
-        super().__init__(
-            num_classes=num_classes,
-            mean=mean,
-            std=std,
-            image_size=image_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            augment=augment_settings(augment),
-            max_unreadable=max_unreadable,
-        )
-        self.root = given_root(root)
-        self.crop_ratio = fraction("data.crop_ratio", crop_ratio)
-        self.interpolation = one_of("data.interpolation", interpolation, INTERPOLATIONS)
+    Settings: type[ImageFolderSettings] = ImageFolderSettings
+
+    def __init__(self, settings: ImageFolderSettings) -> None:
+        super().__init__(settings, settings.augment, settings.max_unreadable)
+        self.root = given_root(settings.root)
+        self.crop_ratio, self.interpolation = settings.crop_ratio, settings.interpolation
 
     def setup(self, stage: str) -> None:
         """Checks the tree, then lists its images.

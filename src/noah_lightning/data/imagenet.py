@@ -2,14 +2,12 @@
 
 import re
 import tarfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torchvision.datasets import ImageNet
 from torchvision.datasets import imagenet as torchvision_imagenet
 
-from noah_lightning.config.checks import flag
+from noah_lightning.config.schema import ImageNetSettings
 from noah_lightning.data.imagefolder import ImageFolderDataModule
 from noah_lightning.data.tree import list_split, require_root
 from noah_lightning.errors import DataError, one_line
@@ -20,45 +18,17 @@ NUM_CLASSES = 1000
 class ImageNetDataModule(ImageFolderDataModule):
     """ILSVRC2012: 1000 classes, root/train/<wnid>/ and root/val/<wnid>/.
 
-    Args, beyond those of :class:`ImageFolderDataModule`:
-        unpack: make a missing train/ or val/ from the original archives in ``root``. Needs twice their room.
+    With ``unpack`` a missing train/ or val/ is made from the archives in ``root``, which takes twice their room.
 
     Raises:
         DataError: ``root`` is not set.
     """
 
-    def __init__(
-        self,
-        *,
-        root: str | None,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        image_size: int,
-        crop_ratio: float,
-        interpolation: str,
-        augment: Mapping[str, Any],
-        batch_size: int,
-        num_workers: int | None,
-        seed: int,
-        max_unreadable: int = 0,
-        unpack: bool = False,
-    ) -> None:
-        super().__init__(
-            root=root,
-            num_classes=num_classes,
-            mean=mean,
-            std=std,
-            image_size=image_size,
-            crop_ratio=crop_ratio,
-            interpolation=interpolation,
-            augment=augment,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            max_unreadable=max_unreadable,
-        )
-        self.unpack = flag("data.unpack", unpack)
+    Settings = ImageNetSettings
+
+    def __init__(self, settings: ImageNetSettings) -> None:
+        super().__init__(settings)
+        self.unpack = settings.unpack
 
     def prepare_data(self) -> None:
         """Unpacks what is missing, if asked to; Lightning calls this in one process per machine.

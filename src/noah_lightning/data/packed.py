@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from noah_lightning.config.checks import whole_number
+from noah_lightning.config.schema import PackedSettings
 from noah_lightning.data.datamodule import ImageDataModule, Split
 from noah_lightning.data.image import Picture
 from noah_lightning.data.imagefolder import ImageFolderDataModule
@@ -91,19 +91,18 @@ class PackedDataModule(ImageFolderDataModule):
     Training goes from shard to shard, see :class:`~noah_lightning.data.samplers.ShardShuffle`. Validation has
     the order of the folder tree, of which process r of W takes every W-th image, so every machine reads all of val/.
 
-    Args, beyond those of :class:`ImageFolderDataModule`:
-        root: written by ``noah pack``; ``~`` is expanded.
-        mix_shards: shards over which training images are mixed; a machine keeps about that many in memory for each
-            of its processes.
+    Training images are mixed over ``mix_shards`` shards; a machine keeps about that many in memory for each of its
+    processes.
 
     Raises:
-        ConfigError: a value out of range.
         DataError: ``root`` is not set.
     """
 
-    def __init__(self, *, mix_shards: int = 4, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.mix_shards = whole_number("data.mix_shards", mix_shards, low=0)
+    Settings = PackedSettings
+
+    def __init__(self, settings: PackedSettings) -> None:
+        super().__init__(settings)
+        self.mix_shards = settings.mix_shards
 
     def setup(self, stage: str) -> None:
         """Reads where the images lie.

@@ -1,7 +1,7 @@
-"""Randomness without a history: what is drawn for a batch is a function of (seed, process, epoch, batch) alone.
+"""Seeding of the global random generators: what is drawn for a batch depends on (seed, rank, epoch, batch) alone.
 
-So a run that goes on in the middle of an epoch draws what the uninterrupted run drew, with any number of loading
-processes, and there is no state of any generator to save.
+So a run that resumes within an epoch draws what the uninterrupted run drew, with any number of DataLoader workers,
+and no state of a generator has to be saved.
 """
 
 import random
@@ -14,29 +14,38 @@ import torch
 
 
 class Purpose(IntEnum):
-    """Draws that must know nothing of each other."""
+    """Independent streams of random numbers."""
 
-    AUGMENTATION = 0  # of the images of a batch, while they are loaded
-    STEP = 1  # erasing, mixing and dropout, while they are trained on
+    AUGMENTATION = 0  # of the images of a batch, in DataLoader workers
+    STEP = 1  # erasing, mixing and dropout, in the training process
 
 
 def batch_seed(purpose: Purpose, seed: int, rank: int, epoch: int, batch: int) -> int:
-    """63 bits; those of neighbouring batches are unrelated."""
+    """A seed of 63 bits; those of neighboring batches are unrelated."""
     state = np.random.SeedSequence([seed, purpose, rank, epoch, batch]).generate_state(1, np.uint64)[0]
-    return int(state >> 1)  # torch takes signed 64 bits
+    return int(state >> 1)  # torch accepts signed 64-bit integers
+
+
+def seed_training_step(seed: int, rank: int, epoch: int, batch: int) -> None:
+    """Seed the global generators of Python, NumPy and torch for one training batch of one process.
+
+    Has to be called before everything that draws in a training step: random erasing, mixing, dropout. Lightning
+    calls no callback that early; the data module's ``on_before_batch_transfer`` is its first hook in a step.
+    """
+    draw_from(batch_seed(Purpose.STEP, seed, rank, epoch, batch))
 
 
 def draw_from(seed: int) -> None:
-    """Let Python, numpy and torch, on every device, draw from ``seed`` on."""
+    """Seed the global generators of Python, NumPy and torch, on every device."""
     _seed_cpu(seed)
-    # torch.manual_seed would keep the call for a GPU that no one uses, with a printed stack, in every step.
+    # torch.manual_seed would queue a call, with its stack trace, in every step for a GPU that nobody uses.
     if torch.cuda.is_initialized() or torch.backends.mps.is_available():
         torch.manual_seed(seed)
 
 
 @contextmanager
 def drawing_from(seed: int) -> Iterator[None]:
-    """Draw from ``seed`` for a while; afterwards the generators of the CPU go on where they were."""
+    """Seed the global generators of the CPU within this context, and restore them afterwards."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     _seed_cpu(seed)
     try:

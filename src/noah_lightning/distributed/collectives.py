@@ -1,4 +1,7 @@
-"""A few numbers of each process, told to all."""
+"""Collectives: the few numbers that the processes of a run exchange.
+
+Every process must call a collective at the same step; one that does not leaves the others waiting.
+"""
 
 from collections.abc import Sequence
 
@@ -6,15 +9,23 @@ import lightning.pytorch as pl
 import torch
 
 
-def of_every_process(values: Sequence[float], task: pl.LightningModule) -> list[list[float]]:
-    """``values`` of each process, exact, by its number; all processes call this at the same time.
+def gather_floats(values: Sequence[float], trainer: pl.Trainer) -> list[list[float]]:
+    """The ``values`` of every process, exact, indexed by rank (an all-gather; a collective).
 
-    Lightning's own ``all_gather`` goes through a function of torch that is deprecated and says so in every run.
+    Lightning's ``all_gather`` calls a deprecated function of torch, which warns in every run.
     """
-    processes = task.trainer.world_size
-    if processes == 1:
+    if trainer.world_size == 1:
         return [list(values)]
-    own = torch.tensor(values, dtype=torch.float64, device=task.device)
-    every = [torch.empty_like(own) for _ in range(processes)]
-    torch.distributed.all_gather(every, own)
-    return [part.tolist() for part in every]
+    own = torch.tensor(values, dtype=torch.float64, device=trainer.strategy.root_device)
+    gathered = [torch.empty_like(own) for _ in range(trainer.world_size)]
+    torch.distributed.all_gather(gathered, own)
+    return [part.tolist() for part in gathered]
+
+
+def max_over_ranks(values: Sequence[int], trainer: pl.Trainer) -> list[int]:
+    """The largest of each of the ``values`` over all processes (an all-reduce; a collective)."""
+    if trainer.world_size == 1:
+        return list(values)
+    largest = torch.tensor(values, device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+    return largest.tolist()

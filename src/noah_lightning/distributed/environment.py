@@ -1,7 +1,7 @@
-"""The processes of one run: how many there are, and which one this is.
+"""The processes of a run: their number, their rank, their CPUs and their memory.
 
-One run is one tree of processes: the first one composes the configuration and either trains by itself or starts a
-process for each device. Under ``torchrun`` or SLURM the processes are there already.
+A run is one process tree: the first process composes the configuration and either trains itself or starts a process
+per device. Under ``torchrun`` or SLURM these processes exist already. Torch is not imported here.
 """
 
 import ctypes
@@ -14,32 +14,32 @@ from threading import Thread
 def cores() -> int:
     """CPUs that this process may use."""
     try:
-        return len(os.sched_getaffinity(0))  # honours containers and job schedulers
+        return len(os.sched_getaffinity(0))  # respects containers and job schedulers
     except AttributeError:  # macOS, Windows
         return os.cpu_count() or 1
 
 
 def rank() -> int:
-    """Number of this process among all of the run, from 0."""
+    """Rank of this process among all processes of the run, from 0."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
 
 
 def started_from_outside() -> bool:
-    """Whether ``torchrun`` or ``srun`` has started a process for each device, this one among them."""
+    """Whether ``torchrun`` or ``srun`` started one process per device, including this one."""
     return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
 
 
 def processes_started() -> int:
-    """How many processes ``torchrun``, ``srun`` or the first process has started; 1 without them."""
+    """The number of processes that ``torchrun``, ``srun`` or the first process started; 1 without them."""
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ["WORLD_SIZE"])
-    return int(os.environ["SLURM_NTASKS"]) if SLURMEnvironment.detect() else 1  # an interactive shell has it too
+    return int(os.environ["SLURM_NTASKS"]) if SLURMEnvironment.detect() else 1  # interactive shells set it too
 
 
 def end_with_parent() -> None:
-    """A process that another one has started calls this: killed itself, that one takes it along."""
+    """Let this child process exit as soon as its parent process has died, even by SIGKILL."""
     parent = parent_process()
     assert parent is not None
 
@@ -50,19 +50,19 @@ def end_with_parent() -> None:
     Thread(target=watch, daemon=True).start()
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # from malloc.h
 _GIBIBYTE = 2**30
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep what a step frees for the next step, in all of this process and those it forks.
+    """Make glibc keep freed memory for the next step, in this process and those it forks.
 
-    By default it gives large blocks back to the system at once, which then has to clear each page again: 10,000 page
-    faults in a step of a ResNet-18 on small images, a tenth of its time. The process stays as large as it was at
-    its peak. Other C libraries are left alone.
+    By default glibc returns large blocks to the kernel at once, which then clears every page again: 10,000 page
+    faults in a training step of a ResNet-18 on small images, a tenth of its time. The process stays as large as it
+    was at its peak. Other C libraries are left unchanged.
     """
     if not sys.platform.startswith("linux"):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl
-    if mallopt and mallopt(_MMAP_THRESHOLD, _GIBIBYTE):  # an old glibc takes 32 MiB at most
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt and mallopt(_MMAP_THRESHOLD, _GIBIBYTE):  # old glibc versions accept at most 32 MiB
         mallopt(_TRIM_THRESHOLD, -1)  # never

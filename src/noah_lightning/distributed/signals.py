@@ -1,7 +1,7 @@
-"""Being asked to stop: a signal sets a flag, the run saves itself at the next batch, and ends.
+"""Signals that stop a run: a signal sets a flag, the run saves a checkpoint after the current step and ends.
 
-SIGTERM and SIGUSR1 are what clusters send before they take a machine away; SIGINT is Ctrl-C, and a second one stops
-at once.
+SIGTERM and SIGUSR1 are what clusters send before they take a machine away. SIGINT is Ctrl-C; a second one stops the
+run at once. Torch is not imported here.
 """
 
 import signal
@@ -10,17 +10,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-# A terminal's Ctrl-C reaches every process of a run, and the one that started them sends it on to them.
+# Ctrl-C in a terminal reaches every process of a run, and the process that started them forwards it as well.
 ECHO = 1.0  # seconds
 
 
 class Stopped(Exception):
-    """The run was asked to stop, has saved its state, and can go on.
+    """The run was stopped by a signal after its state was saved; it can be resumed.
 
     Attributes:
-        signal: that asked for it.
+        signal: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -29,33 +30,50 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Whether this process has been asked to stop.
+    """Flag that a signal sets in this process.
 
     Attributes:
-        signal: number of the signal, 0 for none.
+        signal: number of the first signal received, 0 for none.
     """
 
     def __init__(self) -> None:
         self.signal = 0
-        self._interrupted: float | None = None  # when Ctrl-C was first heard
+        self._interrupted: float | None = None  # time of the first Ctrl-C
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Hear the signals; before and after they do what they did. Only a main thread can."""
+        """Handle the signals within this context; does nothing outside the main thread, as Python requires."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if number == signal.SIGINT:
             self._interrupted = self._interrupted or now
             if now - self._interrupted > ECHO:
                 raise KeyboardInterrupt
         self.signal = self.signal or number
+
+
+def use_our_signal_handlers(trainer: Any) -> None:
+    """Keep Lightning from installing its own signal handlers in ``fit``, which would replace those above.
+
+    Lightning's handler of SIGTERM communicates with the other processes from within the signal handler; ours only
+    sets a flag. Lightning has no public switch for this, so its private method is replaced.
+
+    Args:
+        trainer: a ``lightning.pytorch.Trainer``.
+
+    Raises:
+        AttributeError: this version of Lightning has no such method.
+    """
+    connector = trainer._signal_connector
+    _ = connector.register_signal_handlers  # raises where Lightning has renamed it
+    connector.register_signal_handlers = lambda: None

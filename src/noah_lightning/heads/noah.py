@@ -7,8 +7,10 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from noah_lightning.errors import HeadSettingError
-from noah_lightning.heads.kernels import KERNELS, non_global_attention
+from noah_lightning.config.parsing import parse
+from noah_lightning.config.schema import NoahHeadSettings
+from noah_lightning.errors import ConfigError, HeadSettingError
+from noah_lightning.heads.kernels import non_global_attention
 from noah_lightning.heads.registry import register_head
 
 
@@ -67,9 +69,13 @@ class NOAHHead(nn.Module):
         kernel: Literal["auto", "fused", "sliced", "definition"] = "auto",
     ) -> None:
         super().__init__()
-        _check_settings(in_channels, num_classes, head_num, key_ratio, dropout, head_split, kv_split, init)
-        if kernel not in KERNELS:
-            raise HeadSettingError(f"NOAH: kernel={kernel!r} must be one of {', '.join(KERNELS)}")
+        settings: dict[str, object] = {"head_num": head_num, "key_ratio": key_ratio, "dropout": dropout}
+        settings |= {"head_split": head_split, "kv_split": kv_split, "init": init, "kernel": kernel}
+        try:
+            parse(NoahHeadSettings, settings, "head")
+        except ConfigError as error:
+            raise HeadSettingError(f"NOAH: {str(error).removeprefix('head.')}") from None
+        _check_channels(in_channels, num_classes, head_num, key_ratio, head_split, kv_split)
         self.num_classes = num_classes
         self.head_num = head_num
         self.kv_split = kv_split
@@ -146,29 +152,13 @@ def _split_channels(in_channels: int, key_ratio: float, kv_split: bool) -> tuple
     return key, in_channels - key
 
 
-def _check_settings(
-    in_channels: int,
-    num_classes: int,
-    head_num: int,
-    key_ratio: float,
-    dropout: float,
-    head_split: bool,
-    kv_split: bool,
-    init: str,
+def _check_channels(
+    in_channels: int, num_classes: int, head_num: int, key_ratio: float, head_split: bool, kv_split: bool
 ) -> None:
-    """Raise HeadSettingError for what cannot work, with what would."""
-    for name, number in (("in_channels", in_channels), ("num_classes", num_classes), ("head_num", head_num)):
+    """Raise HeadSettingError for settings that do not fit the width, with settings that do."""
+    for name, number in (("in_channels", in_channels), ("num_classes", num_classes)):
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise HeadSettingError(f"NOAH: {name}={number!r} must be a whole number of at least 1")
-    if not isinstance(key_ratio, int | float) or not 0 < key_ratio < 1:
-        raise HeadSettingError(f"NOAH: key_ratio={key_ratio!r} must lie between 0 and 1, both excluded; try 0.5")
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise HeadSettingError(f"NOAH: dropout={dropout!r} must be at least 0 and below 1")
-    for name, split in (("head_split", head_split), ("kv_split", kv_split)):
-        if not isinstance(split, bool):
-            raise HeadSettingError(f"NOAH: {name}={split!r} must be true or false")
-    if init not in ("official", "lecun", "small"):
-        raise HeadSettingError(f"NOAH: init={init!r} must be official, lecun or small")
+            raise HeadSettingError(f"NOAH: {name}={number!r} must be an integer of at least 1")
     key, value = _split_channels(in_channels, key_ratio, kv_split)
     if min(key, value) < 1:
         raise HeadSettingError(

@@ -23,7 +23,6 @@ _CHATTER = (
     ".*in eval mode at the start of training.*",  # the average of the weights, which is never trained
     ".*ended before the epoch ended and your dataloader is not resumable.*",  # its batches are those that are left
     "Checkpoint directory .* exists and is not empty.*",  # so it does where a run goes on
-    "Experiment logs directory .* exists and is not empty.*",  # it holds config.yaml, and no older metrics
     ".*isinstance\\(treespec, LeafSpec\\).* is deprecated.*",  # Lightning's own use of torch
 )
 

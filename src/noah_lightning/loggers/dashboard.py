@@ -62,18 +62,21 @@ def dashboard(
 
 def make_plan(folders: Sequence[Path], entity: str | None = None, project: str | None = None) -> Plan:
     """What the dashboard of these runs shows; arguments and errors as for :func:`dashboard`."""
+    from noah_lightning.config.schema import WandbLoggerSettings
     from noah_lightning.loggers.wandb_run import run_name
-    from noah_lightning.run_dir import missing_told, read_config
+    from noah_lightning.run_dir import RunDir
 
     runs: dict[str, dict[str, str]] = {}  # by id: a resumed run has several folders of W&B's
     places = set()
     for wandb_folder in wandb_runs(folders):
         run_dir = wandb_folder.parents[1]
-        config = read_config(run_dir)
+        config = RunDir(run_dir).config()
+        logger = config.logger
+        if not isinstance(logger, WandbLoggerSettings):
+            raise ConfigError(f"{run_dir} has logger.name={logger.name}, not wandb")
         run_id = wandb_folder.name.rpartition("-")[2]
-        with missing_told(run_dir):
-            runs[run_id] = {"id": run_id, "name": run_name(config), "folder": str(run_dir)}
-            places.add((entity or config.logger.entity, project or config.logger.project))
+        runs[run_id] = {"id": run_id, "name": run_name(config), "folder": str(run_dir)}
+        places.add((entity or logger.entity, project or logger.project))
     if not runs:
         raise ConfigError(f"no W&B run under {', '.join(map(str, folders))}; logger=wandb makes one")
     if len(places) > 1:

@@ -4,28 +4,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from omegaconf import DictConfig
 
-from noah_lightning.errors import ConfigError, did_you_mean
+from noah_lightning.config.schema import RunConfig
 from noah_lightning.loggers.metrics_csv import MetricsFile
 from noah_lightning.loggers.wandb_run import WandbRun, make_wandb_run
 from noah_lightning.run_dir import Results
 
 
-def make_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
+def make_loggers(config: RunConfig, run_dir: Path) -> list[Logger]:
     """The CSV logger and the one named by ``config.logger.name``.
 
     Raises:
         ConfigError: an unknown logger or setting.
     """
-    name = config.logger.name
     loggers: list[Logger] = [MetricsFile(run_dir)]
-    if name == "tensorboard":
+    if config.logger.name == "tensorboard":
         loggers.append(TensorBoardLogger(run_dir, name="", version="tensorboard"))
-    elif name == "wandb":
+    elif config.logger.name == "wandb":
         loggers.append(make_wandb_run(config, run_dir))
-    elif name != "csv":
-        raise ConfigError(f"logger.name={name!r} is unknown{did_you_mean(name, ['csv', 'tensorboard', 'wandb'])}")
     return loggers
 
 

@@ -1,9 +1,10 @@
-"""``metrics.csv``: whole rows only, and rows that cannot be written wait until they can."""
+"""Logger of ``metrics.csv``: whole rows only, and rows that cannot be written wait until they can."""
 
 import csv
 import logging
 import os
 from io import StringIO
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ log = logging.getLogger("noah_lightning")
 
 
 class MetricsFile(CSVLogger):
-    """Lightning's logger of ``run_dir``/metrics.csv, with a writer that no full disk stops."""
+    """Lightning's logger of ``run_dir``/metrics.csv, with a writer that survives a full disk."""
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__(run_dir, name="", version="")
@@ -26,40 +27,82 @@ class MetricsFile(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> "WholeRows":
-        """The writer; a new one begins a new file."""
+        """The writer. It starts a new file, unless :meth:`resume` was called before."""
         if not isinstance(self._experiment, WholeRows):
-            self._experiment = WholeRows(log_dir=self.log_dir)
+            self._experiment = WholeRows(self.log_dir)
         return self._experiment
+
+    @property
+    def rows(self) -> int:
+        """Rows logged since the run started, in the process that writes the file; a checkpoint holds this number."""
+        return self._experiment.rows if isinstance(self._experiment, WholeRows) else 0
+
+    def resume(self, rows: int) -> None:
+        """Continue after the first ``rows`` of the file; what was logged later is logged again."""
+        self._experiment = WholeRows(self.log_dir, rows)
 
 
 class WholeRows(ExperimentWriter):
-    """Lightning's writes its file anew when a metric is new, in place: a crash or a full disk would empty it."""
+    """Lightning's writer without its rewriting in place for each new metric, where a crash would empty the file.
+
+    The length of the file is counted in rows, as a new metric makes all rows longer.
+
+    Args:
+        log_dir: folder of the file.
+        rows: what to keep of the file that is there.
+    """
 
     _failed = False
 
+    def __init__(self, log_dir: str, rows: int = 0) -> None:
+        super().__init__(log_dir)
+        self.rows = 0
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            self._cut(path, rows)
+
+    def _check_log_dir_exists(self) -> None:
+        """Lightning's would remove the file."""
+
+    def _cut(self, path: Path, rows: int) -> None:
+        header, *lines = path.read_bytes().splitlines(keepends=True) or [b""]
+        commas = header.count(b",")
+        whole = list(takewhile(lambda row: row.endswith(b"\n") and row.count(b",") == commas, lines[:rows]))
+        if len(whole) < rows:
+            log.warning("%s holds only %d of the %d rows logged before the checkpoint", path, len(whole), rows)
+        if whole:
+            self.rows, self.metrics_keys = len(whole), header.decode(errors="replace").strip().split(",")
+            os.truncate(path, len(header) + sum(map(len, whole)))
+        else:
+            path.unlink()
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        super().log_metrics(metrics_dict, step)
+        self.rows += 1
+
     def save(self) -> None:
-        """Write what there is to write; where that fails it is told once, and tried again the next time."""
+        """Write the waiting rows; a failure is reported once, and they are written at the next call."""
         if not self.metrics:
             return
         path, keys = Path(self.metrics_file_path), list(self.metrics_keys)
         try:
             if self._record_new_keys() or not path.is_file():
-                self._write_anew(path)
+                self._rewrite(path)
             else:
                 self._append(path)
         except OSError as error:
             self.metrics_keys = keys  # those that the file has
             if not self._failed:
-                log.warning("%s cannot be written (%s); the run goes on", path, one_line(error))
+                log.warning("%s cannot be written (%s); the run continues", path, one_line(error))
             self._failed = True
             return
         self._failed = False
         self.metrics = []
 
-    def _write_anew(self, path: Path) -> None:
+    def _rewrite(self, path: Path) -> None:
         old: list[dict[str, Any]] = []
         if path.is_file():
-            with path.open(newline="") as file:
+            with path.open(newline="", errors="replace") as file:
                 old = list(csv.DictReader(file))
         write_whole(path, lambda file: file.write(self._lines([*old, *self.metrics], header=True)))
 
@@ -68,6 +111,8 @@ class WholeRows(ExperimentWriter):
         try:
             with path.open("ab") as file:
                 file.write(self._lines(self.metrics, header=False))
+                file.flush()
+                os.fsync(file.fileno())  # a checkpoint that counts these rows must not outlive them
         except OSError:
             os.truncate(path, size)  # half a row
             raise

@@ -7,9 +7,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
-from omegaconf import DictConfig, OmegaConf
 
-from noah_lightning.config.compose import settings
+from noah_lightning.config.schema import NoahHeadSettings, RunConfig, WandbLoggerSettings
 from noah_lightning.errors import ConfigError, one_line
 from noah_lightning.run_dir import SWEEP, Results
 
@@ -43,30 +42,32 @@ class WandbRun(WandbLogger):
         self._experiment.finish(exit_code=0 if results else 1)
 
 
-def make_wandb_run(config: DictConfig, run_dir: Path) -> WandbRun:
-    """The W&B run of a run directory; nothing is begun yet.
+def make_wandb_run(config: RunConfig, run_dir: Path) -> WandbRun:
+    """The W&B run of a run directory; nothing is started yet.
 
     Raises:
-        ConfigError: an unknown mode, or tags that are none.
+        ConfigError: WANDB_MODE is not a mode.
     """
-    options = settings(config, "logger", "name", "mode", "tags", "group", "picture_every_n_epochs")
-    mode = config.logger.mode or os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
+    settings = config.logger
+    assert isinstance(settings, WandbLoggerSettings)
+    mode = settings.mode or os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
     if mode not in ("online", "offline", "disabled"):
-        raise ConfigError(f"logger.mode={mode!r} must be online, offline or disabled")
+        raise ConfigError(f"WANDB_MODE={mode!r} must be online, offline or disabled")
     return WandbRun(
         save_dir=run_dir,
         name=run_name(config),
         id=run_id(run_dir),
         resume="allow",
-        group=config.logger.group or sweep_name(run_dir),
+        project=settings.project,
+        entity=settings.entity,
+        group=settings.group or sweep_name(run_dir),
         tags=tags(config),
-        config=OmegaConf.to_container(config),
+        config=config.model_dump(),
         mode=mode,
-        **options,
     )
 
 
-def run_name(config: DictConfig) -> str:
+def run_name(config: RunConfig) -> str:
     """Such as ``resnet18-noah-N4-r0.5-seed0``; jobs that differ in other settings share it."""
     return "-".join([config.model.name, config.head.name, *_head_settings(config, ""), f"seed{config.seed}"])
 
@@ -82,15 +83,9 @@ def sweep_name(run_dir: Path) -> str | None:
     return folder.name if (folder / SWEEP).is_file() else None
 
 
-def tags(config: DictConfig) -> list[str]:
-    """The user's tags, then model, head and, for NOAH, N and r; none twice.
-
-    Raises:
-        ConfigError: the user's are no list of short texts.
-    """
-    given = OmegaConf.to_container(OmegaConf.create({"tags": config.logger.tags}))["tags"] or []  # type: ignore[index,call-overload]
-    if not isinstance(given, list) or not all(0 < len(str(tag)) <= LONGEST_TAG for tag in given):
-        raise ConfigError(f"logger.tags={given!r} must be a list such as [first,second], {LONGEST_TAG} letters each")
+def tags(config: RunConfig) -> list[str]:
+    """The user's tags, then model, head and, for NOAH, N and r; each once."""
+    given = getattr(config.logger, "tags", None) or []
     own = [config.model.name[-LONGEST_TAG:], config.head.name, *_head_settings(config, "=")]
     return list(dict.fromkeys([*map(str, given), *own]))
 
@@ -109,11 +104,10 @@ def summary(results: Results) -> dict[str, float]:
     return facts
 
 
-def _head_settings(config: DictConfig, equals: str) -> list[str]:
+def _head_settings(config: RunConfig, equals: str) -> list[str]:
     """N and r of NOAH; other heads have none."""
-    if config.head.name != "noah":
-        return []
-    return [f"N{equals}{config.head.head_num}", f"r{equals}{config.head.key_ratio:g}"]
+    head = config.head
+    return [f"N{equals}{head.head_num}", f"r{equals}{head.key_ratio:g}"] if isinstance(head, NoahHeadSettings) else []
 
 
 def _has_account() -> bool:

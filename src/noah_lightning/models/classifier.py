@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from noah_lightning.config.checks import rate
+from noah_lightning.config.parsing import parse
+from noah_lightning.config.schema import GapHeadSettings
 from noah_lightning.errors import ConfigError
 from noah_lightning.heads import make_head
 from noah_lightning.heads.noah import Explanation, NOAHHead
@@ -106,4 +107,5 @@ def _gap_settings(dropout: float = 0.0, **unknown: Any) -> dict[str, Any]:
             f"head=gap is the model's own classifier and has no setting {', '.join(unknown)}, only dropout; "
             "create_model takes the settings of NOAH with head='noah'"
         )
-    return {"drop_rate": dropout} if rate("head.dropout", dropout) else {}
+    parse(GapHeadSettings, {"dropout": dropout}, "head")
+    return {"drop_rate": dropout} if dropout else {}

@@ -4,68 +4,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError
 from torch import nn
 
-from noah_lightning.config.checks import rate
-from noah_lightning.config.compose import settings
-from noah_lightning.errors import ConfigError, WeightsError, one_line
+from noah_lightning.config.schema import RunConfig
+from noah_lightning.errors import WeightsError, one_line
 from noah_lightning.models.classifier import create_model
 from noah_lightning.run_dir import CHECKPOINTS, CONFIG
 
 
-def build_model(config: DictConfig) -> nn.Module:
+def build_model(config: RunConfig) -> nn.Module:
     """The model that a configuration describes.
 
     Raises:
         UserError: as :func:`create_model`.
     """
-    try:
-        arguments = _model_arguments(config)
-    except ConfigAttributeError as error:
-        raise ConfigError(f"{error.full_key} is missing: this is the configuration of another version") from error
-    return create_model(**arguments)
+    regularization = {"drop_path_rate": config.recipe.drop_path, "proj_drop_rate": config.recipe.block_dropout}
+    return create_model(
+        name=config.model.name,
+        head=config.head.name,
+        num_classes=config.data.num_classes,
+        pretrained=config.model.pretrained,
+        weights=config.model.weights,
+        image_size=config.data.image_size,
+        class_token=config.model.class_token,
+        backbone_init=config.model.init,
+        # What a recipe asks of the inside of the model, as timm calls it; models that lack it refuse it.
+        model_args={name: rate for name, rate in regularization.items() if rate} | config.model.args,
+        **config.head.arguments("name"),
+    )
 
 
-def _model_arguments(config: DictConfig) -> dict[str, Any]:
-    return {
-        "name": config.model.name,
-        "head": config.head.name,
-        "num_classes": config.data.num_classes,
-        "pretrained": config.model.pretrained,
-        "weights": config.model.weights,
-        "image_size": config.data.image_size,
-        "class_token": config.model.class_token,
-        "backbone_init": config.model.init,
-        "model_args": _regularisation(config) | settings(config, "model.args"),
-        **settings(config, "head", "name"),
-    }
-
-
-def _regularisation(config: DictConfig) -> dict[str, float]:
-    """What a recipe asks of the inside of the model, as timm calls it; models that lack it refuse it."""
-    asked = {
-        "drop_path_rate": rate("recipe.drop_path", config.recipe.drop_path),
-        "proj_drop_rate": rate("recipe.block_dropout", config.recipe.block_dropout),
-    }
-    return {name: value for name, value in asked.items() if value}
-
-
-def load_model(run_dir: Path, config: DictConfig, checkpoint: str = "best", ema: bool = False) -> nn.Module:
+def load_model(run_dir: Path, config: RunConfig, checkpoint: str = "best", ema: bool = False) -> nn.Module:
     """The run's model with the weights of its ``best`` or ``last`` checkpoint, in evaluation mode.
 
     With ``ema`` it has the average of the weights instead, and ``best`` is the epoch that was best for the average.
 
     Raises:
-        WeightsError: no such checkpoint, one that is unreadable or of another model, or a run without an average.
+        WeightsError: the checkpoint is missing, unreadable or of another model, or the run has no average.
     """
-    if ema and OmegaConf.select(config, "recipe.ema") is None:
-        raise WeightsError(f"{run_dir} keeps no average of the weights: it was trained with recipe.ema=null")
+    if ema and config.recipe.ema is None:
+        raise WeightsError(f"{run_dir} has no average of the weights: it was trained with recipe.ema=null")
     name = "best_ema" if ema and checkpoint == "best" else checkpoint
     path = run_dir / CHECKPOINTS / f"{name}.ckpt"
     state = _model_weights(path, "ema.module." if ema else "model.")
-    model = build_model(_without_starting_weights(config))
+    model = build_model(without_starting_weights(config))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -83,10 +65,10 @@ def _model_weights(path: Path, prefix: str) -> dict[str, Any]:
         raise WeightsError(f"{path} cannot be read as a checkpoint: {one_line(error)}") from error
 
 
-def _without_starting_weights(config: DictConfig) -> DictConfig:
+def without_starting_weights(config: RunConfig) -> RunConfig:
     """The same architecture without fetching the weights it once started from."""
-    config = config.copy()
-    if config.model.class_token is None and config.head.name != "gap":
-        config.model.class_token = bool(config.model.pretrained or config.model.weights)
-    config.model.pretrained, config.model.weights = False, None
-    return config
+    model = config.model
+    class_token = model.class_token
+    if class_token is None and config.head.name != "gap":
+        class_token = bool(model.pretrained or model.weights)
+    return config.replace("model", pretrained=False, weights=None, class_token=class_token)

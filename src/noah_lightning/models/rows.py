@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+import yaml
 from torch import nn
 
 from noah_lightning.config.compose import compose_config, config_dir
+from noah_lightning.config.parsing import parse
+from noah_lightning.config.schema import ModelSettings, RunConfig
 from noah_lightning.errors import ConfigError, did_you_mean
 from noah_lightning.heads import NOAHHead
 from noah_lightning.models.cost import count_parameters
@@ -64,7 +66,7 @@ class Row:
     recipe: str
 
 
-def row_config(row: str, head: str = "noah", overrides: Sequence[str] = ()) -> DictConfig:
+def row_config(row: str, head: str = "noah", overrides: Sequence[str] = ()) -> RunConfig:
     """The resolved configuration of ``noah train model=<row> head=<head> <overrides>``.
 
     Raises:
@@ -105,16 +107,12 @@ def read_row(name: str) -> Row:
         "gap": count_parameters(baseline),
         "noah": count_parameters(unpooled) + count_parameters(head),
     }
-    return Row(name, model.name, parameters, n, r, dict(model.published), recipe)
+    return Row(name, model.name, parameters, n, r, {head: getattr(model.published, head) for head in HEADS}, recipe)
 
 
-def _read_files(row: str) -> tuple[DictConfig, str]:
+def _read_files(row: str) -> tuple[ModelSettings, str]:
     """A row's model group and the name of its recipe, without Hydra, which would take longer than all the rest."""
     files = config_dir() / "model"
-    content = OmegaConf.load(files / f"{row}.yaml")
-    assert isinstance(content, DictConfig)
-    defaults = content.pop("defaults")
-    recipe = next(entry[RECIPE] for entry in defaults if isinstance(entry, DictConfig) and RECIPE in entry)
-    model = OmegaConf.merge(OmegaConf.load(files / "timm.yaml"), content)
-    assert isinstance(model, DictConfig)
-    return model, recipe
+    content = yaml.safe_load((files / f"{row}.yaml").read_text())
+    recipe = next(entry[RECIPE] for entry in content.pop("defaults") if RECIPE in entry)
+    return parse(ModelSettings, yaml.safe_load((files / "timm.yaml").read_text()) | content, "model"), recipe

@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from noah_lightning.errors import ConfigError, UserError
-from noah_lightning.run_dir import CHECKPOINTS, check_same, locked
+from noah_lightning.run_dir import CHECKPOINTS, RunDir
 from noah_lightning.sweep import folder as folders
 from noah_lightning.sweep.plan import Job
 from noah_lightning.sweep.source import say
@@ -22,7 +22,7 @@ def make_ready(job: Job, run_dir: Path) -> int:
     if not run_dir.exists():
         return 0
     try:
-        with locked(run_dir):
+        with RunDir(run_dir).locked():
             return _steps_done(job, run_dir)
     except ConfigError:  # in use, or not to be written: nothing is moved, and the job will say so
         return 0
@@ -39,7 +39,7 @@ def mistakes_noted(run_dir: Path) -> Iterator[None]:
         yield
     except UserError as mistake:
         if begins and run_dir.exists():
-            with suppress(OSError, ConfigError), locked(run_dir):  # not in a run that another process is at
+            with suppress(OSError, ConfigError), RunDir(run_dir).locked():  # not in a run that another process is at
                 (run_dir / MISTAKE).write_text(f"{mistake}\n")
         raise
 
@@ -50,7 +50,7 @@ def _steps_done(job: Job, run_dir: Path) -> int:
     try:
         if (run_dir / MISTAKE).exists():
             raise ConfigError((run_dir / MISTAKE).read_text().strip())
-        check_same(run_dir, job.config)
+        RunDir(run_dir).check_same(job.config)
         saved = last_saved(run_dir)
         return saved.steps if saved else 0
     except UserError as reason:

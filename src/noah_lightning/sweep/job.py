@@ -10,8 +10,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from omegaconf import DictConfig
-
+from noah_lightning.config.schema import RunConfig
 from noah_lightning.distributed.environment import end_with_parent
 from noah_lightning.distributed.signals import Stopped
 from noah_lightning.errors import RunFailed, UserError, one_line
@@ -19,7 +18,7 @@ from noah_lightning.sweep.again import mistakes_noted
 from noah_lightning.sweep.folder import has_finished
 
 
-def start(config: DictConfig, run_dir: Path, gpus: Sequence[str], quiet: bool) -> tuple[BaseProcess, Connection]:
+def start(config: RunConfig, run_dir: Path, gpus: Sequence[str], quiet: bool) -> tuple[BaseProcess, Connection]:
     """Start training; the connection gives the error's line, or "" when all went well.
 
     Args:
@@ -37,7 +36,7 @@ def start(config: DictConfig, run_dir: Path, gpus: Sequence[str], quiet: bool) -
     return process, receiver
 
 
-def _work(config: DictConfig, run_dir: Path, gpus: list[str], quiet: bool, sender: Connection) -> None:
+def _work(config: RunConfig, run_dir: Path, gpus: list[str], quiet: bool, sender: Connection) -> None:
     end_with_parent()
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)

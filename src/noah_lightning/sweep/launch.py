@@ -3,17 +3,15 @@
 from datetime import datetime
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from noah_lightning.config.processes import processes_per_node
-from noah_lightning.config.settings import check_settings
+from noah_lightning.config.schema import RunConfig
 from noah_lightning.distributed.environment import started_from_outside
 from noah_lightning.distributed.launcher import run_in_processes
 from noah_lightning.errors import ConfigError, RunFailed, UserError
 from noah_lightning.run_dir import LOG
 
 
-def train_in_processes(config: DictConfig, run_dir: Path, resume: bool = False, force: bool = False) -> None:
+def train_in_processes(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = False) -> None:
     """Train here, or in a process for each device; ``resume`` and ``force`` as for ``train.train``.
 
     Raises:
@@ -33,9 +31,8 @@ def train_in_processes(config: DictConfig, run_dir: Path, resume: bool = False, 
         raise
 
 
-def train_here(config: DictConfig, run_dir: Path, resume: bool = False, force: bool = False) -> None:
+def train_here(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = False) -> None:
     """Train in this process, which may be one of several; raises what ``train.train`` does."""
-    check_settings(config)  # what is wrong there is told at once; torch and Lightning take seconds to import
     from noah_lightning.loggers import console
     from noah_lightning.train import train
 

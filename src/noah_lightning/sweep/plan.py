@@ -8,11 +8,10 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from noah_lightning.config.checks import whole_number
-from noah_lightning.config.compose import compose_config, config_dir, settings
-from noah_lightning.config.settings import check_settings
+from noah_lightning.config.compose import compose_config, config_dir
+from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, HeadSettingError, did_you_mean, one_line
 
 
@@ -50,7 +49,7 @@ class Job:
     number: int
     changes: list[str]
     overrides: list[str]
-    config: DictConfig = field(repr=False)
+    config: RunConfig = field(repr=False)
 
     def __str__(self) -> str:
         return " ".join(self.changes)
@@ -73,7 +72,9 @@ def split_options(words: Sequence[str]) -> tuple[Options, list[str]]:
         elif key in ("hydra.sweep.dir", "sweep.dir"):
             options["dir"] = value
         elif key in ("sweep.jobs", "sweep.trials"):
-            options[key.removeprefix("sweep.")] = whole_number(key, int(value) if value.isdecimal() else value, low=1)
+            if not value.isdecimal() or int(value) < 1:
+                raise ConfigError(f"{key}={value} must be an integer of at least 1")
+            options[key.removeprefix("sweep.")] = int(value)
         elif key == "hydra/launcher":
             if value not in ("local", "slurm"):
                 raise ConfigError(f"hydra/launcher={value} must be local or slurm")
@@ -86,7 +87,7 @@ def split_options(words: Sequence[str]) -> tuple[Options, list[str]]:
             options["resume"] = value.lower() == "true"
         elif key.startswith("sweep."):
             known = ["sweep.resume", "sweep.dir", "sweep.jobs", "sweep.trials"]
-            raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}")
+            raise ConfigError(f"unknown setting {key!r}{did_you_mean(key, known)}")
         else:
             others.append(word)
     if launcher_words and options.get("launcher") != "slurm":
@@ -151,7 +152,6 @@ def job_of(number: int, changes: list[str], overrides: Sequence[str]) -> Job:
         UserError: settings that do not fit, or one out of its range.
     """
     config = compose_config(overrides)
-    check_settings(config)
     if not isinstance(config.trainer.devices, int | str):
         raise ConfigError(
             "a sweep hands out the GPUs: give trainer.devices their number, CUDA_VISIBLE_DEVICES their list"
@@ -169,18 +169,19 @@ def impossible(jobs: Sequence[Job]) -> dict[int, str]:
 
     from noah_lightning.data import create_data
     from noah_lightning.models.from_config import build_model
+    from noah_lightning.task import check_options
 
     told: dict[str, str] = {}  # of each combination of model and head; seeds and rates make no difference
     reasons = {}
     for job in jobs:
-        config = job.config.copy()
-        config.model.pretrained, config.model.weights = False, None
-        kind = OmegaConf.to_yaml(OmegaConf.create({"model": config.model, "head": config.head, "data": config.data}))
+        config = job.config.replace("model", pretrained=False, weights=None)
+        kind = repr((config.model, config.head, config.data))
         if kind not in told:
             try:
                 with torch.device("meta"):
                     build_model(config)
-                create_data(config.data.name, **settings(config, "data", "name"))  # looks at no file yet
+                check_options(config.recipe.optimizer)
+                create_data(**config.data.arguments())  # looks at no file yet
                 told[kind] = ""
             except HeadSettingError as error:
                 told[kind] = str(error)

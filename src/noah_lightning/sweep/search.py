@@ -128,9 +128,9 @@ class Search(Source):
         return False
 
     def _top1(self, number: int) -> float:
-        from noah_lightning.run_dir import read_results
+        from noah_lightning.run_dir import RunDir
 
-        return read_results(self._folder / str(number)).top1
+        return RunDir(self._folder / str(number)).results().top1
 
 
 def _sampler(seed: int) -> "TPESampler":

@@ -14,6 +14,7 @@ from yaml import YAMLError
 
 from noah_lightning.config.compose import config_dir
 from noah_lightning.config.processes import processes_per_node
+from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, did_you_mean, one_line
 from noah_lightning.sweep.again import make_ready, mistakes_noted
 from noah_lightning.sweep.folder import has_finished
@@ -36,7 +37,7 @@ def launcher_settings(words: Sequence[str]) -> dict[str, Any]:
         key, _, value = word.lstrip("+").removeprefix("hydra.launcher.").partition("=")
         name = key.partition(".")[0]
         if name not in settings:
-            raise ConfigError(f"there is no setting 'hydra.launcher.{name}'{did_you_mean(name, map(str, settings))}")
+            raise ConfigError(f"unknown setting 'hydra.launcher.{name}'{did_you_mean(name, map(str, settings))}")
         try:
             settings.merge_with_dotlist([f"{key}={value}"])
             OmegaConf.resolve(settings)
@@ -78,7 +79,7 @@ def run_on_slurm(
 class Training:
     """What each task of a SLURM job calls; submitit calls it anew after the job was preempted or ran out of time."""
 
-    def __call__(self, config: DictConfig, run_dir: Path) -> str:
+    def __call__(self, config: RunConfig, run_dir: Path) -> str:
         """Train, or go on with the run that is in ``run_dir`` already; returns a mistake's line, or ""."""
         from noah_lightning.distributed.signals import Stopped
         from noah_lightning.errors import RunFailed, UserError
@@ -95,7 +96,7 @@ class Training:
             os._exit(128 + stopped.signal)
         return ""
 
-    def checkpoint(self, config: DictConfig, run_dir: Path) -> Any:
+    def checkpoint(self, config: RunConfig, run_dir: Path) -> Any:
         """submitit's question how to go on: just so."""
         from submitit.helpers import DelayedSubmission
 

@@ -1,6 +1,5 @@
-"""The training task: cross-entropy over a finished classifier."""
+"""Classification task: cross-entropy over any classifier, as a Lightning module."""
 
-import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,17 +8,15 @@ import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
-from noah_lightning.distributed.collectives import of_every_process
-from noah_lightning.errors import ConfigError
-from noah_lightning.task.ema import WeightAverage
-from noah_lightning.task.lr_schedule import ScheduleSettings, learning_rate
+from noah_lightning.config.schema import MixingSettings, OptimizerSettings, ScheduleSettings
+from noah_lightning.distributed.collectives import gather_floats
+from noah_lightning.task.lr_schedule import learning_rate
 from noah_lightning.task.metrics import Accuracy, AccuracyCounter, Predictions
-from noah_lightning.task.mixing import BatchMixing, MixingSettings
-from noah_lightning.task.nonfinite import LossWatch, StepGuard
-from noah_lightning.task.optimizer import OptimizerSettings, make_optimizer
+from noah_lightning.task.mixing import BatchMixing
+from noah_lightning.task.optimizer import StepGuard, WeightAverage, make_optimizer
 
-Batch = tuple[Tensor, Tensor]  # normalised images (B, 3, H, W), labels (B,)
-PADDING = -1  # label of what only fills up a validation batch, so that all processes have equally many
+Batch = tuple[Tensor, Tensor]  # normalized images (B, 3, H, W), labels (B,)
+PADDING = -1  # label of images that fill up a validation batch, so that all processes have equally many batches
 
 
 class ClassificationTask(pl.LightningModule):
@@ -31,20 +28,17 @@ class ClassificationTask(pl.LightningModule):
 
     Args:
         model: the classifier.
-        optimizer: settings of the optimiser, its rate for the batch at hand.
-        schedule: settings of the learning rate.
-        label_smoothing: share of the target spread over all classes while training; validation uses none.
-        mixing: whether and how training batches are mixed; validation never is. Training accuracy then counts
-            against each image's own label, although part of it shows another.
-        num_classes: K; only mixing has to know it.
-        ema: decay per optimiser step of an average of the weights, which is validated beside the model and never
-            trained on; None for no average.
-        channels_last: model and images keep the channels of a pixel side by side in memory, as GPUs' convolutions
-            like it.
-        nonfinite: at a loss or gradient that is not finite ``stop`` before more is saved, or ``skip`` the step.
-
-    Raises:
-        ConfigError: a value out of its range.
+        optimizer: optimizer settings, with the learning rate for the actual batch size.
+        schedule: learning rate schedule.
+        label_smoothing: share of the target spread over all classes in training; validation uses none.
+        mixing: how training batches are mixed; validation batches never are. Training accuracy counts against each
+            image's own label, although part of the image shows another.
+        num_classes: K; needed for mixing only.
+        ema: decay per optimizer step of an average of the weights, which is validated together with the model and
+            never trained on; None for no average.
+        channels_last: memory format of model and images, preferred by convolutions on GPUs.
+        nonfinite: ``skip`` optimizer steps whose loss or gradient is not finite, or ``stop``: leave it to
+            :class:`~noah_lightning.callbacks.failures.NonFiniteCheck`.
     """
 
     def __init__(
@@ -60,8 +54,6 @@ class ClassificationTask(pl.LightningModule):
         nonfinite: str = "stop",
     ) -> None:
         super().__init__()
-        if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing < 1:
-            raise ConfigError(f"recipe.label_smoothing={label_smoothing!r} must be at least 0 and below 1")
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.model = model.to(memory_format=self.memory_format)
         self.optimizer_settings = optimizer
@@ -72,13 +64,12 @@ class ClassificationTask(pl.LightningModule):
             assert num_classes is not None, "soft targets are as wide as there are classes"
             self.mixing = BatchMixing(mixing, num_classes, label_smoothing)
         self.rate, self.loss = 0.0, torch.tensor(0.0)  # of the latest batch
-        self.losses = LossWatch()
         self.guard = StepGuard() if nonfinite == "skip" else None
         self.train_accuracy = AccuracyCounter()
         self.val_accuracy = AccuracyCounter()
         self.val_predictions = Predictions()
-        self.validated: Accuracy | None = None  # the latest whole validation
-        self.predicted: tuple[Tensor, Tensor] | None = None  # its labels and first guesses (images,)
+        self.validated: Accuracy | None = None  # of the latest complete validation
+        self.predicted: tuple[Tensor, Tensor] | None = None  # its labels and predicted classes (images,)
         self.ema = None if ema is None else WeightAverage(model, ema)
         self.ema_accuracy = AccuracyCounter()
         self.ema_validated: Accuracy | None = None
@@ -90,21 +81,20 @@ class ClassificationTask(pl.LightningModule):
         return make_optimizer(self.model, self.optimizer_settings)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Set the learning rate for this moment. A function of the clock alone, it needs nothing to resume.
+        """Set the learning rate, which depends on epoch and batch only, so that there is no state to resume.
 
-        All passes that make up an optimiser step have the rate of the first one.
+        All accumulated batches of an optimizer step have the rate of the first one.
         """
         first = batch_idx - batch_idx % self.trainer.accumulate_grad_batches
         if self.guard and first == batch_idx:
-            self.guard.keep(self.model)
+            self.guard.keep_buffers(self.model)
         time = self.current_epoch + first / self.trainer.num_training_batches
         epochs = self.trainer.max_epochs
         assert epochs is not None
-        rate = learning_rate(time, self.optimizer_settings.lr, epochs, self.schedule)
+        self.rate = learning_rate(time, self.optimizer_settings.lr, epochs, self.schedule)
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
-        self.rate = rate
+                group["lr"] = self.rate
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch[0].to(memory_format=self.memory_format), batch[1]
@@ -115,60 +105,50 @@ class ClassificationTask(pl.LightningModule):
             images, targets = self.mixing(images, labels)  # the targets are smoothed already
             logits = self(images)
             loss = F.cross_entropy(logits, targets)
-        self.loss = loss.detach()
-        if self.guard is None:
-            self.losses.see(batch_idx, self.loss)
-            self.train_accuracy.update(logits, labels, self.loss * len(labels))
-        else:  # one NaN would be the epoch's mean
+        self.loss = counted = loss.detach()
+        if self.guard:  # a single NaN would make the mean of the epoch NaN
             labels = torch.where(self.loss.isfinite(), labels, PADDING)
-            self.train_accuracy.update(logits, labels, self.loss.nan_to_num(0, 0, 0) * len(labels))
+            counted = self.loss.nan_to_num(0, 0, 0)
+        self.train_accuracy.update(logits, labels, counted * len(labels))
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.guard:
             scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-            self.guard.look(self.model, scaled, self.current_epoch, self.trainer.fit_loop.batch_idx)
+            self.guard.check(self.model, scaled, self.current_epoch, self.trainer.fit_loop.batch_idx)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer | LightningOptimizer, *args: Any
     ) -> None:
-        """Lightning calls this once per step of the optimiser, however many batches that takes."""
+        """Forward, backward and update. Lightning calls this once per optimizer step, after accumulation."""
         super().optimizer_step(epoch, batch_idx, optimizer, *args)
         optimizer.zero_grad()  # Lightning would keep the gradients until the next forward pass is over
-        if self.ema is not None and not (self.guard and self.guard.left_out):
+        if self.ema is not None and not (self.guard and self.guard.skipped):
             self.ema.update(self.model)
-        step = self.trainer.global_step  # this one; it counts those before
+        step = self.trainer.global_step  # this one, as it counts those before
         if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._write({"train/lr": self.rate, "train/loss_step": self.loss.item()}, step)
-            self.losses.check(self)
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if batch_idx + 1 == self.trainer.num_training_batches:  # what follows keeps the best predictions
-            self.losses.check_all(self)
+            self._log_now({"train/lr": self.rate, "train/loss_step": self.loss.item()}, step)
 
     def on_train_epoch_end(self) -> None:
         train = self.train_accuracy.compute()
-        self._write({"train/loss": train.loss, "train/top1": train.top1}, self.trainer.global_step - 1)
+        self._log_now({"train/loss": train.loss, "train/top1": train.top1}, self.trainer.global_step - 1)
         self.train_accuracy.reset()
 
-    def _write(self, metrics: dict[str, float], step: int) -> None:
-        """Log at once. Lightning's own log costs as much as all else it does in a step, and writes only after the
-        moment at which a checkpoint of the step is saved.
+    def _log_now(self, metrics: dict[str, float], step: int) -> None:
+        """Log without Lightning's ``log``, which costs as much as all else Lightning does in a step, and which writes
+        only after the checkpoint of a step has been saved.
         """
         for logger in self.trainer.loggers:
             logger.log_metrics({**metrics, "epoch": self.current_epoch}, step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Each process's part of the epoch's sums, so that a run can go on in the middle of an epoch."""
-        self.losses.check_all(self)  # nothing is saved that is not worth it
-        checkpoint["train_counts"] = of_every_process(self.train_accuracy.counts(), self)
+        """Save the training counts of the epoch, of every process, to resume within an epoch (a collective)."""
+        checkpoint["train_counts"] = gather_floats(self.train_accuracy.counts(), self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         counts = checkpoint["train_counts"]
-        if len(counts) == self.trainer.world_size:
+        if len(counts) == self.trainer.world_size:  # else the epoch restarts
             self.train_accuracy.set_counts(counts[self.global_rank])
-        elif self.global_rank == 0:  # forced to go on with other processes: what counts is the sum of all
-            self.train_accuracy.set_counts([math.fsum(sums) for sums in zip(*counts, strict=True)])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch[0].to(memory_format=self.memory_format), batch[1]
@@ -178,6 +158,7 @@ class ClassificationTask(pl.LightningModule):
             _validate(self.ema.module, images, labels, self.ema_accuracy)
 
     def on_validation_epoch_end(self) -> None:
+        """Compute the metrics over all processes (torchmetrics' collectives)."""
         val = self.val_accuracy.compute()
         self.val_accuracy.reset()
         self.log_dict({"val/loss": val.loss, "val/top1": val.top1, "val/top5": val.top5, "val/images": val.images})

@@ -1,4 +1,4 @@
-"""Accuracy counts and predictions of a whole pass."""
+"""Accuracy counts and predictions of a complete pass over a data set."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class Accuracy(NamedTuple):
-    """Counts over a whole pass: images seen, right at first guess, right among five, and the mean loss."""
+    """Counts over a complete pass: images, correct at top-1, correct at top-5, and the mean loss."""
 
     images: int
     correct: int
@@ -21,7 +21,7 @@ class Accuracy(NamedTuple):
     @property
     def top1(self) -> float:
         """Percent."""
-        return 100 * self.correct / max(self.images, 1)  # none, where each step of an epoch was left out
+        return 100 * self.correct / max(self.images, 1)  # 0 images if each step of an epoch was skipped
 
     @property
     def top5(self) -> float:
@@ -36,7 +36,7 @@ class Accuracy(NamedTuple):
 
 
 class AccuracyCounter(Metric):
-    """Adds up integers on the device, so a step never waits for it; summed over ranks when computed."""
+    """Integer counts on the device, so that a step never waits for it; summed over processes in :meth:`compute`."""
 
     full_state_update = False
     images: Tensor
@@ -51,7 +51,7 @@ class AccuracyCounter(Metric):
         self.add_state("loss_sum", torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor, loss_sum: Tensor) -> None:
-        """Count a batch: logits (B, K), labels (B,), below 0 for padding, and the loss summed over its images."""
+        """Count a batch: logits (B, K), labels (B,), below 0 for padding, and the sum of the images' losses ()."""
         guesses = logits.detach().topk(min(5, logits.shape[1])).indices  # (B, 5), best first
         hits = guesses == labels.unsqueeze(1)  # none for padding
         self.images += (labels >= 0).sum()
@@ -60,23 +60,23 @@ class AccuracyCounter(Metric):
         self.loss_sum += loss_sum.detach().float()
 
     def counts(self) -> list[float]:
-        """This process's four sums so far, exact; the device is waited for."""
+        """The four sums of this process so far, exact; waits for the device."""
         return [float(getattr(self, name)) for name in self._defaults]
 
     def set_counts(self, counts: Sequence[float]) -> None:
-        """Go on from what :meth:`counts` said."""
+        """Restore what :meth:`counts` returned."""
         for name, value in zip(self._defaults, counts, strict=True):
             getattr(self, name).fill_(value)
 
     def compute(self) -> Accuracy:
-        """The counts so far; this is where the device is waited for."""
+        """The counts so far over all processes (a collective); waits for the device."""
         images = int(self.images)
         loss = float(self.loss_sum) / max(images, 1)
         return Accuracy(images, int(self.correct), int(self.correct_top5), loss)
 
 
 class Predictions(Metric):
-    """Labels and first guesses of one validation, in which process r of W sees the images r, r + W, r + 2W, ..."""
+    """Labels and predicted classes of a validation in which rank r of W sees the images r, r + W, r + 2W, ..."""
 
     full_state_update = False
     labels: list[Tensor]
@@ -88,12 +88,12 @@ class Predictions(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Keep a batch: logits (B, K), labels (B,), below 0 for padding."""
+        """Add a batch: logits (B, K), labels (B,), below 0 for padding."""
         self.labels.append(labels)
         self.guesses.append(logits.detach().argmax(dim=1))
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Labels and guesses (images,), on the CPU."""
+        """Labels and predicted classes (images,) over all processes (a collective), on the CPU."""
         processes = get_world_size() if self._is_synced else 1
         labels, guesses = (
             dim_zero_cat(parts).cpu().unflatten(0, (processes, -1)).T.flatten()  # (W m,) -> (W, m) -> (m W,)

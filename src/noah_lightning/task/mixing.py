@@ -1,52 +1,19 @@
-"""Mixing the images of a batch and their labels: mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899)."""
-
-from dataclasses import dataclass
+"""Mixed batches: mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899)."""
 
 from timm.data.mixup import Mixup
 from torch import Tensor
 
+from noah_lightning.config.schema import MixingSettings
 from noah_lightning.errors import ConfigError
-from noah_lightning.task.lr_schedule import is_non_negative
-
-
-@dataclass(frozen=True)
-class MixingSettings:
-    """How whole batches are mixed (``recipe.mixing``).
-
-    Attributes:
-        mixup: parameter of the Beta distribution that shares are drawn from where images are blended; 0: no mixup.
-        cutmix: likewise where a rectangle of one image is pasted into another; 0: no CutMix.
-        switch: probability of CutMix for a batch, where both are on.
-
-    Raises:
-        ConfigError: a value out of its range.
-    """
-
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    switch: float = 0.5
-
-    def __post_init__(self) -> None:
-        for key in ("mixup", "cutmix"):
-            value = getattr(self, key)
-            if not is_non_negative(value):
-                raise ConfigError(f"recipe.mixing.{key}={value!r} must be a number of at least 0")
-        if not is_non_negative(self.switch) or self.switch > 1:
-            raise ConfigError(f"recipe.mixing.switch={self.switch!r} must be a number from 0 to 1")
-
-    @property
-    def on(self) -> bool:
-        """Whether there is anything to mix."""
-        return self.mixup > 0 or self.cutmix > 0
 
 
 class BatchMixing:
-    """timm's mixup and CutMix in its ``batch`` mode: one draw for a batch, each image with its mirror in it.
+    """timm's mixup and CutMix in ``batch`` mode: one draw per batch; image i is mixed with image B - 1 - i.
 
-    The draws come from NumPy's global generator, which the data module seeds anew for each step.
+    It draws from NumPy's global generator, which :func:`~noah_lightning.data.seeding.seed_training_step` seeds.
 
     Args:
-        settings: at least one of the two is on.
+        settings: with mixup, CutMix or both.
         num_classes: K.
         label_smoothing: share of the soft targets that is spread over all classes.
     """
@@ -63,19 +30,19 @@ class BatchMixing:
         )
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed images (B, 3, H, W) and soft targets (B, K), on the device of what comes in, which stays as it is.
+        """Mixed images (B, 3, H, W) and soft targets (B, K) from images and labels (B,), which are not changed.
 
         Raises:
-            ConfigError: an odd number of images; the one in the middle would have no partner.
+            ConfigError: the number of images is odd; the one in the middle would have no partner.
         """
         check_even(len(images))
         return self._mixup(images.clone(), labels)  # timm mixes in place
 
 
 def check_even(images: int) -> None:
-    """Refuse batches of an odd number of images."""
+    """Raise ConfigError for an odd number of images in a batch."""
     if images % 2:
         raise ConfigError(
-            f"recipe.mixing needs an even number of images per batch, got {images}; give another recipe.batch_size, "
-            "or recipe.mixing.mixup=0 recipe.mixing.cutmix=0"
+            f"recipe.mixing needs an even number of images per batch, got {images}; change recipe.batch_size, "
+            "or set recipe.mixing.mixup=0 recipe.mixing.cutmix=0"
         )

@@ -1,73 +1,44 @@
-"""Optimiser and parameter groups."""
+"""Optimizer, parameter groups, average of the weights, and skipping of steps that are not finite."""
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+import logging
+import math
+from collections.abc import Callable, Collection
+from typing import Any, Self
 
 import torch
 from timm.optim import param_groups_weight_decay
-from torch import nn
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
-from noah_lightning.config.checks import whole_number
-from noah_lightning.errors import ConfigError, did_you_mean, one_line
-from noah_lightning.task.lr_schedule import is_non_negative
+from noah_lightning.config.schema import OptimizerSettings
+from noah_lightning.errors import ConfigError, RunFailedEverywhere, one_line
 
+log = logging.getLogger("noah_lightning")
+MAX_SKIPPED_IN_A_ROW = 20  # the scaler of float16 needs no more to find its scale
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """Which optimiser, and what it decays (``recipe.optimizer``).
-
-    Attributes:
-        name: ``sgd`` or ``adamw``.
-        lr: base learning rate.
-        weight_decay: factor of the decay.
-        decay: ``all`` parameters, or only ``matrices``: parameters with more than one dimension that the model does
-            not list in ``no_weight_decay()``, which is timm's rule.
-        options: further arguments of torch's optimiser, such as ``momentum`` or ``betas``. Unless they choose
-            otherwise, all weights are updated by one fused kernel.
-        lr_batch: images per optimiser step that ``lr`` is meant for; None: any number. See :func:`scaled_to`.
+def check_options(settings: OptimizerSettings) -> None:
+    """Refuse ``recipe.optimizer.options`` that torch's optimizer does not take.
 
     Raises:
-        ConfigError: a value out of its range, or options the optimiser does not take.
+        ConfigError: it does not.
     """
-
-    name: str
-    lr: float
-    weight_decay: float = 0.0
-    decay: str = "all"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    lr_batch: int | None = None
-
-    def __post_init__(self) -> None:
-        if str(self.name) not in _OPTIMIZERS:
-            advice = did_you_mean(str(self.name), _OPTIMIZERS)
-            raise ConfigError(f"recipe.optimizer.name={self.name!r} is unknown{advice}")
-        if self.decay not in ("all", "matrices"):
-            raise ConfigError(f"recipe.optimizer.decay={self.decay!r} must be all or matrices")
-        for key in ("lr", "weight_decay"):
-            value = getattr(self, key)
-            if not is_non_negative(value):
-                raise ConfigError(f"recipe.optimizer.{key}={value!r} must be a number of at least 0")
-        if self.lr_batch is not None:
-            whole_number("recipe.optimizer.lr_batch", self.lr_batch, low=1)
-        if not isinstance(self.options, Mapping):
-            raise ConfigError(f"recipe.optimizer.options={self.options!r} must be arguments of the optimiser by name")
-        try:  # known now, before a run has begun
-            _make(self, [torch.zeros(1)], weight_decay=self.weight_decay)
-        except (TypeError, ValueError, LookupError, RuntimeError) as error:
-            raise ConfigError(f"recipe.optimizer.options={dict(self.options)}: {one_line(error)}") from error
+    try:
+        _make(settings, [torch.zeros(1)], weight_decay=settings.weight_decay)
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
+        raise ConfigError(f"recipe.optimizer.options={dict(settings.options)}: {one_line(error)}") from error
 
 
 def scaled_to(settings: OptimizerSettings, batch: int) -> OptimizerSettings:
-    """The settings for ``batch`` images per optimiser step: the rate grows with the batch (arXiv 1706.02677).
+    """The settings for ``batch`` images per optimizer step: the rate scales with the batch (arXiv 1706.02677).
 
-    Without ``lr_batch`` they stay as they are.
+    Without ``lr_batch`` they are unchanged.
     """
     if settings.lr_batch is None:
         return settings
-    return replace(settings, lr=settings.lr * batch / settings.lr_batch, lr_batch=batch)
+    return settings.model_copy(update={"lr": settings.lr * batch / settings.lr_batch, "lr_batch": batch})
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay: str) -> list[dict[str, Any]]:
@@ -83,7 +54,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay: str) -> list[
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Torch's optimiser over :func:`parameter_groups`."""
+    """Torch's optimizer over :func:`parameter_groups`."""
     return _make(settings, parameter_groups(model, settings.weight_decay, settings.decay))
 
 
@@ -92,3 +63,79 @@ def _make(settings: OptimizerSettings, parameters: list[Any], **arguments: Any) 
     if not {"fused", "foreach", "differentiable"} & options.keys():  # torch takes one of them
         options["fused"] = True
     return _OPTIMIZERS[settings.name](parameters, lr=settings.lr, **options, **arguments)
+
+
+class WeightAverage(ModelEmaV3):
+    """Exponential moving average of parameters and buffers (timm's), which takes no part in training.
+
+    It starts as a copy of the model; each ``update(model)`` moves it by 1 - decay towards the model. The averaged
+    model is ``module``.
+
+    Args:
+        model: the model to average.
+        decay: share of the average that an update keeps (``recipe.ema``).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, decay)
+        self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: in training mode, dropout would draw and batch norm would update itself."""
+        return super().train(False)
+
+
+class StepGuard:
+    """Skips optimizer steps whose gradient is not finite, as if their batches did not exist.
+
+    DDP has averaged the gradients, so all processes decide alike without a collective. Each step waits for the
+    device once.
+
+    Attributes:
+        skipped: whether the latest step was skipped.
+        total, in_a_row: number of skipped steps, and of those since the latest one that was not.
+    """
+
+    def __init__(self) -> None:
+        self.skipped = False
+        self.total = self.in_a_row = 0
+        self._buffers: list[Tensor] = []
+
+    def keep_buffers(self, model: nn.Module) -> None:
+        """Copy what forward passes change: the running averages of batch norm would keep a NaN for ever."""
+        self._buffers = [buffer.clone() for buffer in model.buffers()]
+
+    def check(self, model: nn.Module, scaled: bool, epoch: int, batch: int) -> None:
+        """Skip the coming step if its gradients are not finite.
+
+        Args:
+            model: after its backward pass.
+            scaled: float16's gradient scaler skips the step itself.
+            epoch, batch: of the step, counted from 0.
+
+        Raises:
+            RunFailedEverywhere: too many steps in a row were skipped.
+        """
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        self.skipped = not all_finite(gradients)
+        if not self.skipped:
+            self.in_a_row = 0
+            return
+        self.total += 1
+        self.in_a_row += 1
+        where = f"epoch {epoch + 1}, batch {batch + 1}"
+        if self.in_a_row > MAX_SKIPPED_IN_A_ROW:
+            raise RunFailedEverywhere(
+                f"{where}: no finite gradient for {MAX_SKIPPED_IN_A_ROW} steps in a row; try a smaller "
+                "recipe.optimizer.lr, recipe.gradient_clip=1 or trainer.precision=bf16-mixed"
+            )
+        log.warning("%s: the loss or gradient is not finite; step skipped, %d so far", where, self.total)
+        for buffer, kept in zip(model.buffers(), self._buffers, strict=True):
+            buffer.copy_(kept)
+        if not scaled:
+            model.zero_grad()  # torch's optimizers ignore parameters without gradient: no momentum, no weight decay
+
+
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether all elements of all tensors are finite; waits for the device."""
+    return bool(get_total_norm(tensors, norm_type=math.inf).isfinite())  # the largest, as a sum could overflow

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, WeightsError, one_line
 from noah_lightning.models.cost import count_parameters
 from noah_lightning.models.from_config import build_model
@@ -79,7 +79,7 @@ def is_converted(folder: Path) -> bool:
     return (folder / FACTS).is_file()
 
 
-def converted_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
+def converted_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a converted model, on its row's evaluation transform.
 
     Raises:
@@ -89,7 +89,7 @@ def converted_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     return row_config(facts.row, facts.head, [*facts.overrides, *overrides])
 
 
-def load_converted(folder: Path, config: DictConfig) -> nn.Module:
+def load_converted(folder: Path, config: RunConfig) -> nn.Module:
     """The converted model in evaluation mode.
 
     Raises:

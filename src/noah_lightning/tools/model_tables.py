@@ -6,11 +6,11 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
 from noah_lightning.analysis.tables import Table
-from noah_lightning.config.compose import compose_config, settings
+from noah_lightning.config.compose import compose_config
+from noah_lightning.config.schema import NoahHeadSettings
 from noah_lightning.errors import HeadSettingError
 from noah_lightning.heads import NOAHHead
 from noah_lightning.models import make_backbone
@@ -116,8 +116,9 @@ def _find(model: str) -> tuple[str, dict[str, Any], tuple[int, float] | None]:
     """timm's name of a model, its arguments, and the (N, r) that the paper gives it."""
     if model not in ROWS:
         return model, {}, None
-    config: DictConfig = compose_config([f"model={model}"])
-    return config.model.name, settings(config, "model.args"), (config.head.head_num, config.head.key_ratio)
+    config = compose_config([f"model={model}"])
+    assert isinstance(config.head, NoahHeadSettings)
+    return config.model.name, config.model.args, (config.head.head_num, config.head.key_ratio)
 
 
 def _heads(width: int, num_classes: int) -> Iterator[tuple[int, float, NOAHHead | None]]:

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from noah_lightning.errors import HeadSettingError
 from noah_lightning.heads.kernels.operator import logits
 
-__all__ = ["KERNELS", "non_global_attention"]
+__all__ = ["non_global_attention"]
 
-KERNELS = ("auto", "fused", "sliced", "definition")
 _MOST_POSITIONS = 1024  # that the fused kernel holds on chip
 _HAS_TRITON = find_spec("triton") is not None
 _HALF = (torch.bfloat16, torch.float16)

@@ -1,0 +1,59 @@
+"""The table of all settings: default and meaning from ``conf/``, the values allowed from the schema."""
+
+import re
+from collections.abc import Iterator
+
+from noah_lightning.analysis.tables import Table
+from noah_lightning.config.compose import config_dir
+from noah_lightning.config.parsing import allowed, known_settings
+from noah_lightning.config.schema import RunConfig
+from noah_lightning.errors import ConfigError
+
+# The files that list every setting of a group; the others of the group only change some.
+FILES = (
+    *(
+        "config.yaml",
+        "recipe/plain.yaml",
+        "trainer/default.yaml",
+        "model/timm.yaml",
+        "head/gap.yaml",
+        "head/noah.yaml",
+    ),
+    *("data/digits.yaml", "data/imagefolder.yaml", "data/imagenet.yaml", "data/packed.yaml", "logger/wandb.yaml"),
+)
+_LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?: (?P<value>[^#\n]*?))?(?:\s*# ?(?P<meaning>.*))?$")
+_NOT_SETTINGS = ("defaults", "hydra", "sweep")
+
+
+def settings_table(prefix: str = "") -> Table:
+    """Every setting whose dotted name begins with ``prefix``: name, default, values, meaning.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    rows = [row for file in FILES for row in _rows_of(file) if row[0].startswith(prefix)]
+    if not rows:
+        raise ConfigError(f"no setting begins with {prefix!r}; noah settings lists all")
+    return Table(["setting", "default", "values", "meaning"], rows, left=["setting", "default", "values", "meaning"])
+
+
+def _rows_of(file: str) -> Iterator[list[str]]:
+    group, _, option = file.rpartition("/")
+    name = option.removesuffix(".yaml")
+    fields = dict(known_settings(RunConfig, {group: {"name": name}} if group else {}))
+    path: list[str] = [group] if group else []
+    for line in (config_dir() / file).read_text().splitlines():
+        if not (match := _LINE.match(line)):
+            continue
+        depth = len(match["indent"]) // 2 + bool(group)
+        path[depth:] = [match["key"]]
+        key = ".".join(path)
+        if (
+            path[0] in _NOT_SETTINGS
+            or path[-1] == "defaults"
+            or key not in fields
+            or not (match["value"] or "").strip()
+        ):
+            continue
+        shown = f"{key} ({group}={name})" if group in ("head", "data", "logger") else key
+        yield [shown, match["value"].strip(), allowed(fields[key]), (match["meaning"] or "").strip()]
