@@ -350,7 +350,7 @@ def test_class_count_that_differs(packed: Path) -> None:
 
 @pytest.mark.parametrize("value", [-1, 1.5, None])
 def test_mix_shards_out_of_range(packed: Path, value: object) -> None:
-    with pytest.raises(ConfigError, match=r"^data.mix_shards=.* must be a whole number of at least 0$"):
+    with pytest.raises(ConfigError, match=r"^data.mix_shards=.* must be an integer of at least 0$"):
         data_of(packed, mix_shards=value)
 
 

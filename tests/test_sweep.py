@@ -89,8 +89,8 @@ def test_impossible_heads_are_found_without_training() -> None:
         (["sweep=hed"], "sweep has no preset 'hed'; did you mean heads"),
         (["sweep.rsume=true"], "unknown setting 'sweep.rsume'; did you mean sweep.resume"),
         (["sweep.resume=maybe"], "sweep.resume=maybe must be true or false"),
-        (["sweep.jobs=0"], "sweep.jobs=0 must be a whole number of at least 1"),
-        (["sweep.jobs=two"], "sweep.jobs='two' must be a whole number of at least 1"),
+        (["sweep.jobs=0"], "sweep.jobs=0 must be an integer of at least 1"),
+        (["sweep.jobs=two"], "sweep.jobs=two must be an integer of at least 1"),
     ],
 )
 def test_a_mistake_in_the_sweeps_options_is_named(words: list[str], message: str) -> None:
@@ -105,13 +105,13 @@ def test_a_mistake_in_the_sweeps_options_is_named(words: list[str], message: str
         (["model=resnet18,resnet999"], "model has no option 'resnet999'"),
         (["head=noah", "head.head_num=5,7"], "no job of the sweep can be: NOAH: head_num=5 does not divide"),
         (["seed=0,1", "sweep.resume=true"], "there is no sweep of this very command in runs/"),
-        (["recipe.epochs=3,0"], "recipe.epochs=0 must be a whole number from 1 to 1000000"),
-        (["head.head_num=1,0"], "head.head_num=0 must be a whole number of at least 1"),
+        (["recipe.epochs=3,0"], "recipe.epochs=0 must be an integer from 1 to 1000000"),
+        (["head.head_num=1,0"], "head.head_num=0 must be an integer of at least 1"),
         (["recipe.optimizer.lr=0.1,-1"], "recipe.optimizer.lr=-1 must be a number of at least 0"),
         (["recipe.schedule.warmup_epochs=0,9"], "recipe.schedule.warmup_epochs=9 must be at most the 3 epochs"),
         (["trainer.devices=[2,3]", "seed=0,1"], "a sweep hands out the GPUs: give trainer.devices their number"),
         (["sweep.dir=/dev/null", "seed=0,1"], "/dev/null cannot be written ("),
-        (["data.num_fragments=0,-1"], "data.num_fragments=-1 must be a whole number of at least 0"),
+        (["data.num_fragments=0,-1"], "data.num_fragments=-1 must be an integer of at least 0"),
     ],
 )
 def test_a_mistake_in_the_command_trains_nothing(words: list[str], message: str, noah: Noah) -> None:

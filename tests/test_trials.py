@@ -127,7 +127,7 @@ def test_a_space_that_is_none_is_one_line(words: list[str], message: str) -> Non
             ["recipe.batch_size=interval(16,31)", "trainer.accumulate_grad_batches=4"],
             "recipe.batch_size=31 cannot be",
         ),
-        (["recipe.epochs=3,0"], "recipe.epochs=0 must be a whole number"),
+        (["recipe.epochs=3,0"], "recipe.epochs=0 must be an integer"),
         (["recipe.ema=interval(0.9,1.5)"], "recipe.ema=1.5 must be a number above 0 and below 1"),
         (["recipe.optimizer.lr=interval(-0.1,0.1)"], "recipe.optimizer.lr=-0.1 must be"),
     ],
@@ -147,8 +147,8 @@ def test_an_interval_is_for_a_search() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sweep.trials=0"], "sweep.trials=0 must be a whole number of at least 1"),
-        (["sweep.trials=1.5"], "sweep.trials='1.5' must be a whole number of at least 1"),
+        (["sweep.trials=0"], "sweep.trials=0 must be an integer of at least 1"),
+        (["sweep.trials=1.5"], "sweep.trials=1.5 must be an integer of at least 1"),
         (["sweep.trial=3"], "unknown setting 'sweep.trial'; did you mean sweep.trials"),
         (["sweep.trials=3", "hydra/launcher=slurm"], "leave hydra/launcher=slurm out"),
     ],

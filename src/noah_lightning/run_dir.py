@@ -25,15 +25,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from noah_lightning.atomic_io import write_whole
 from noah_lightning.config import recorded
 from noah_lightning.config.plain_yaml import flat
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, RunFailed, one_line
+
+if TYPE_CHECKING:
+    import numpy as np  # takes a tenth of a second, which composing a configuration need not wait for
 
 try:
     import fcntl
@@ -77,14 +78,15 @@ class Results:
 class Predictions:
     """Predictions of the best epoch, over the validation images in their order."""
 
-    labels: np.ndarray  # int (images,)
-    guesses: np.ndarray  # int (images,)
+    labels: "np.ndarray"  # int (images,)
+    guesses: "np.ndarray"  # int (images,)
     class_names: list[str]
 
     @property
-    def right(self) -> np.ndarray:
+    def right(self) -> "np.ndarray":
         """bool (images,)."""
-        return np.equal(self.labels, self.guesses)
+        right: np.ndarray = self.labels == self.guesses
+        return right
 
 
 @dataclass(frozen=True)
@@ -195,12 +197,14 @@ class RunDir:
         except (OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise ConfigError(f"{self.path} does not hold a finished run: {one_line(error)}") from error
 
-    def write_predictions(self, labels: np.ndarray, guesses: np.ndarray, class_names: Sequence[str]) -> None:
+    def write_predictions(self, labels: "np.ndarray", guesses: "np.ndarray", class_names: Sequence[str]) -> None:
         """Keep the predictions of the best epoch so far; labels and guesses are int32 (images,).
 
         Raises:
             OSError: the file cannot be written.
         """
+        import numpy as np
+
         path, names = self.path / PREDICTIONS, np.array(class_names)
         write_whole(path, lambda f: np.savez_compressed(f, labels=labels, guesses=guesses, class_names=names))
 
@@ -210,6 +214,8 @@ class RunDir:
         Raises:
             ConfigError: there are none, or they are not those that the run's accuracy was counted from.
         """
+        import numpy as np
+
         results, path = self.results(), self.path / PREDICTIONS
         try:
             with np.load(path, allow_pickle=False) as arrays:
