@@ -49,7 +49,7 @@ def cost_table() -> Table:
         size = config.data.image_size
         forward = multiply_adds(model, (1, 3, size, size))
         training = 2 * forward * PASSES * IMAGES * config.recipe.epochs  # a multiply-add is two operations
-        published = [f"{config.model.published[head]:.2f}" for head in ("noah", "gap")]
+        published = [f"{getattr(config.model.published, head):.2f}" for head in ("noah", "gap")]
         command = f"python train.py model={row} head=noah"
         cost = [str(config.recipe.epochs), f"{forward / 1e9:.2f}", f"{training / 1e18:.2f}"]
         rows.append([command, *published, *cost])
