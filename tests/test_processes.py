@@ -374,7 +374,7 @@ def test_predictions_keep_the_order_and_drop_padding() -> None:
     assert guesses.tolist() == [3, 0, 4]
 
 
-def test_predictions_begin_anew_after_a_reset() -> None:
+def test_predictions_are_empty_after_a_reset() -> None:
     predictions = Predictions()
     predictions.update(torch.eye(5), torch.arange(5))
     predictions.reset()
@@ -438,8 +438,8 @@ def validate(number: int, folder: Path, processes: int) -> None:
         task = ClassificationTask(classifier(), OptimizerSettings("sgd", 0.1), ScheduleSettings(), ema=0.5)
         trainer = make_trainer(config, folder, logger=False, enable_checkpointing=False)
         trainer.validate(task, datamodule=stripes(batch_size), verbose=False)
-        told = [list(task.validated), list(task.ema_validated), *task.predicted]
-        torch.save(told, folder / f"{batch_size}-of-{number}.pt")
+        seen = [list(task.validated), list(task.ema_validated), *task.predicted]
+        torch.save(seen, folder / f"{batch_size}-of-{number}.pt")
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -449,9 +449,9 @@ def test_validation_is_exact_for_any_number_of_processes_and_any_batch(tmp_path:
     logits = classifier()((images.images / 255 - 0.5) / 0.25)  # all at once
     guesses, loss = logits.argmax(1), F.cross_entropy(logits, images.labels).item()
     hits = [int((guesses == images.labels).sum()), 1003]  # of five classes, all are among the first five
-    told = sorted(tmp_path.glob("*.pt"))
-    assert len(told) == 3 * processes
-    for path in told:
+    saved = sorted(tmp_path.glob("*.pt"))
+    assert len(saved) == 3 * processes
+    for path in saved:
         val, ema, seen_labels, seen_guesses = torch.load(path)
         assert val == [1003, *hits, pytest.approx(loss, rel=1e-5)]
         assert ema == val
@@ -530,7 +530,7 @@ def test_processes_see_together_what_one_would(watched: list[dict[str, Any]]) ->
 
 # --- noah train in two processes
 
-# No batch norm and no dropout: what an image does to the weights does not depend on its neighbours.
+# No batch norm and no dropout: what an image does to the weights does not depend on its neighbors.
 TWENTY_STEPS = [
     "experiment=demo",
     "model=timm",
@@ -756,10 +756,10 @@ def interrupt(folder: Path, when: Callable[[str, str], bool]) -> Launched:
 def test_ctrl_c_is_one_line_and_leaves_no_process(tmp_path: Path) -> None:
     answer = interrupt(tmp_path, lambda out, mark: "epoch 2/1000" in out)
     assert (answer.status, answer.err, answer.behind) == (130, "", [])
-    told = [line for line in answer.out.splitlines() if "stopped" in line]
-    assert told == answer.out.splitlines()[-1:]
-    assert re.fullmatch(r"stopped  by SIGINT after [\d,]+ steps; noah resume .*", told[0])
-    assert told[0] in (run_dir_in(tmp_path) / "train.log").read_text()
+    stopped = [line for line in answer.out.splitlines() if "stopped" in line]
+    assert stopped == answer.out.splitlines()[-1:]
+    assert re.fullmatch(r"stopped  by SIGINT after [\d,]+ steps; noah resume .*", stopped[0])
+    assert stopped[0] in (run_dir_in(tmp_path) / "train.log").read_text()
 
 
 @pytest.mark.slow
@@ -791,10 +791,10 @@ def test_only_the_first_failure_is_reported(
     """The others fail only because the first one no longer answers."""
     with pytest.raises(SystemExit) as first:
         _work(tmp_path / "first", fail, (error,))
-    told = (tmp_path / "first").read_text(), capsys.readouterr().err
+    reported = (tmp_path / "first").read_text(), capsys.readouterr().err
     with pytest.raises(SystemExit) as second:
         _work(tmp_path / "first", fail, (RuntimeError("connection closed"),))
     assert (first.value.code, second.value.code) == (status, 1)
-    assert ((tmp_path / "first").read_text(), capsys.readouterr().err) == (told[0], "")
-    assert told[0] == line
-    assert ("RuntimeError: a crash" in told[1]) == (line == "")
+    assert ((tmp_path / "first").read_text(), capsys.readouterr().err) == (reported[0], "")
+    assert reported[0] == line
+    assert ("RuntimeError: a crash" in reported[1]) == (line == "")
