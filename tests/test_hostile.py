@@ -21,8 +21,8 @@ from PIL import Image
 from torchvision.datasets import imagenet as torchvision_imagenet
 
 from conftest import TINY, Answer, FinishedRun
+from noah_lightning.config.choices import PackedSettings
 from noah_lightning.config.plain_yaml import read_yaml
-from noah_lightning.config.schema import PackedSettings
 from noah_lightning.data.image import Picture
 from noah_lightning.data.imagenet import unpack_archives
 from noah_lightning.data.packed import PackedDataModule

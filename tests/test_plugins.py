@@ -22,7 +22,7 @@ import timm
 import torch
 from torch import nn
 
-from noah_lightning.config.schema import DataSettings
+from noah_lightning.config.choices import DataSettings
 from noah_lightning.data import register_data
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.heads import register_head

@@ -62,7 +62,7 @@ def dashboard(
 
 def make_plan(folders: Sequence[Path], entity: str | None = None, project: str | None = None) -> Plan:
     """What the dashboard of these runs shows; arguments and errors as for :func:`dashboard`."""
-    from noah_lightning.config.schema import WandbLoggerSettings
+    from noah_lightning.config.choices import WandbLoggerSettings
     from noah_lightning.loggers.wandb_run import run_name
     from noah_lightning.run_dir import RunDir
 

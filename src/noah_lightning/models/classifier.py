@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from noah_lightning.config.choices import GapHeadSettings
 from noah_lightning.config.parsing import parse
-from noah_lightning.config.schema import GapHeadSettings
 from noah_lightning.errors import ConfigError
 from noah_lightning.heads import make_head
 from noah_lightning.heads.noah import Explanation
