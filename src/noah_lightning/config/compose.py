@@ -66,6 +66,8 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     register_resolvers()
     GlobalHydra.instance().clear()
     check_overrides(overrides)
+    if any(re.match(r"sweep[=.]|hydra/launcher=", pair) for pair in overrides):
+        raise ConfigError("sweep… and hydra/launcher are for several runs: add -m")
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             return resolved(compose("config", overrides=list(overrides)))
@@ -79,8 +81,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
     ``+key=value`` adds a key: only the open-ended groups take any, elsewhere nothing would read it.
 
     Raises:
-        ConfigError: an added key that nothing reads, a group whose option is no name, a word that is no override, or
-            a setting of a sweep.
+        ConfigError: an added key that nothing reads, a group whose option is no name, or a word that is no override.
     """
     for pair in overrides:
         group, equals, option = pair.lstrip("+~").partition("=")
@@ -92,8 +93,6 @@ def check_overrides(overrides: Sequence[str]) -> None:
     added = [match[1] for pair in overrides if (match := re.match(r"\++([\w.]+)=", pair))]
     added = [key for key in added if not key.startswith((*OPEN_ENDED, "hydra."))]
     known = _known_keys(overrides) if added else []
-    if any(re.match(r"sweep[=.]|hydra/launcher=", pair) for pair in overrides):
-        raise ConfigError("sweep… and hydra/launcher are for several runs: add -m")
     for key in added:
         if key not in known:
             raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}")
@@ -114,6 +113,8 @@ def resolved(config: DictConfig) -> DictConfig:
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise explain(error) from error
+    assert isinstance(container, dict)
+    container.pop("sweep", None)  # of several runs, not of this one
     plain = OmegaConf.create(container)
     OmegaConf.set_struct(plain, True)
     assert isinstance(plain, DictConfig)

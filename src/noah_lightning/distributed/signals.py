@@ -27,6 +27,9 @@ class Stopped(Exception):
         super().__init__(signal.Signals(number).name)
         self.signal = number
 
+    def __reduce__(self) -> tuple[type["Stopped"], tuple[int]]:
+        return Stopped, (self.signal,)  # a launcher pickles it
+
 
 class StopRequest:
     """Whether this process has been asked to stop.
