@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from conftest import TINY, Answer
-from noah_lightning.sweep import slurm
+from noah_lightning.sweep import clusters
 from test_sweep import lines
 
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=10"]
@@ -130,12 +130,12 @@ def test_a_job_is_what_the_settings_ask_for(noah: Callable[..., Answer], monkeyp
         def batch(self) -> Any:
             return nullcontext()
 
-        def submit(self, task: slurm.SlurmTask, payload: bytes) -> Any:
+        def submit(self, task: clusters.SlurmTask, payload: bytes) -> Any:
             outcome = task(payload)
             return SimpleNamespace(job_id="7", done=lambda: True, exception=lambda: None, results=lambda: [outcome])
 
     monkeypatch.setattr(submitit, "SlurmExecutor", Executor)
-    monkeypatch.setattr(slurm, "_SECONDS_BETWEEN_LOOKS", 0)
+    monkeypatch.setattr(clusters, "_SECONDS_BETWEEN_LOOKS", 0)
     words = ["trainer.max_epochs=1", "seed=0,1", "recipe.optimizer.lr=0.01", "sweep.dir=sweep"]
     answer = noah("train", "-m", *TINY, *SLURM, *words, "+hydra.launcher.additional.qos=high")
     assert answer.status == 0, answer.err

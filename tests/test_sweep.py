@@ -23,7 +23,7 @@ from conftest import TINY, Answer, call_noah
 from noah_lightning.config.compose import compose_config
 from noah_lightning.errors import ConfigError, UserError
 from noah_lightning.run_dir import locked, read_config
-from noah_lightning.sweep import job, local
+from noah_lightning.sweep import job, launchers
 
 Noah = Callable[..., Answer]
 QUICK = [*TINY, "data.train_images=32", "data.val_images=20", "recipe.batch_size=16", "trainer.max_epochs=1"]
@@ -216,7 +216,7 @@ def test_impossible_jobs_are_told_and_skipped(noah: Noah) -> None:
 
 
 def test_each_job_gets_gpus_of_its_own(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "_gpus", lambda: ["3", "5"])
+    monkeypatch.setattr(launchers, "_gpus", lambda: ["3", "5"])
     answer = noah("train", "-m", *QUICK, "trainer.accelerator=cpu", "seed=0,1,2", "sweep.dir=queue")
     assert answer.status == 0, answer.err
     assert lines(answer, "started")[:2] == ["0  seed=0  on GPU 3", "1  seed=1  on GPU 5"]

@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 from conftest import TINY, Answer
 from noah_lightning.errors import ConfigError, RunFailed
 from noah_lightning.run_dir import Results, read_config, read_results, write_results
-from noah_lightning.sweep import local
+from noah_lightning.sweep import launchers
 from noah_lightning.sweep.search import _study, distribution
 from test_sweep import finished, lines, marked_processes, wait_until
 
@@ -60,7 +60,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fake], list[DictConfig
             sender.send(RunFailed(outcome) if isinstance(outcome, str) else outcome)
             return SimpleNamespace(join=lambda: None), receiver
 
-        monkeypatch.setattr(local, "start", start)
+        monkeypatch.setattr(launchers, "start", start)
         return started
 
     return use

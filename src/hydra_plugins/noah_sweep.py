@@ -5,7 +5,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from noah_lightning.sweep import local, on_ray, slurm, sweeper
+from noah_lightning.sweep import clusters, launchers, sweeper
 
 # Hydra accepts classes of this module only.
 
@@ -14,15 +14,15 @@ class NoahSweeper(sweeper.Sweeper):
     """``hydra/sweeper=noah``."""
 
 
-class LocalLauncher(local.LocalLauncher):
+class LocalLauncher(launchers.LocalLauncher):
     """``hydra/launcher=local``."""
 
 
-class SlurmLauncher(slurm.SlurmLauncher):
+class SlurmLauncher(clusters.SlurmLauncher):
     """``hydra/launcher=slurm``."""
 
 
-class RayLauncher(on_ray.RayLauncher):
+class RayLauncher(clusters.RayLauncher):
     """``hydra/launcher=ray``."""
 
 

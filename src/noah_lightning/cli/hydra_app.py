@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,13 +13,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 
-from noah_lightning.config.compose import (
-    CONFIG_ERRORS,
-    check_overrides,
-    config_dir,
-    explain,
-    register_resolvers,
-)
+from noah_lightning.config.compose import CONFIG_ERRORS, check_overrides, config_dir, explain, register_resolvers
 from noah_lightning.distributed.environment import rank
 from noah_lightning.distributed.signals import Stopped
 from noah_lightning.errors import MISTAKE, ConfigError, RunFailed, UserError, did_you_mean
@@ -56,6 +51,12 @@ def run_hydra(main: Callable[[], Any], words: Sequence[str], program: str = "noa
         if rank() > 0:
             raise SystemExit(MISTAKE) from None  # the first process meets it too, and reports it
         raise _explain(error, overrides) from error
+    except OSError as error:
+        if any(frame.name == train_job.__name__ for frame in traceback.extract_tb(error.__traceback__)):
+            raise
+        raise ConfigError(
+            f"{error.filename} cannot be written ({error.strerror}); give another hydra.run.dir=…"
+        ) from error
     except SystemExit as end:  # of a single run
         if isinstance(end.__cause__, UserError | RunFailed | Stopped):
             raise end.__cause__ from end.__cause__.__cause__

@@ -17,15 +17,7 @@ from omegaconf import DictConfig
 from noah_lightning.config.compose import register_resolvers, resolved
 from noah_lightning.distributed.environment import rank, started_from_outside
 from noah_lightning.distributed.signals import Stopped
-from noah_lightning.errors import (
-    FAILED,
-    MISTAKE,
-    ConfigError,
-    RunFailed,
-    RunFailedEverywhere,
-    UserError,
-    one_line,
-)
+from noah_lightning.errors import FAILED, MISTAKE, ConfigError, RunFailed, RunFailedEverywhere, UserError, one_line
 from noah_lightning.run_dir import ASIDE, CHECKPOINTS, CONFIG, RESULTS, check_same, locked, read_results
 from noah_lightning.sweep.folder import mark
 from noah_lightning.sweep.launch import train_here, train_in_processes

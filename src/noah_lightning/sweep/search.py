@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import IntervalSweep, Override
 
 from noah_lightning.errors import ConfigError, UserError, one_line
-from noah_lightning.sweep.folder import TRIALS
+from noah_lightning.sweep.folder import TRIALS, Report
 from noah_lightning.sweep.plan import HeadCheck, Job
-from noah_lightning.sweep.report import Report
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -15,12 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from noah_lightning.distributed.environment import started_from_outside
 from noah_lightning.errors import ConfigError
-from noah_lightning.sweep import folder as folders
+from noah_lightning.sweep.folder import Report, begin, find, say
 from noah_lightning.sweep.job import has_finished
-from noah_lightning.sweep.launchers import Launcher, Results, stoppable
-from noah_lightning.sweep.local import LocalLauncher
+from noah_lightning.sweep.launchers import Launcher, LocalLauncher, Results, stoppable
 from noah_lightning.sweep.plan import HeadCheck, Job, compose_job, sweep_settings
-from noah_lightning.sweep.report import Report, say
 from noah_lightning.sweep.search import Search
 
 Compose = Callable[[int, Sequence[str], Sequence[str]], Job]  # a job's number, overrides and changes
@@ -89,7 +87,7 @@ class Sweeper(BasicSweeper):
             words = (*given.task, *given.hydra)
             at = any(word.startswith(("sweep.dir=", "hydra.sweep.dir=")) for word in words)
             path = Path(config.hydra.sweep.dir) if at else None
-            folder = folders.find(path, self._command, search=bool(self._settings.trials))
+            folder = find(path, self._command, search=bool(self._settings.trials))
             if not at:
                 given.hydra.append(f"hydra.sweep.dir={folder}")  # for the jobs, which are composed once more
                 config.hydra.sweep.dir = str(folder)
@@ -117,7 +115,7 @@ class Sweeper(BasicSweeper):
             return []
         folder = Path(self.config.hydra.sweep.dir)
         if not self._settings.resume:
-            folders.begin(folder, self._command)
+            begin(folder, self._command)
         report = Report(folder, source.total)
         say(f"sweep    {source.total} jobs, {folder}")
         returns = []

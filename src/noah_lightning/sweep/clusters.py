@@ -1,18 +1,20 @@
-"""``hydra/launcher=slurm``: each job of a sweep is a job of a SLURM cluster, through submitit."""
+"""Launchers of sweeps on clusters: ``hydra/launcher=slurm``, through submitit, and ``hydra/launcher=ray``."""
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr
 from io import StringIO
 from typing import Any
 
+from noah_lightning.config.processes import processes_per_node
 from noah_lightning.distributed.signals import Stopped
 from noah_lightning.errors import ConfigError, RunFailed, one_line
-from noah_lightning.sweep.launchers import Launcher, Outcome, Results, as_return, gpus_needed, run_payload
+from noah_lightning.sweep.launchers import Launcher, Outcome, Results, as_return, run_payload
 from noah_lightning.sweep.plan import Job
 
-LOGS = ".slurm"  # in the sweep's folder: what sbatch and submitit write
+_LOGS = ".slurm"  # in the sweep's folder: what sbatch and submitit write
 _SECONDS_BETWEEN_LOOKS = 2.0
 
 
@@ -34,16 +36,15 @@ class SlurmLauncher(Launcher):
         Raises:
             ConfigError: submitit is not installed, this machine is not of a SLURM cluster, or SLURM refuses the jobs.
         """
-        if not (todo := list(jobs)):
-            return
-        ahead = list(zip(todo, self._submit(todo), strict=True))
+        todo = list(jobs)
+        ahead = list(zip(todo, self._submit(todo), strict=True)) if todo else []
         for job, slurm_job in ahead:
             self.announce(job, "submitted", f"  as SLURM job {slurm_job.job_id}")
         while ahead:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             for job, slurm_job in [pair for pair in ahead if pair[1].done()]:
                 ahead.remove((job, slurm_job))
-                yield job, as_return(job, _outcome(slurm_job))
+                yield job, as_return(job, _slurm_outcome(slurm_job))
 
     def _submit(self, todo: list[Job]) -> list[Any]:
         try:
@@ -53,12 +54,12 @@ class SlurmLauncher(Launcher):
             raise ConfigError("hydra/launcher=slurm needs submitit: pip install 'noah-lightning[slurm]'") from None
         folder, trainer, options = todo[0].run_dir.parent, todo[0].config.trainer, self.options
         try:
-            executor = SlurmExecutor(folder / LOGS)
+            executor = SlurmExecutor(folder / _LOGS)
         except RuntimeError as error:
             raise ConfigError(f"hydra/launcher=slurm: {one_line(error)}") from error
         if any(job.config.trainer != trainer for job in todo):
             raise ConfigError("hydra/launcher=slurm: the jobs of one sweep must have the same trainer settings")
-        tasks = gpus_needed(todo[0])
+        tasks = processes_per_node(trainer)
         asked = {
             "job_name": f"noah-{folder.name}",
             "partition": options["partition"],
@@ -80,9 +81,8 @@ class SlurmLauncher(Launcher):
             with redirect_stderr(StringIO()), executor.batch():  # what sbatch says is in the error too
                 return [executor.submit(SlurmTask(), self.payload(job)) for job in todo]
         except FailedJobError as error:
-            raise ConfigError(
-                f"SLURM refuses the jobs ({one_line(error)}); hydra.launcher.… says what to ask of it"
-            ) from error
+            advice = "hydra.launcher.… says what to ask of it"
+            raise ConfigError(f"SLURM refuses the jobs ({one_line(error)}); {advice}") from error
 
 
 class SlurmTask:
@@ -103,9 +103,76 @@ class SlurmTask:
         return DelayedSubmission(self, payload)
 
 
-def _outcome(slurm_job: Any) -> Outcome:
+def _slurm_outcome(slurm_job: Any) -> Outcome:
     error = slurm_job.exception()
     if error is not None:
         return RunFailed(str(error).strip().splitlines()[-1])
     outcomes = slurm_job.results()  # of each task
     return next((outcome for outcome in outcomes if isinstance(outcome, Exception)), outcomes[0])
+
+
+class RayLauncher(Launcher):
+    """Gives each job a process of its own with as many GPUs as it has devices; Ray says where and when.
+
+    Args:
+        options: as ``RayConf`` in ``hydra_plugins`` describes them.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def run(self, jobs: Iterator[Job]) -> Results:
+        """As :meth:`Launcher.run`.
+
+        Raises:
+            ConfigError: Ray is not installed, or there is no such cluster.
+        """
+        try:
+            import ray
+        except ImportError:
+            raise ConfigError("hydra/launcher=ray needs Ray: pip install 'noah-lightning[ray]'") from None
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(self.options["address"], log_to_driver=False, logging_level="ERROR", **self.options["init"])
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's would end this process at once
+        except (ConnectionError, ValueError, TypeError, RuntimeError) as error:
+            raise ConfigError(f"hydra/launcher=ray: {one_line(error)}") from error
+        on_gpus = ray.cluster_resources().get("GPU", 0) > 0
+        running: dict[Any, Job] = {}
+        try:
+            for job in jobs:
+                devices = processes_per_node(job.config.trainer)
+                gpus = devices if on_gpus and job.config.trainer.accelerator != "cpu" else 0
+                cpus = self.options["cpus_per_device"] * devices
+                # A worker that ends with its job: nothing of one reaches the next.
+                task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=0)(_ray_task)
+                self.announce(job, "submitted")
+                running[task.remote(self.payload(job))] = job
+            while running:
+                [ended], _ = ray.wait(list(running))
+                yield running[ended], as_return(running.pop(ended), _ray_outcome(ended))
+        except SystemError as error:  # what Ray makes of the exception of a signal
+            raise error.__cause__ or error from None
+        finally:
+            for task in running:  # stopped or interrupted: as Ctrl-C would, so that each is saved
+                ray.cancel(task)
+            if running:
+                ray.wait(list(running), num_returns=len(running))
+            ray.shutdown()
+
+
+def _ray_task(payload: bytes) -> Outcome:
+    try:
+        return run_payload(payload)
+    except KeyboardInterrupt:
+        return RunFailed("interrupted")
+
+
+def _ray_outcome(task: Any) -> Outcome:
+    import ray
+
+    try:
+        outcome: Outcome = ray.get(task)
+    except ray.exceptions.RayError as error:
+        return RunFailed(one_line(error))
+    return outcome
