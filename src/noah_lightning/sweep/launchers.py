@@ -45,9 +45,9 @@ class Launcher(hydra.plugins.launcher.Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """For the sweepers of other packages."""
-        loader = self.hydra_context.config_loader
+        loader, given = self.hydra_context.config_loader, self.config.hydra.overrides.task
         jobs = [
-            compose_job(loader, self.config, number, words, [word for word in words if not word.startswith("hydra.")])
+            compose_job(loader, self.config, number, words, [word for word in words if word not in given])
             for number, words in enumerate(job_overrides, start=initial_job_idx)
         ]
         with stoppable(self.advice), closing(self.run(iter(jobs))) as results:
