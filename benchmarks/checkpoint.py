@@ -26,7 +26,7 @@ STEPS = 10  # that are timed between two checkpoints here
 
 
 def bench_checkpoint(rounds: int) -> Report:
-    """Saves a ResNet-18 in training, optimiser and all, as ``noah train`` does, between its steps.
+    """Saves a ResNet-18 in training, optimizer and all, as ``noah train`` does, between its steps.
 
     Args:
         rounds: checkpoints that count, each after 10 steps; one more goes ahead.

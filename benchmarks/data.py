@@ -27,13 +27,13 @@ from noah_lightning.data.transforms import OnDevice, train_transform
 SIZE = 224  # pixels
 BATCH = 64
 PHOTOGRAPHS = 512  # in the tree that is made where none is given, and seen in a round
-OFFICIAL, OURS, NORMALIZED = "torchvision, PIL", "noah_lightning", "noah_lightning, then normalised"
+OFFICIAL, OURS, NORMALIZED = "torchvision, PIL", "noah_lightning", "noah_lightning, then normalized"
 
 
 def bench_data(root: Path | None, workers: int, rounds: int) -> Report:
     """Loads the same photographs through both pipelines in turns, each from the file to the batch.
 
-    torchvision's images arrive as normalised floats. Ours arrive as bytes, which the training device normalises; the
+    torchvision's images arrive as normalized floats. Ours arrive as bytes, which the training device normalizes; the
     third line adds what that costs where this CPU is the device.
 
     Args:

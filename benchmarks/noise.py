@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noah_lightning.config.choices import DataSettings
-from noah_lightning.data.datamodule import ImageDataModule, LabelledImages, Split
+from noah_lightning.data.datamodule import ImageDataModule, LabeledImages, Split
 
 
 class NoiseImages:
@@ -27,7 +27,7 @@ class NoiseImages:
 
 
 class NoiseDataModule(ImageDataModule):
-    """Noise, normalised like all other images, for one epoch of ``batches`` training batches; loaded in line.
+    """Noise, normalized like all other images, for one epoch of ``batches`` training batches; loaded in line.
 
     Attributes:
         given_batches: what the trainer is given instead of :meth:`loader`, where it is set.
@@ -49,7 +49,7 @@ class NoiseDataModule(ImageDataModule):
         self.batches = batches
         self.given_batches: Any = None
 
-    def build(self, split: Split) -> LabelledImages:
+    def build(self, split: Split) -> LabeledImages:
         batches = self.batches if split == "train" else 1
         return NoiseImages(self.image_size, batches * self.batch_size, self.num_classes)
 

@@ -60,7 +60,7 @@ class Comparison:
 
 
 def bench_step(rounds: int) -> Report:
-    """Trains the same model on the same batches in both ways, in turns, with the same optimiser.
+    """Trains the same model on the same batches in both ways, in turns, with the same optimizer.
 
     Ours is a run of Lightning's trainer with the task, data module, callbacks and logger of ``noah train``; all that
     it does from batch to batch counts. Validation and checkpoints come when the turns are over.

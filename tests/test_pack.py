@@ -211,7 +211,7 @@ def test_an_interrupted_pack_is_not_taken_for_finished(photos: Path, noah: Noah,
     assert trained.status == 2
     if how == signal.SIGKILL:
         assert trained.err == (
-            "noah: data.root=out is a pack that was never finished: run its noah pack command again\n"
+            "noah: data.root=out is an incomplete pack: run its noah pack command again\n"
         )
         (part / "val-000099.tar").touch()  # it might have been another tree
     else:
@@ -237,7 +237,7 @@ def test_killed_just_before_the_end(photos: Path, tmp_path: Path) -> None:
         pack(photos, out, SHARD)
     os.waitpid(child, 0)
     assert (tmp_path / "out.unfinished" / "pack.json").exists()
-    with pytest.raises(DataError, match="never finished"):
+    with pytest.raises(DataError, match="incomplete pack"):
         read_index(out, "train")
     pack(photos, out, SHARD)
     assert len(read_index(out, "train")) == 27

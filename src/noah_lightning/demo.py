@@ -12,7 +12,7 @@ from noah_lightning.callbacks.attention_images import attention_of_guess, draw_c
 from noah_lightning.config.compose import compose_config
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.data import create_data
-from noah_lightning.data.datamodule import LabelledImages
+from noah_lightning.data.datamodule import LabeledImages
 from noah_lightning.errors import ConfigError
 from noah_lightning.loggers.console import duration, log
 from noah_lightning.models.classifier import Classifier
@@ -88,7 +88,7 @@ def draw_demo(folder: Path, configs: dict[str, RunConfig], count: int = 6) -> Pa
     return path
 
 
-def _one_per_class(dataset: LabelledImages, count: int) -> tuple[Tensor, list[int]]:
+def _one_per_class(dataset: LabeledImages, count: int) -> tuple[Tensor, list[int]]:
     """The first image of each of the first ``count`` classes found: uint8 (count, 3, H, W), and the labels."""
     found: dict[int, Tensor] = {}
     for index in range(len(dataset)):

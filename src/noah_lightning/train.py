@@ -165,7 +165,7 @@ def _conclude(run: RunDir, task: ClassificationTask, report: EpochReport) -> Res
 
 
 def make_task(config: RunConfig, model: nn.Module, batch: int) -> ClassificationTask:
-    """The training task of a recipe, around a model, with the rate for ``batch`` images per optimiser step.
+    """The training task of a recipe, around a model, with the rate for ``batch`` images per optimizer step.
 
     Raises:
         ConfigError: recipe settings out of their range.
