@@ -386,7 +386,7 @@ def test_one_seed_is_never_enough(tmp_path: Path) -> None:
     make_run(tmp_path / "gap", "gap", correct=first(10))
     make_run(tmp_path / "noah", correct=first(30))
     (sentence,) = summary(compare([tmp_path]))
-    assert "significant on these images, but with one seed each another training run may say otherwise" in sentence
+    assert "significant on these images, but with one seed each, another training run may differ" in sentence
     assert "p < 0.001" in sentence
 
 

@@ -229,7 +229,7 @@ def test_a_full_disk_is_told_and_the_run_is_finished_later(noah: Noah, monkeypat
         answer = noah("train", *RUN)
     line = lines(answer, 1)
     assert line.startswith("run/results.json cannot be written") or "results.json cannot be written" in line
-    assert "make room, then noah resume" in line
+    assert "free some space, then noah resume" in line
     for name in ("metrics.csv", "train.log"):
         assert answer.out.count(f"{name} cannot be written") == 1
     assert "Traceback" not in answer.out

@@ -110,7 +110,7 @@ def test_jobs_that_slurm_refuses_are_one_line(
     words = ["seed=0,1", "hydra/launcher=slurm", "hydra.launcher.partition=nowhere", "sweep.dir=sweep"]
     answer = noah("train", "-m", *TINY, *words)
     assert answer.status == 2
-    assert answer.err.startswith("noah: SLURM refuses the jobs (")
+    assert answer.err.startswith("noah: SLURM rejects the jobs (")
     assert "invalid partition specified: nowhere" in answer.err
     assert answer.err.count("\n") == 1
 

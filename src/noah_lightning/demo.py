@@ -27,8 +27,8 @@ def demo(overrides: Sequence[str] = ()) -> Path:
     """Train ``experiment=demo`` with each head; returns the folder that holds both runs and ``demo.png``.
 
     Raises:
-        UserError: overrides that cannot work.
-        RunFailed, Stopped: as ``train.train``.
+        UserError: invalid overrides.
+        RunFailed, Stopped: raised by ``train.train``.
     """
     if any(pair.startswith("head=") for pair in overrides):
         raise ConfigError("noah demo trains both heads; remove head=…, or use noah train experiment=demo head=…")
@@ -57,7 +57,7 @@ def comparison_table(results: dict[str, Results]) -> Table:
 
 
 def verdict(results: dict[str, Results]) -> str:
-    """Which head is right more often on the validation images, and by how much."""
+    """Sentence with the head of higher validation accuracy and the difference."""
     gap, noah = results["gap"], results["noah"]
     if noah.correct == gap.correct:
         return "Both heads are right equally often."
@@ -65,7 +65,7 @@ def verdict(results: dict[str, Results]) -> str:
     points = abs(noah.top1 - gap.top1)
     return (
         f"{winner} wins by {points:.2f} points ({abs(noah.correct - gap.correct)} images), "
-        f"one seed each; another may say otherwise: noah demo seed=1"
+        f"with one seed each; another seed may differ: noah demo seed=1"
     )
 
 

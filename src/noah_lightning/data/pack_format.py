@@ -77,7 +77,7 @@ def read_facts(root: Path) -> Mapping[str, Any]:
     except (OSError, RecursionError, ValueError) as error:
         raise DataError(f"{root / FACTS} cannot be read ({one_line(error)}): pack the images again") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT or not isinstance(facts.get("classes"), list):
-        raise DataError(f"{root / FACTS} was not written by noah pack: give another data.root=…")
+        raise DataError(f"{root / FACTS} was not written by noah pack: choose another data.root=…")
     if facts.get("version") != VERSION:
         raise DataError(f"{root} is a pack of version {facts.get('version')}, this program reads version {VERSION}")
     return facts
