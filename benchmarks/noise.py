@@ -34,18 +34,9 @@ class NoiseDataModule(ImageDataModule):
     """
 
     def __init__(self, size: int, batch: int, batches: int, classes: int) -> None:
-        gray = [0.5] * 3
-        super().__init__(
-            DataSettings(
-                name="noise",
-                num_classes=classes,
-                mean=gray,
-                std=gray,
-                image_size=size,
-                batch_size=batch,
-                num_workers=0,
-            )
-        )
+        half = [0.5] * 3
+        images = DataSettings(name="noise", num_classes=classes, mean=half, std=half, image_size=size)
+        super().__init__(images.model_copy(update={"batch_size": batch, "num_workers": 0}))
         self.batches = batches
         self.given_batches: Any = None
 

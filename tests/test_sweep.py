@@ -105,7 +105,7 @@ def test_the_command_line_wins_over_the_preset() -> None:
         (["data.num_fragments=0,-1"], "data.num_fragments=-1 must be a"),
         (
             ["hydra.launcher.partition=gpu"],
-            "hydra/launcher=local has no setting 'partition'; add hydra/launcher=",
+            "hydra/launcher=local has no setting 'partition'; choose a launcher",
         ),
         (["hydra/launcher=slrm"], "hydra/launcher has no option 'slrm'; did you mean slurm"),
         (["hydra.searchpath=[file:///nowhere]"], "path=/nowhere is not available"),

@@ -246,12 +246,9 @@ class RunDir:
         """
         path = self._config_file()
         settings = dict(flat(recorded.read_recorded(path)))
-        for key, kind, name in (
-            ("seed", int, "an integer"),
-            ("model.name", str, "a string"),
-            ("head.name", str, "a string"),
-        ):
+        for key, kind in (("seed", int), ("model.name", str), ("head.name", str)):
             if not isinstance(settings.get(key), kind):
+                name = "an integer" if kind is int else "a string"
                 wrong = f"{key}={settings[key]!r} is not {name}" if key in settings else f"{key} missing"
                 raise ConfigError(f"{path} is not a run's configuration: {wrong}")
         return settings

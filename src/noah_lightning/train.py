@@ -227,9 +227,7 @@ def make_trainer(config: RunConfig, run_dir: Path, **arguments: Any) -> pl.Train
             **arguments,
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
-        advice = (
-            f"; no trainer.accelerator={config.trainer.accelerator} found here" if "backend" in str(error) else ""
-        )
+        missing = f"; found no {config.trainer.accelerator} accelerator" if "backend" in str(error) else ""
         raise ConfigError(f"trainer: {one_line(error)}{missing}") from error
     use_our_signal_handlers(trainer)
     return trainer

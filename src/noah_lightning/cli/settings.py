@@ -11,15 +11,9 @@ from noah_lightning.errors import ConfigError
 
 # The files that list all settings of a group; the other files of a group only change some.
 FILES = (
-    *(
-        "config.yaml",
-        "recipe/plain.yaml",
-        "trainer/default.yaml",
-        "model/timm.yaml",
-        "head/gap.yaml",
-        "head/noah.yaml",
-    ),
-    *("data/digits.yaml", "data/imagefolder.yaml", "data/imagenet.yaml", "data/packed.yaml", "logger/wandb.yaml"),
+    *("config.yaml", "recipe/plain.yaml", "trainer/default.yaml", "model/timm.yaml", "head/gap.yaml"),
+    *("head/noah.yaml", "data/digits.yaml", "data/imagefolder.yaml", "data/imagenet.yaml", "data/packed.yaml"),
+    "logger/wandb.yaml",
 )
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?: (?P<value>[^#\n]*?))?(?:\s*# ?(?P<meaning>.*))?$")
 _NOT_SETTINGS = ("defaults", "hydra", "sweep")
@@ -44,12 +38,8 @@ def _rows_of(file: str) -> Iterator[list[str]]:
         depth = len(match["indent"]) // 2 + bool(group)
         path[depth:] = [match["key"]]
         key = ".".join(path)
-        if (
-            path[0] in _NOT_SETTINGS
-            or path[-1] == "defaults"
-            or key not in fields
-            or not (match["value"] or "").strip()
-        ):
+        value = (match["value"] or "").strip()
+        if path[0] in _NOT_SETTINGS or path[-1] == "defaults" or key not in fields or not value:
             continue
         shown = f"{key} ({group}={name})" if group in ("head", "data", "logger") else key
-        yield [shown, match["value"].strip(), allowed(fields[key]), (match["meaning"] or "").strip()]
+        yield [shown, value, allowed(fields[key]), (match["meaning"] or "").strip()]
