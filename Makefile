@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test coverage test-slow test-faults test-gpu test-slurm test-browser fuzz lint format wheel clean
+.PHONY: install demo test coverage test-slow test-faults test-gpu test-slurm test-ray test-browser fuzz lint format wheel clean
 
 install: $(VENV)/installed
 
@@ -38,6 +38,10 @@ test-gpu: install
 
 test-slurm: install # installs and starts a SLURM on this host, for the time of the tests; Debian, as root
 	tests/slurm.sh $(BIN)/python
+
+test-ray: install # adds Ray, some hundred megabytes
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	$(BIN)/python -m pytest -m ray
 
 test-browser: install # installs Chromium; Debian, as root
 	tests/browser.sh $(BIN)/python

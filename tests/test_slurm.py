@@ -7,44 +7,41 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from conftest import TINY, Answer
-from noah_lightning.errors import ConfigError
-from noah_lightning.sweep.plan import split_options
-from noah_lightning.sweep.slurm import launcher_settings
+from noah_lightning.sweep import clusters
+from test_sweep import lines
 
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=10"]
 TWO_TASKS = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 
 
-def test_the_clusters_settings_are_those_of_the_file_and_the_command_line() -> None:
-    options, command = split_options([*SLURM, "+hydra.launcher.additional.qos=high", "seed=0,1"])
-    assert (options.launcher, command) == ("slurm", ["seed=0,1"])
-    settings = launcher_settings(options.launcher_words)
-    assert (settings["cpus_per_task"], settings["timeout_min"]) == (1, 10)
-    assert settings["additional"] == {"qos": "high"}
-
-
-def test_a_setting_of_the_cluster_that_there_is_not_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"no setting 'hydra\.launcher\.partitoin'; did you mean partition"):
-        launcher_settings(["hydra.launcher.partitoin=gpu"])
-
-
 @pytest.mark.parametrize(
-    "word",
-    ["setup=module load", "additional=5", "setup=[module", "partition=${oops", "partition=[a]", "cpus_per_task=many"],
+    ("word", "message"),
+    [
+        ("partitoin=gpu", "hydra/launcher=slurm has no setting 'partitoin'; did you mean partition"),
+        ("setup=[module", "no viable alternative at input '[module'"),
+        ("setup=module", "setup"),
+        ("additional=5", "additional"),
+        ("partition=[a]", "partition"),
+        ("partition=${oops}", "oops"),
+        ("cpus_per_task=many", "'hydra.launcher.cpus_per_task=many' cannot be set: Value 'many' of type 'str'"),
+    ],
 )
-def test_a_setting_of_the_cluster_of_another_kind_is_named(word: str) -> None:
-    with pytest.raises(ConfigError, match=rf"hydra\.launcher\.{word.partition('=')[0]}"):
-        launcher_settings([f"hydra.launcher.{word}"])
-
-
-def test_settings_of_a_cluster_need_a_cluster() -> None:
-    with pytest.raises(ConfigError, match=r"add hydra/launcher=slurm"):
-        split_options(["hydra.launcher.partition=gpu", "seed=0,1"])
+def test_a_mistake_in_the_clusters_settings_leaves_nothing_behind(
+    noah: Callable[..., Answer], word: str, message: str
+) -> None:
+    answer = noah("train", "-m", *TINY, "seed=0,1", "hydra/launcher=slurm", f"hydra.launcher.{word}")
+    assert answer.status == 2
+    assert message in answer.err
+    assert answer.err.count("\n") == 1
+    assert not Path("runs").exists()
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
@@ -100,13 +97,6 @@ def test_a_requeued_job_finishes_in_the_same_directory(shared: Path) -> None:
     assert os.listdir(shared / "sweep" / ".slurm")
 
 
-def test_a_mistake_in_the_clusters_settings_leaves_nothing_behind(noah: Callable[..., Answer]) -> None:
-    answer = noah("train", "-m", *TINY, "seed=0,1", "hydra/launcher=slurm", "hydra.launcher.partitoin=gpu")
-    assert answer.status == 2
-    assert "no setting 'hydra.launcher.partitoin'" in answer.err
-    assert not Path("runs").exists()
-
-
 def test_jobs_that_slurm_refuses_are_one_line(
     noah: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,3 +113,35 @@ def test_jobs_that_slurm_refuses_are_one_line(
     assert answer.err.startswith("noah: SLURM refuses the jobs (")
     assert "invalid partition specified: nowhere" in answer.err
     assert answer.err.count("\n") == 1
+
+
+def test_a_job_is_what_the_settings_ask_for(noah: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a pretended cluster, whose tasks run here."""
+    submitit = pytest.importorskip("submitit")
+    asked: dict[str, Any] = {}
+
+    class Executor:
+        def __init__(self, folder: Path) -> None:
+            asked["folder"] = str(folder)
+
+        def update_parameters(self, **settings: Any) -> None:
+            asked.update(settings)
+
+        def batch(self) -> Any:
+            return nullcontext()
+
+        def submit(self, task: clusters.SlurmTask, payload: bytes) -> Any:
+            outcome = task(payload)
+            return SimpleNamespace(job_id="7", done=lambda: True, exception=lambda: None, results=lambda: [outcome])
+
+    monkeypatch.setattr(submitit, "SlurmExecutor", Executor)
+    monkeypatch.setattr(clusters, "_SECONDS_BETWEEN_LOOKS", 0)
+    words = ["trainer.max_epochs=1", "seed=0,1", "recipe.optimizer.lr=0.01", "sweep.dir=sweep"]
+    answer = noah("train", "-m", *TINY, *SLURM, *words, "+hydra.launcher.additional.qos=high")
+    assert answer.status == 0, answer.err
+    assert [line.split(": ")[0] for line in lines(answer, "finished")] == ["0  seed=0", "1  seed=1"]
+    assert lines(answer, "submitted") == ["0  seed=0  as SLURM job 7", "1  seed=1  as SLURM job 7"]
+    assert (asked["folder"], asked["job_name"]) == ("sweep/.slurm", "noah-sweep")
+    assert (asked["cpus_per_task"], asked["time"], asked["ntasks_per_node"]) == (1, 10, 1)
+    assert asked["additional_parameters"] == {"requeue": True, "qos": "high"}
+    assert {path.parent.name for path in Path("sweep").glob("*/results.json")} == {"0", "1"}

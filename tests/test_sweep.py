@@ -1,4 +1,4 @@
-"""Sweeps: planned before anything is trained, unharmed by a failure, continued where they were broken off."""
+"""Sweeps: planned before anything is trained, unharmed by a failure, resumed where they were interrupted."""
 
 import json
 import os
@@ -11,21 +11,23 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
 import faults
-from conftest import TINY, Answer
+from conftest import TINY, Answer, call_noah
 from noah_lightning.config.compose import compose_config
 from noah_lightning.errors import ConfigError, UserError
 from noah_lightning.run_dir import RunDir
-from noah_lightning.sweep import again, folder, job, plan, run, slurm
+from noah_lightning.sweep import job, launchers
 
 Noah = Callable[..., Answer]
 QUICK = [*TINY, "data.train_images=32", "data.val_images=20", "recipe.batch_size=16", "trainer.max_epochs=1"]
-ONE_JOB = [*QUICK, "data.train_images=64", "checkpoint.every_n_steps=1", "seed=choice(0)"]
+ONE_JOB = [*QUICK, "data.train_images=64", "checkpoint.every_n_steps=1", "seed=0"]
 PRESETS = sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "sweep").glob("*.yaml"))
 
 
@@ -38,80 +40,78 @@ def finished(folder: Path) -> set[str]:
     return {path.parent.name for path in folder.glob("*/results.json")}
 
 
+def planned(*words: str) -> dict[str, Any]:
+    """The configurations of a sweep's jobs by their names, as ``-m --cfg job`` prints them."""
+    answer = call_noah("train", "-m", *words, "--cfg", "job")
+    assert answer.status == 0, answer.err
+    names = [line.removeprefix("--- # ") for line in answer.out.splitlines() if line.startswith("---")]
+    return dict(zip(names, yaml.safe_load_all(answer.out), strict=True))
+
+
 # --- the plan
 
 
-def test_every_combination_is_a_job() -> None:
-    jobs = plan.expand(["experiment=demo", "head.head_num=1,2", "seed=choice(3,4,5)"])
-    assert [str(job) for job in jobs[:4]] == [
-        "head.head_num=1 seed=3",
-        "head.head_num=1 seed=4",
-        "head.head_num=1 seed=5",
-        "head.head_num=2 seed=3",
+def test_every_combination_is_a_job(noah: Noah) -> None:
+    mean = "data.mean=[0,0.5,1]"
+    jobs = planned("+experiment=demo", "head.head_num=1,2", "seed=choice(3,4,5)", mean, "sweep.jobs=2")
+    assert list(jobs) == [
+        "0  head.head_num=1 seed=3",
+        "1  head.head_num=1 seed=4",
+        "2  head.head_num=1 seed=5",
+        "3  head.head_num=2 seed=3",
+        "4  head.head_num=2 seed=4",
+        "5  head.head_num=2 seed=5",
     ]
-    assert [job.number for job in jobs] == list(range(6))
-    assert (jobs[5].config.head.head_num, jobs[5].config.seed) == (2, 5)
-
-
-def test_lists_are_values_not_choices() -> None:
-    assert len(plan.expand(["experiment=demo", "data.mean=[0,0.5,1]"])) == 1
+    config = compose_config(["experiment=demo", "head.head_num=2", "seed=5", mean])
+    assert jobs["5  head.head_num=2 seed=5"] == OmegaConf.to_container(config), "a run has nothing of its sweep"
+    assert list(Path().iterdir()) == []
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_a_sweep_of_the_papers_rows(preset: str) -> None:
-    _, command = plan.split_options([f"sweep={preset}", "model=resnet18"])
-    jobs = plan.expand(command)
+    jobs = planned(f"sweep={preset}", "model=resnet18", "data.root=there")
     assert len(jobs) > 1
-    assert len({str(job.config) for job in jobs}) == len(jobs), "each job has settings of its own"
+    assert len({str(config) for config in jobs.values()}) == len(jobs), "each job has settings of its own"
 
 
 def test_the_command_line_wins_over_the_preset() -> None:
-    _, command = plan.split_options(["sweep=heads", "seed=7"])
-    assert {(job.config.head.name, job.config.seed) for job in plan.expand(command)} == {("gap", 7), ("noah", 7)}
-
-
-def test_the_sweeps_own_options_reach_no_run() -> None:
-    options, command = plan.split_options(["sweep.resume=true", "sweep.dir=there", "sweep.jobs=3", "seed=1,2"])
-    assert options == plan.Options(resume=True, dir="there", jobs=3)
-    assert command == ["seed=1,2"]
-
-
-def test_impossible_heads_are_found_without_training() -> None:
-    jobs = plan.expand(["model=resnet50", "data.root=there", "head.head_num=3,4", "head.key_ratio=0.125,0.25"])
-    reasons = plan.impossible(jobs)
-    assert sorted(reasons) == [0, 1]
-    assert "head_num=3 does not divide the 256 key and 1792 value channels" in reasons[0]
+    jobs = planned("sweep=heads", "seed=7", "data.root=there")
+    assert {(config["head"]["name"], config["seed"]) for config in jobs.values()} == {("gap", 7), ("noah", 7)}
+    assert list(jobs) == ["0  head=gap", "1  head=noah"]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sweep=hed"], "sweep has no preset 'hed'; did you mean heads"),
+        (["sweep=hed"], "sweep has no option 'hed'; did you mean heads"),
         (["sweep.rsume=true"], "unknown setting 'sweep.rsume'; did you mean sweep.resume"),
         (["sweep.resume=maybe"], "sweep.resume=maybe must be true or false"),
         (["sweep.jobs=0"], "sweep.jobs=0 must be an integer of at least 1"),
         (["sweep.jobs=two"], "sweep.jobs=two must be an integer of at least 1"),
-    ],
-)
-def test_a_mistake_in_the_sweeps_options_is_named(words: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        plan.split_options(words)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
+        (["sweep.trials=0"], "sweep.trials=0 must be an integer of at least 1"),
+        (["sweep.trials=1.5"], "sweep.trials=1.5 must be an integer of at least 1"),
+        (["sweep.trial=3"], "unknown setting 'sweep.trial'; did you mean sweep.trials"),
         (["head.hed_num=1,2"], "unknown setting 'head.hed_num'"),
+        (["seed=interval(0,5)"], "seed=interval(…) has no end of values; add sweep.trials=N to search it"),
         (["model=resnet18,resnet999"], "model has no option 'resnet999'"),
-        (["head=noah", "head.head_num=5,7"], "no job of the sweep can be: NOAH: head_num=5 does not divide"),
+        (["head=noah", "head.head_num=5,7"], "no job of the sweep is possible: NOAH: head_num=5 does not divide"),
         (["seed=0,1", "sweep.resume=true"], "there is no sweep of this very command in runs/"),
-        (["recipe.epochs=3,0"], "recipe.epochs=0 must be an integer from 1 to 1000000"),
-        (["head.head_num=1,0"], "head.head_num=0 must be an integer of at least 1"),
+        (["recipe.epochs=3,0"], "recipe.epochs=0 must be a"),
+        (["head.head_num=1,0"], "head.head_num=0 must be a"),
         (["recipe.optimizer.lr=0.1,-1"], "recipe.optimizer.lr=-1 must be a number of at least 0"),
         (["recipe.schedule.warmup_epochs=0,9"], "recipe.schedule.warmup_epochs=9 must be at most the 3 epochs"),
         (["trainer.devices=[2,3]", "seed=0,1"], "a sweep hands out the GPUs: give trainer.devices their number"),
         (["sweep.dir=/dev/null", "seed=0,1"], "/dev/null cannot be written ("),
-        (["data.num_fragments=0,-1"], "data.num_fragments=-1 must be an integer of at least 0"),
+        (["data.num_fragments=0,-1"], "data.num_fragments=-1 must be a"),
+        (
+            ["hydra.launcher.partition=gpu"],
+            "hydra/launcher=local has no setting 'partition'; add hydra/launcher=",
+        ),
+        (["hydra/launcher=slrm"], "hydra/launcher has no option 'slrm'; did you mean slurm"),
+        (["hydra.searchpath=[file:///nowhere]"], "path=/nowhere is not available"),
+        (["--config-dir=nowhere"], "nowhere' not found"),
+        (["--cfg=hydra"], "a sweep shows its jobs, --cfg job: leave -m out for the rest"),
+        (["--cfg=job", "sweep.trials=3", "seed=0,1"], "the jobs of a search are not known in advance"),
     ],
 )
 def test_a_mistake_in_the_command_trains_nothing(words: list[str], message: str, noah: Noah) -> None:
@@ -120,13 +120,6 @@ def test_a_mistake_in_the_command_trains_nothing(words: list[str], message: str,
     assert message in answer.err
     assert answer.err.count("\n") == 1
     assert not Path("runs").exists()
-
-
-@pytest.mark.parametrize("flag", ["--cfg", "--resolve"])
-def test_a_flag_for_one_run_is_none_for_a_sweep(flag: str, noah: Noah) -> None:
-    answer = noah("train", "-m", *QUICK, flag, "seed=0,1")
-    assert (answer.status, answer.out) == (2, "")
-    assert answer.err == f"noah: {flag} is for one run: leave -m out\n"
 
 
 def test_help_is_help_with_a_sweep_too(noah: Noah) -> None:
@@ -141,9 +134,11 @@ def test_missing_data_trains_nothing(noah: Noah) -> None:
     assert not Path("runs").exists()
 
 
-def test_a_sweeps_option_needs_a_sweep(noah: Noah) -> None:
-    answer = noah("train", *QUICK, "sweep.resume=true")
-    assert answer.err == "noah: sweep… and hydra/launcher are for several runs: add -m\n"
+@pytest.mark.parametrize("word", ["sweep.resume=true", "sweep=heads", "hydra/launcher=slurm", "hydra.sweep.dir=x"])
+def test_a_setting_of_sweeps_needs_a_sweep(noah: Noah, word: str) -> None:
+    answer = noah("train", *QUICK, word)
+    assert (answer.status, answer.err) == (2, "noah: sweep… and hydra/launcher are for several runs: add -m\n")
+    assert not Path("runs").exists()
 
 
 def test_a_sweep_does_not_run_under_torchrun(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,8 +152,6 @@ def test_a_sweep_does_not_run_under_torchrun(noah: Noah, monkeypatch: pytest.Mon
 @pytest.fixture(scope="module")
 def with_failures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer, Answer]:
     """A sweep of four jobs of which two fail, and the same command once more with sweep.resume=true."""
-    from conftest import call_noah
-
     folder = tmp_path_factory.mktemp("sweep")
     before = Path.cwd()
     os.chdir(folder)
@@ -188,7 +181,7 @@ def test_failures_are_told_at_once_and_in_the_end(with_failures: tuple[Path, Ans
     ]
     assert all("try a smaller recipe.optimizer.lr" in line for line in told)
     assert "2 of 4 jobs finished, 2 failed" in first.out
-    assert first.err.splitlines()[-1] == "noah: 2 of 4 jobs failed; sweep.resume=true goes on with those"
+    assert first.err.splitlines()[-1] == "noah: 2 of 4 jobs failed; sweep.resume=true resumes them"
 
 
 def test_each_job_has_its_own_settings(with_failures: tuple[Path, Answer, Answer]) -> None:
@@ -211,7 +204,7 @@ def test_resuming_goes_on_only_with_what_failed(with_failures: tuple[Path, Answe
 def test_a_sweep_never_overwrites_another(with_failures: tuple[Path, Answer, Answer], noah: Noah) -> None:
     answer = noah("train", "-m", *QUICK, "seed=0,1", f"sweep.dir={with_failures[0]}")
     assert answer.status == 2
-    assert "holds a sweep already; sweep.resume=true goes on with it" in answer.err
+    assert "holds a sweep already; sweep.resume=true resumes it" in answer.err
 
 
 def test_impossible_jobs_are_told_and_skipped(noah: Noah) -> None:
@@ -223,7 +216,7 @@ def test_impossible_jobs_are_told_and_skipped(noah: Noah) -> None:
 
 
 def test_each_job_gets_gpus_of_its_own(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "_gpus", lambda: ["3", "5"])
+    monkeypatch.setattr(launchers, "_gpus", lambda: ["3", "5"])
     answer = noah("train", "-m", *QUICK, "trainer.accelerator=cpu", "seed=0,1,2", "sweep.dir=queue")
     assert answer.status == 0, answer.err
     assert lines(answer, "started")[:2] == ["0  seed=0  on GPU 3", "1  seed=1  on GPU 5"]
@@ -311,18 +304,13 @@ def test_a_sweep_that_is_stopped_saves_its_jobs(noah: Noah) -> None:
     out, err = process.communicate(timeout=60)
     # a shell says 143 of both; the latter if the second signal came when all was done
     assert process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM), err
-    assert out.splitlines()[-1] == "sweep    stopped; the same command with sweep.resume=true goes on"
+    assert out.splitlines()[-1] == "sweep    stopped; the same command with sweep.resume=true resumes it"
     assert "Traceback" not in err
     for number in "01":
         assert "stopped  by SIGTERM" in Path("two", number, "train.log").read_text()
     answer = noah(*command, "sweep.resume=true")
     assert answer.status == 0, answer.err
     assert len(lines(answer, "resumed")) == 2
-
-
-def test_a_resolved_configuration_is_all_a_job_needs() -> None:
-    jobs = plan.expand([*QUICK, "seed=0,1"])
-    assert jobs[1].config == compose_config([*QUICK, "seed=1"])
 
 
 # --- what becomes of a job that did not finish
@@ -341,17 +329,20 @@ def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return (int(signal.SIGTERM) if trainer.global_step >= 2 else agree(self, trainer)[0]), False
 
     run_dir = tmp_path_factory.mktemp("sweep") / "0"
-    [job] = plan.expand(ONE_JOB)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints.Checkpoints, "_agree", stop_now)
         with pytest.raises(Stopped):
-            train_in_processes(job.config, run_dir)
+            train_in_processes(compose_config(ONE_JOB), run_dir)
     return run_dir
 
 
 @pytest.fixture
 def job_dir(broken_off: Path, tmp_path: Path) -> Path:
     return shutil.copytree(broken_off, tmp_path / "0", symlinks=True)
+
+
+def ready(job_dir: Path, *more: str) -> int:
+    return job.make_ready(compose_config([*ONE_JOB, *more]), job_dir, "0  seed=0")
 
 
 def kept(job_dir: Path) -> list[str]:
@@ -361,21 +352,20 @@ def kept(job_dir: Path) -> list[str]:
 
 @pytest.mark.parametrize("free", [[], ["data.num_workers=1"]])
 def test_a_job_goes_on_from_its_last_checkpoint(job_dir: Path, free: list[str]) -> None:
-    [job] = plan.expand([*ONE_JOB, *free])
-    assert again.make_ready(job, job_dir) == 2
+    assert ready(job_dir, *free) == 2
     assert (job_dir / "config.yaml").exists()
     assert kept(job_dir) == []
 
 
 def test_a_damaged_checkpoint_is_passed_over(job_dir: Path) -> None:
     (job_dir / "checkpoints/step-00000002.ckpt").write_text("nothing")
-    assert again.make_ready(plan.expand(ONE_JOB)[0], job_dir) == 1
+    assert ready(job_dir) == 1
     assert kept(job_dir) == []
 
 
 def test_a_job_without_a_checkpoint_begins_in_its_folder(job_dir: Path) -> None:
     shutil.rmtree(job_dir / "checkpoints")
-    assert again.make_ready(plan.expand(ONE_JOB)[0], job_dir) == 0
+    assert ready(job_dir) == 0
     assert (job_dir / "config.yaml").exists()
     assert kept(job_dir) == []
 
@@ -399,7 +389,7 @@ def empty(job_dir: Path) -> None:
 def fail_by_mistake(job_dir: Path) -> None:
     """As if the run had begun and ended in this attempt."""
     checkpoints = (job_dir / "checkpoints").rename(job_dir / "later")
-    with suppress(UserError), again.mistakes_noted(job_dir):
+    with suppress(UserError), job._mistakes_noted(job_dir):
         checkpoints.rename(job_dir / "checkpoints")
         raise UserError("3.jpg cannot be read; data.max_unreadable=1 lets it")
 
@@ -408,9 +398,9 @@ def fail_by_mistake(job_dir: Path) -> None:
     ("spoil", "why"),
     [
         (damage, "no checkpoint in {0}/checkpoints can be read"),
-        (change, "{0} was started with recipe.label_smoothing=0.1, not 0.0"),
+        (change, "{0} was begun with recipe.label_smoothing=0.1, not 0.0"),
         (empty, "{0}/config.yaml is no run's configuration: "),
-        (Path.unlink, "{0} is not a run directory: it has no config.yaml"),
+        (Path.unlink, "{0} is no run directory: it has no config.yaml"),
         (fail_by_mistake, "3.jpg cannot be read"),
     ],
 )
@@ -418,24 +408,24 @@ def test_a_job_that_cannot_go_on_is_set_aside_and_begins_anew(
     job_dir: Path, spoil: Callable[[Path], None], why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil(job_dir / "config.yaml" if spoil is Path.unlink else job_dir)
-    assert again.make_ready(plan.expand(ONE_JOB)[0], job_dir) == 0
+    assert ready(job_dir) == 0
     assert not job_dir.exists()
     assert kept(job_dir) == ["0-1"]
     told = capsys.readouterr().out
-    assert told.startswith("\nanew     0  seed=0: " + why.format(job_dir))
+    assert told.startswith("restart  0  seed=0: " + why.format(job_dir))
     assert told.endswith(f"; the attempt is kept in {job_dir.parent}/.unfinished/0-1\n")
-    assert told.count("\n") == 2
+    assert told.count("\n") == 1
 
 
 def test_a_job_that_had_gone_on_is_not_thrown_away_for_a_mistake(job_dir: Path) -> None:
     """Its data may be missing on this machine only."""
-    with pytest.raises(UserError), again.mistakes_noted(job_dir):
+    with pytest.raises(UserError), job._mistakes_noted(job_dir):
         raise UserError("there is no folder /data")
-    assert again.make_ready(plan.expand(ONE_JOB)[0], job_dir) == 2
+    assert ready(job_dir) == 2
 
 
 def test_a_mistake_before_the_run_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError), again.mistakes_noted(tmp_path / "0"):
+    with pytest.raises(UserError), job._mistakes_noted(tmp_path / "0"):
         raise UserError("there is no folder /data")
     assert not (tmp_path / "0").exists()
 
@@ -443,51 +433,38 @@ def test_a_mistake_before_the_run_leaves_no_folder(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_left_alone(job_dir: Path) -> None:
     change(job_dir)
     with RunDir(job_dir).locked():
-        assert again.make_ready(plan.expand(ONE_JOB)[0], job_dir) == 0
+        assert ready(job_dir) == 0
     assert (job_dir / "config.yaml").exists()
     assert kept(job_dir) == []
 
 
-def test_what_another_process_finished_is_not_trained_again(tmp_path: Path) -> None:
-    """It was asked for before that, as by a sweep with more to do than its first job."""
+def test_what_has_finished_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another process finishes it after this one has looked."""
     from noah_lightning.sweep.launch import train_in_processes
 
-    [one] = plan.expand(ONE_JOB)
+    config = compose_config(ONE_JOB)
     run_dir = tmp_path / "0"
-    train_in_processes(one.config, run_dir)
+    train_in_processes(config, run_dir)
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match=r"has finished; noah evaluate"):
-        train_in_processes(one.config, run_dir, resume=True)
-    assert slurm.Training()(one.config, run_dir) == ""
-    process, receiver = job.start(one.config, run_dir, [], quiet=True)
-    assert receiver.recv() == ""
-    process.join()
+        train_in_processes(config, run_dir, resume=True)
+    cfg = OmegaConf.create({**config, "sweep": {"resume": True}})
+    job._train_in_sweep(cfg, run_dir)
+    looks = iter([False, True])
+    monkeypatch.setattr(job, "has_finished", lambda _: next(looks))
+    job._train_in_sweep(cfg, run_dir)
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 
 
 def test_the_first_free_place_is_taken_for_an_attempt(job_dir: Path) -> None:
     """Somebody short of disk may have removed an older one."""
     (job_dir.parent / ".unfinished" / "0-2").mkdir(parents=True)
-    assert folder.set_aside(job_dir).name == "0-1"
+    assert job._set_aside(job_dir).name == "0-1"
     job_dir.mkdir()
-    assert folder.set_aside(job_dir).name == "0-3"
+    assert job._set_aside(job_dir).name == "0-3"
 
 
 def test_an_attempt_that_cannot_be_kept_is_one_line(job_dir: Path) -> None:
     (job_dir.parent / ".unfinished").write_text("a file")
     with pytest.raises(ConfigError, match=r"\.unfinished cannot be written"):
-        folder.set_aside(job_dir)
-
-
-def test_a_job_for_the_cluster_goes_on_or_begins_anew_too(job_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def submit(todo: list[plan.Job], *_: object) -> list[SimpleNamespace]:
-        return [SimpleNamespace(job_id="7", done=lambda: True, exception=lambda: None, results=lambda: [""])]
-
-    monkeypatch.setattr(slurm, "_submit", submit)
-    monkeypatch.setattr(slurm, "_SECONDS_BETWEEN_LOOKS", 0)
-    told: list[str] = []
-    assert slurm.run_on_slurm(plan.expand(ONE_JOB), job_dir.parent, {}, told.append) == {}
-    assert told == ["submitted 0  seed=0  as SLURM job 7  after 2 steps", "finished 0  seed=0"]
-    change(job_dir)
-    slurm.run_on_slurm(plan.expand(ONE_JOB), job_dir.parent, {}, told.append)
-    assert kept(job_dir) == ["0-1"]
+        job._set_aside(job_dir)

@@ -5,7 +5,7 @@ A user's mistake ends in one line on standard error and exit status 2.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from noah_lightning.cli.parser import parse
 from noah_lightning.distributed.signals import Stopped
@@ -15,15 +15,13 @@ from noah_lightning.errors import BROKEN_PIPE, FAILED, INTERRUPTED, MISTAKE, Run
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``noah <argv>``; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if argv[:1] == ["train"]:  # Hydra parses the rest by itself
-            from noah_lightning.cli.hydra_app import train
+    return exit_status(lambda: _command(argv))
 
-            train(argv[1:])
-        else:
-            arguments = parse(argv)
-            status: int | None = arguments.command(arguments)
-            return status or 0
+
+def exit_status(command: Callable[[], int | None]) -> int:
+    """Exit status of a command; errors that are not bugs become one line."""
+    try:
+        return command() or 0
     except UserError as error:
         print(f"noah: {error}", file=sys.stderr)
         return MISTAKE
@@ -37,4 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at its end
         return BROKEN_PIPE
-    return 0
+
+
+def _command(argv: list[str]) -> int | None:
+    if argv[:1] in (["train"], ["-sc"]):  # Hydra parses the rest by itself
+        from noah_lightning.cli.hydra_app import complete, train
+
+        if argv[0] == "train" or not complete(argv):
+            train(argv[argv[0] == "train" :])
+        return None
+    arguments = parse(argv)
+    status: int | None = arguments.command(arguments)
+    return status

@@ -1,103 +1,122 @@
-"""``noah train``: Hydra's application around :func:`noah_lightning.train.train`."""
+"""What stands between the command line and Hydra's application: mistakes are one line, completion knows ``noah``."""
 
 import os
+import re
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
 
-from noah_lightning.config.compose import (
-    CONFIG_ERRORS,
-    check_overrides,
-    compose_config,
-    config_dir,
-    explain,
-    from_hydra,
-)
+from noah_lightning.config.compose import CONFIG_ERRORS, check_overrides, config_dir, explain
 from noah_lightning.distributed.environment import rank
 from noah_lightning.distributed.signals import Stopped
-from noah_lightning.errors import FAILED, MISTAKE, ConfigError, RunFailed, RunFailedEverywhere, UserError
-from noah_lightning.sweep.launch import train_here, train_in_processes
+from noah_lightning.errors import MISTAKE, ConfigError, RunFailed, UserError, did_you_mean
+from noah_lightning.sweep.job import train_job
+from noah_lightning.sweep.launch import train_in_processes
 
 
-def train(overrides: Sequence[str]) -> None:
-    """Compose the configuration from ``overrides`` (or take Hydra's own flags) and train.
+def train(words: Sequence[str]) -> None:
+    """``noah train <words>``; raises what :func:`run_hydra` does."""
+    run_hydra(hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(train_job), words)
+
+
+def run_hydra(main: Callable[[], Any], words: Sequence[str], program: str = "noah") -> None:
+    """Run a function that ``hydra.main`` has decorated, with the words of a command line.
 
     Raises:
         UserError: anything the user can mend, Hydra's own complaints included.
         RunFailed: a process of the run crashed, or jobs of a sweep failed.
         Stopped: a signal asked for it, and the state is saved.
     """
-    if {"-m", "--multirun"} & set(overrides):
-        overrides = [word for word in overrides if word not in ("-m", "--multirun")]
-        flags = [word for word in overrides if word.startswith("-")]
-        if not {"-h", "--help"} & set(flags):
-            from noah_lightning.sweep import sweep
-
-            if flags:
-                raise ConfigError(f"{flags[0]} is for one run: leave -m out")
-            return sweep(overrides)
-    check_overrides(overrides)
-    if rank() > 0:
-        _follow(overrides)
-        return
-    sys.argv = ["noah train", *overrides]  # where Hydra looks
+    arguments = get_args_parser().parse_intermixed_args(words)
+    flags, overrides = _as_hydra_takes_them(words, arguments)
+    if arguments.shell_completion:
+        _complete_noah_train()
+    sys.argv = [program, *flags, *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
-    failures: list[Exception] = []
-    begun = False
-
-    def job(config: DictConfig) -> None:
-        nonlocal begun
-        begun = True
-        try:
-            _train_one(config)
-        except (UserError, RunFailed, Stopped) as error:  # kept from Hydra, which would add lines of its own
-            failures.append(error)
-
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
-    except CONFIG_ERRORS as error:
-        raise explain(error, overrides) from error
+        if not arguments.config_dir and not any(word.startswith("hydra.searchpath=") for word in overrides):
+            check_overrides(overrides)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "provider=", UserWarning)  # a folder that is missing
+            main()
+    except (*CONFIG_ERRORS, UserWarning) as error:
+        if rank() > 0:
+            raise SystemExit(MISTAKE) from None  # the first process meets it too, and reports it
+        raise _explain(error, overrides) from error
     except OSError as error:
-        if begun:
+        if any(frame.name == train_job.__name__ for frame in traceback.extract_tb(error.__traceback__)):
             raise
         raise ConfigError(
             f"{error.filename} cannot be written ({error.strerror}); give another hydra.run.dir=…"
         ) from error
-    if failures:
-        raise failures[0]
+    except SystemExit as end:  # of a single run
+        if isinstance(end.__cause__, UserError | RunFailed | Stopped):
+            raise end.__cause__ from end.__cause__.__cause__
+        raise
 
 
-def _follow(overrides: Sequence[str]) -> None:
-    """Train as one of the processes that ``torchrun`` started, without Hydra, which would make a run directory."""
-    if any(word.startswith("-") for word in overrides):
-        return  # --help and its kind: the first process answers
-    try:
-        config = compose_config([word for word in overrides if not word.startswith("hydra.")])
-    except UserError:
-        raise SystemExit(MISTAKE) from None  # the first process meets it too, and tells
-    try:
-        train_here(config, Path(os.devnull))
-    except RunFailedEverywhere:
-        raise SystemExit(FAILED) from None  # likewise
+def _as_hydra_takes_them(words: Sequence[str], arguments: Any) -> tuple[list[str], list[str]]:
+    """Flags and overrides, in the form that Hydra expects them."""
+    flags = [word for word in words if word not in arguments.overrides]
+    # + is for groups that the defaults lack; this one is there, but empty.
+    overrides = [word.removeprefix("+") if word.startswith("+experiment=") else word for word in arguments.overrides]
+    if rank() > 0:
+        overrides.append("hydra.run.dir=.")  # Hydra would make a directory; the first process has the run's
+    if arguments.multirun and arguments.cfg:
+        if arguments.cfg != "job" or arguments.package:
+            raise ConfigError("a sweep shows its jobs, --cfg job: leave -m out for the rest")
+        given = {f"--config-{part}": getattr(arguments, f"config_{part}") for part in ("dir", "path", "name")}
+        flags = ["--multirun", *(word for flag, value in given.items() if value for word in (flag, value))]
+        return flags, [*overrides, "hydra.sweeper.show=true"]
+    if arguments.multirun and arguments.help:
+        flags = ["--help"]
+    return flags, overrides
 
 
-def _train_one(config: DictConfig) -> None:
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    try:
-        train_in_processes(from_hydra(config), run_dir)
-    finally:
-        _remove_if_empty(run_dir)
+def _explain(error: Exception, overrides: Sequence[str]) -> UserError:
+    """As :func:`explain`, but it knows the settings of launchers too, and what their types refuse."""
+    if unknown := re.search(r"Could not override 'hydra\.launcher\.([\w.]+)'", str(error)):
+        name = next((word.partition("=")[2] for word in overrides if word.startswith("hydra/launcher=")), "local")
+        known = [
+            str(key) for key in ConfigStore.instance().load(f"hydra/launcher/{name}.yaml").node if key != "_target_"
+        ]
+        advice = did_you_mean(unknown[1], known) or "; add hydra/launcher=slurm, or another that has it"
+        return ConfigError(f"hydra/launcher={name} has no setting {unknown[1]!r}{advice}")
+    if refused := re.fullmatch(r"Error merging override (.*)", str(error)):
+        return ConfigError(f"{refused[1]!r} cannot be set: {str(error.__context__).partition(chr(10))[0]}")
+    return explain(error, overrides)
+
+
+def complete(argv: Sequence[str]) -> bool:
+    """Answer a shell that completes the command in ``noah COMMAND``; all else about completion is Hydra's."""
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    if not argv[-1].startswith("query=") or (words[1:2] == ["train"] and len(words) > 2):
+        return False
+    from noah_lightning.cli.parser import make_parser
+
+    print(*next(action.choices or () for action in make_parser()._actions if action.metavar == "COMMAND"))
+    return True
+
+
+def _complete_noah_train() -> None:
+    """Hydra takes the first word of the line for the program, which here has a second one."""
+    line = os.environ.get("COMP_LINE", "")
+    program, *rest = line.split(" ", 2)
+    if rest[:1] == ["train"]:
+        os.environ["COMP_LINE"] = " ".join([program, *rest[1:]])
 
 
 def resume(run_dir: Path, overrides: Sequence[str], force: bool = False) -> None:
-    """Resume a run that was interrupted, in its directory and with its settings.
+    """Resume an interrupted run, in its directory and with its settings.
 
-    With ``force`` the images of a step may be divided otherwise, which restarts the epoch.
+    With ``force`` the batch may be divided otherwise; the current epoch then restarts.
 
     Raises:
         UserError: no run there, one that has finished, or settings that may not change.
@@ -108,13 +127,3 @@ def resume(run_dir: Path, overrides: Sequence[str], force: bool = False) -> None
 
     config = RunDir(run_dir).config_to_resume(overrides, force)
     train_in_processes(config, run_dir.resolve(), resume=True, force=force)
-
-
-def _remove_if_empty(run_dir: Path) -> None:
-    """Hydra makes the directory before anything is known to work; leave none behind that holds nothing."""
-    with suppress(OSError):  # not empty, or gone already
-        run_dir.rmdir()
-        for folder in run_dir.parents:
-            if Path.cwd() not in folder.parents:
-                break
-            folder.rmdir()

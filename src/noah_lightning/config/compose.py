@@ -36,6 +36,8 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
     """
     GlobalHydra.instance().clear()
     check_overrides(overrides)
+    if any(re.match(r"sweep[=.]|hydra/launcher=", pair) for pair in overrides):
+        raise ConfigError("sweep… and hydra/launcher are for several runs: add -m")
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             return from_hydra(compose("config", overrides=list(overrides)))
@@ -55,6 +57,7 @@ def from_hydra(composed: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise explain(error) from error
     assert isinstance(content, dict)
+    content.pop("sweep", None)  # of several runs, not of this one
     return parse_config({str(key): value for key, value in content.items()})
 
 
@@ -62,7 +65,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
     """Refuse what Hydra lets pass or trips over.
 
     Raises:
-        ConfigError: a group whose option is not a name, a word that is not an override, or a setting of a sweep.
+        ConfigError: a group whose option is not a name, or a word that is not an override.
     """
     for pair in overrides:
         group, equals, option = pair.lstrip("+~").partition("=")
@@ -71,8 +74,6 @@ def check_overrides(overrides: Sequence[str]) -> None:
         if equals and _is_group(group) and re.fullmatch(_NOT_A_NAME, option.strip(), re.IGNORECASE):
             options = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
             raise ConfigError(f"{group}={option} is not an option; there are {', '.join(options)}")
-    if any(re.match(r"sweep[=.]|hydra/launcher=", pair) for pair in overrides):
-        raise ConfigError("sweep… and hydra/launcher are for several runs: add -m")
 
 
 def _is_group(key: str) -> bool:

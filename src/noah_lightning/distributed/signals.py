@@ -28,6 +28,9 @@ class Stopped(Exception):
         super().__init__(signal.Signals(number).name)
         self.signal = number
 
+    def __reduce__(self) -> tuple[type["Stopped"], tuple[int]]:
+        return Stopped, (self.signal,)  # a launcher pickles it
+
 
 class StopRequest:
     """Flag that a signal sets in this process.

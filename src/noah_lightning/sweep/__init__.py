@@ -1,5 +1,1 @@
-"""``noah train -m``: a run for every combination of settings, in processes of their own."""
-
-from noah_lightning.sweep.run import sweep
-
-__all__ = ["sweep"]
+"""Several runs from one command: Hydra's multirun with a plan, a search, resuming and launchers of its own."""

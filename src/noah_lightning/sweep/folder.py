@@ -1,80 +1,62 @@
-"""The folder of a sweep: sweep.json with its command, and a run directory for each job, named by its number; of a
-search also trials.jsonl.
+"""The folder of a sweep: sweep.json with its command, and a run directory for each job, named by its number.
 
-What a job came to is told by its run directory alone: it has finished if results.json is there. A run that cannot be
-gone on with is set aside in ``.unfinished/`` before the job begins anew; nothing is lost.
+A search also has trials.log there, Optuna's journal. Whether a job has finished is known by its run directory alone.
 """
 
 import json
+import sys
 from collections.abc import Sequence
-from datetime import datetime
-from itertools import count
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
-from noah_lightning.errors import ConfigError, one_line
-from noah_lightning.run_dir import ASIDE, RESULTS, SWEEP
+from noah_lightning.distributed.signals import Stopped
+from noah_lightning.errors import ConfigError, RunFailed, one_line
+from noah_lightning.run_dir import SWEEP
 
-TRIALS = "trials.jsonl"
+TRIALS = "trials.log"
 
 
-def begin(folder: str | None, command: Sequence[str], search: bool = False) -> Path:
-    """The new folder of a sweep; that of a search has a list of its trials.
+def begin(path: Path, command: Sequence[str]) -> None:
+    """Claim the folder of a new sweep.
 
     Raises:
         ConfigError: it holds a sweep already, or cannot be written.
     """
-    path = Path(folder) if folder else Path("runs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S}_sweep"
     try:
         path.mkdir(parents=True, exist_ok=True)
         with (path / SWEEP).open("x") as file:
             json.dump({"command": list(command)}, file, indent=2)
-        if search:
-            (path / TRIALS).touch()
     except OSError as error:
         if (path / SWEEP).exists():
-            raise ConfigError(f"{path} holds a sweep already; sweep.resume=true goes on with it") from None
+            raise ConfigError(f"{path} holds a sweep already; sweep.resume=true resumes it") from None
         raise ConfigError(f"{path} cannot be written ({one_line(error)}); give another sweep.dir=…") from error
-    return path
 
 
-def find(folder: str | None, command: Sequence[str], search: bool = False) -> Path:
-    """The folder of the latest sweep, or search, of this very command.
+def mark(path: Path) -> None:
+    """Mark the folder as that of a sweep, where another sweeper has begun it."""
+    with suppress(FileExistsError), (path / SWEEP).open("x") as file:
+        json.dump({"command": None}, file)
+
+
+def find(path: Path | None, command: Sequence[str], search: bool) -> Path:
+    """The folder of the latest sweep, or search, of this very command; ``path``: there or nowhere.
 
     Raises:
         ConfigError: there is none.
     """
-    candidates = [Path(folder)] if folder else sorted(Path("runs").glob("*/*_sweep"), reverse=True)
-    for path in candidates:
-        if _command(path) == list(command) and (path / TRIALS).exists() == search:
-            return path
-    if folder and (begun := _command(Path(folder))):
-        if begun != list(command):
-            raise ConfigError(f"{folder} was begun with: {' '.join(begun)}; give the same words in the same order")
-        kind = "no search: leave sweep.trials out" if search else "a search: give sweep.trials=N too"
-        raise ConfigError(f"{folder} is {kind}")
     what = "search" if search else "sweep"
+    for candidate in [path] if path else sorted(Path("runs").glob("*/*_sweep"), reverse=True):
+        if _command(candidate) == list(command) and (candidate / TRIALS).exists() == search:
+            return candidate
+    if path and (begun := _command(path)):
+        if begun != list(command):
+            raise ConfigError(f"{path} was begun with: {' '.join(begun)}; give the same words in the same order")
+        kind = "not a search: leave sweep.trials out" if search else "a search: give sweep.trials=N too"
+        raise ConfigError(f"{path} is {kind}")
     raise ConfigError(
-        f"there is no {what} of this very command in {folder or 'runs/'}; leave sweep.resume out to begin one"
+        f"there is no {what} of this very command in {path or 'runs/'}; leave sweep.resume out to begin one"
     )
-
-
-def has_finished(run_dir: Path) -> bool:
-    return (run_dir / RESULTS).is_file()
-
-
-def set_aside(run_dir: Path) -> Path:
-    """Make room for another attempt; returns where this one is kept.
-
-    Raises:
-        ConfigError: the sweep's folder cannot be written.
-    """
-    aside = run_dir.parent / ASIDE
-    try:
-        aside.mkdir(exist_ok=True)
-        names = (aside / f"{run_dir.name}-{attempt}" for attempt in count(1))
-        return run_dir.rename(next(name for name in names if not name.exists()))
-    except OSError as error:
-        raise ConfigError(f"{aside} cannot be written ({one_line(error)})") from error
 
 
 def _command(folder: Path) -> list[str] | None:
@@ -83,3 +65,67 @@ def _command(folder: Path) -> list[str] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return command
+
+
+def say(line: str, file: TextIO | None = None) -> None:
+    """Print at once, also where the output goes to a file."""
+    print(line, file=file or sys.stdout, flush=True)
+
+
+class Report:
+    """Keeps count of the jobs, each under its name: number and settings.
+
+    Attributes:
+        folder: of the sweep.
+        total: how many jobs there are.
+    """
+
+    def __init__(self, folder: Path, total: int) -> None:
+        self.folder, self.total = folder, total
+        self._before: list[int] = []
+        self._finished = 0
+        self._skipped: list[str] = []
+        self._failed: list[str] = []
+
+    def finished_before(self, numbers: list[int]) -> None:
+        self._before = numbers
+        if numbers:
+            say(f"finished already: {', '.join(map(str, numbers))}")
+
+    def finished(self, name: str, what: str) -> None:
+        self._finished += 1
+        say(f"finished {name}: {what}")
+
+    def skipped(self, name: str, reason: str) -> None:
+        """A job whose head does not fit."""
+        self._skipped.append(f"{name}: {reason}")
+        say(f"skipped  {self._skipped[-1]}")
+
+    def failed(self, name: str, error: BaseException) -> None:
+        reason = f"stopped by {error}" if isinstance(error, Stopped) else str(error)
+        self._failed.append(f"{name}: {reason}")
+        say(f"failed   {self._failed[-1]}", sys.stderr)
+
+    def conclude(self, best: str) -> None:
+        """Say what the sweep came to.
+
+        Args:
+            best: its best job, or "".
+
+        Raises:
+            ConfigError: every job was skipped.
+            RunFailed: jobs failed.
+        """
+        if len(self._skipped) == self.total:
+            raise ConfigError(f"no job of the sweep is possible: {self._skipped[0].partition('  ')[2]}")
+        parts = [f"{self._finished + len(self._before)} of {self.total} jobs finished"]
+        parts += [f"{len(self._before)} of them before"] if self._before else []
+        parts += [f"{len(self._skipped)} impossible"] if self._skipped else []
+        parts += [f"{len(self._failed)} failed"] if self._failed else []
+        say(f"\nsweep    {', '.join(parts)}; noah compare {self.folder}")
+        if best:
+            say(f"best     {best}")
+        if self._failed:
+            for reason in sorted(self._failed, key=lambda line: int(line.split()[0])):
+                say(f"failed   {reason}", sys.stderr)
+            raise RunFailed(f"{len(self._failed)} of {self.total} jobs failed; sweep.resume=true resumes them")

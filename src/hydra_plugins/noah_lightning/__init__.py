@@ -1,1 +1,0 @@
-"""Hydra plugins of noah_lightning."""

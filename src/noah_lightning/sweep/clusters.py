@@ -1,0 +1,178 @@
+"""Launchers of sweeps on clusters: ``hydra/launcher=slurm``, through submitit, and ``hydra/launcher=ray``."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stderr
+from io import StringIO
+from typing import Any
+
+from noah_lightning.config.processes import processes_per_node
+from noah_lightning.distributed.signals import Stopped
+from noah_lightning.errors import ConfigError, RunFailed, one_line
+from noah_lightning.sweep.launchers import Launcher, Outcome, Results, as_return, run_payload
+from noah_lightning.sweep.plan import Job
+
+_LOGS = ".slurm"  # in the sweep's folder: what sbatch and submitit write
+_SECONDS_BETWEEN_LOOKS = 2.0
+
+
+class SlurmLauncher(Launcher):
+    """Submits all jobs and waits for them; one that is preempted or requeued resumes in its run directory.
+
+    Args:
+        options: as ``SlurmConf`` in ``hydra_plugins`` describes them.
+    """
+
+    advice = f"its SLURM jobs continue; when they have ended, {Launcher.advice}"
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def run(self, jobs: Iterator[Job]) -> Results:
+        """As :meth:`Launcher.run`, but the jobs of the cluster are not stopped.
+
+        Raises:
+            ConfigError: submitit is not installed, this machine is not of a SLURM cluster, or SLURM refuses the jobs.
+        """
+        todo = list(jobs)
+        ahead = list(zip(todo, self._submit(todo), strict=True)) if todo else []
+        for job, slurm_job in ahead:
+            self.announce(job, "submitted", f"  as SLURM job {slurm_job.job_id}")
+        while ahead:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            for job, slurm_job in [pair for pair in ahead if pair[1].done()]:
+                ahead.remove((job, slurm_job))
+                yield job, as_return(job, _slurm_outcome(slurm_job))
+
+    def _submit(self, todo: list[Job]) -> list[Any]:
+        try:
+            from submitit import SlurmExecutor
+            from submitit.core.utils import FailedJobError
+        except ImportError:
+            raise ConfigError("hydra/launcher=slurm needs submitit: pip install 'noah-lightning[slurm]'") from None
+        folder, trainer, options = todo[0].run_dir.parent, todo[0].config.trainer, self.options
+        try:
+            executor = SlurmExecutor(folder / _LOGS)
+        except RuntimeError as error:
+            raise ConfigError(f"hydra/launcher=slurm: {one_line(error)}") from error
+        if any(job.config.trainer != trainer for job in todo):
+            raise ConfigError("hydra/launcher=slurm: the jobs of one sweep must have the same trainer settings")
+        tasks = processes_per_node(trainer)
+        asked = {
+            "job_name": f"noah-{folder.name}",
+            "partition": options["partition"],
+            "account": options["account"],
+            "time": options["timeout_min"],
+            "nodes": trainer.num_nodes,
+            "ntasks_per_node": tasks,
+            "cpus_per_task": options["cpus_per_task"],
+            "mem": f"{options['mem_gb']}G" if options["mem_gb"] else None,
+            "gpus_per_node": options["gpus_per_node"] or (None if trainer.accelerator == "cpu" else tasks),
+            "array_parallelism": options["max_jobs"],
+            "setup": list(options["setup"]),
+            "additional_parameters": {"requeue": True, **options["additional"]},
+        }
+        executor.update_parameters(**{name: value for name, value in asked.items() if value is not None})
+        for job in todo:
+            job.run_dir.mkdir(exist_ok=True)  # for all of its tasks
+        try:
+            with redirect_stderr(StringIO()), executor.batch():  # what sbatch says is in the error too
+                return [executor.submit(SlurmTask(), self.payload(job)) for job in todo]
+        except FailedJobError as error:
+            advice = "hydra.launcher.… says what to ask of it"
+            raise ConfigError(f"SLURM refuses the jobs ({one_line(error)}); {advice}") from error
+
+
+class SlurmTask:
+    """What each task of a SLURM job calls; submitit calls it again after the job was preempted or ran out of time."""
+
+    def __call__(self, payload: bytes) -> Outcome:
+        outcome = run_payload(payload)
+        if isinstance(outcome, Stopped):
+            # The cluster takes the job away and may start it again. What Python sees of this end, submitit would
+            # take for the job's result.
+            os._exit(128 + outcome.signal)
+        return outcome
+
+    def checkpoint(self, payload: bytes) -> Any:
+        """submitit's question how to resume: in the same way."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, payload)
+
+
+def _slurm_outcome(slurm_job: Any) -> Outcome:
+    error = slurm_job.exception()
+    if error is not None:
+        return RunFailed(str(error).strip().splitlines()[-1])
+    outcomes = slurm_job.results()  # of each task
+    return next((outcome for outcome in outcomes if isinstance(outcome, Exception)), outcomes[0])
+
+
+class RayLauncher(Launcher):
+    """Gives each job a process of its own with as many GPUs as it has devices; Ray says where and when.
+
+    Args:
+        options: as ``RayConf`` in ``hydra_plugins`` describes them.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def run(self, jobs: Iterator[Job]) -> Results:
+        """As :meth:`Launcher.run`.
+
+        Raises:
+            ConfigError: Ray is not installed, or there is no such cluster.
+        """
+        try:
+            import ray
+        except ImportError:
+            raise ConfigError("hydra/launcher=ray needs Ray: pip install 'noah-lightning[ray]'") from None
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(self.options["address"], log_to_driver=False, logging_level="ERROR", **self.options["init"])
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's would end this process at once
+        except (ConnectionError, ValueError, TypeError, RuntimeError) as error:
+            raise ConfigError(f"hydra/launcher=ray: {one_line(error)}") from error
+        on_gpus = ray.cluster_resources().get("GPU", 0) > 0
+        running: dict[Any, Job] = {}
+        try:
+            for job in jobs:
+                devices = processes_per_node(job.config.trainer)
+                gpus = devices if on_gpus and job.config.trainer.accelerator != "cpu" else 0
+                cpus = self.options["cpus_per_device"] * devices
+                # A worker that ends with its job: nothing of one reaches the next.
+                task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=0)(_ray_task)
+                self.announce(job, "submitted")
+                running[task.remote(self.payload(job))] = job
+            while running:
+                [ended], _ = ray.wait(list(running))
+                yield running[ended], as_return(running.pop(ended), _ray_outcome(ended))
+        except SystemError as error:  # what Ray makes of the exception of a signal
+            raise error.__cause__ or error from None
+        finally:
+            for task in running:  # stopped or interrupted: as Ctrl-C would, so that each is saved
+                ray.cancel(task)
+            if running:
+                ray.wait(list(running), num_returns=len(running))
+            ray.shutdown()
+
+
+def _ray_task(payload: bytes) -> Outcome:
+    try:
+        return run_payload(payload)
+    except KeyboardInterrupt:
+        return RunFailed("interrupted")
+
+
+def _ray_outcome(task: Any) -> Outcome:
+    import ray
+
+    try:
+        outcome: Outcome = ray.get(task)
+    except ray.exceptions.RayError as error:
+        return RunFailed(one_line(error))
+    return outcome

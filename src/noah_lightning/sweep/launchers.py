@@ -1,0 +1,220 @@
+"""Launchers of sweeps: what all share, and ``hydra/launcher=local``, with a process tree and GPUs for each job."""
+
+import os
+import signal
+import sys
+from abc import abstractmethod
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, redirect_stdout, suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import hydra.plugins.launcher
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobRuntime, JobStatus, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from noah_lightning.config.processes import processes_per_node
+from noah_lightning.distributed.environment import end_with_parent
+from noah_lightning.distributed.signals import Stopped
+from noah_lightning.errors import ConfigError, RunFailed, one_line
+from noah_lightning.sweep.folder import say
+from noah_lightning.sweep.job import make_ready
+from noah_lightning.sweep.plan import Job, compose_job
+
+Results = Generator[tuple[Job, JobReturn], None, None]
+Outcome = float | Exception  # what the task function of a job returned, or raised
+
+
+class Launcher(hydra.plugins.launcher.Launcher):
+    """A launcher that reports each job as soon as it has ended.
+
+    Attributes:
+        advice: for whoever stops a sweep.
+    """
+
+    advice = "the same command with sweep.resume=true resumes it"
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """For the sweepers of other packages."""
+        loader, given = self.hydra_context.config_loader, self.config.hydra.overrides.task
+        jobs = [
+            compose_job(loader, self.config, number, words, [word for word in words if word not in given])
+            for number, words in enumerate(job_overrides, start=initial_job_idx)
+        ]
+        with stoppable(self.advice), closing(self.run(iter(jobs))) as results:
+            returns = {job.number: result for job, result in results}
+        return [returns[job.number] for job in jobs]
+
+    @abstractmethod
+    def run(self, jobs: Iterator[Job]) -> Results:
+        """Run the jobs; gives each as soon as it has ended. Closed before that, it stops those that run."""
+
+    def announce(self, job: Job, word: str, where: str = "") -> None:
+        """Report that a job starts or resumes, after what it cannot resume was set aside."""
+        steps = make_ready(job.config, job.run_dir, str(job)) if job.composed.sweep.resume else 0
+        after = f"  after {steps:,} steps" if steps else ""
+        say(f"{'resumed' if steps and word == 'started' else word}  {job}{after}{where}")
+
+    def payload(self, job: Job) -> bytes:
+        """What :func:`run_payload` needs in another process."""
+        import cloudpickle
+
+        # By value, as the task function may be one of a script.
+        return cloudpickle.dumps((self.hydra_context, self.task_function, job.composed, JobRuntime().get("name")))
+
+
+def run_payload(payload: bytes) -> Outcome:
+    """Run a job in this process; what the task function raises is returned."""
+    import cloudpickle
+
+    context, task_function, composed, name = cloudpickle.loads(payload)
+    setup_globals()
+    JobRuntime().set("name", name)
+    HydraConfig.instance().set_config(composed)
+    os.chdir(composed.hydra.runtime.cwd)
+    result = run_job(
+        task_function=task_function,
+        config=composed,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+        hydra_context=context,
+    )
+    outcome: Outcome = result._return_value
+    return outcome
+
+
+def as_return(job: Job, outcome: Outcome) -> JobReturn:
+    """What Hydra's launchers give to a sweeper."""
+    status = JobStatus.FAILED if isinstance(outcome, Exception) else JobStatus.COMPLETED
+    result = JobReturn(overrides=job.overrides, cfg=job.composed, status=status)
+    result.return_value = outcome
+    return result
+
+
+@contextmanager
+def stoppable(advice: str) -> Iterator[None]:
+    """SIGTERM and SIGUSR1 end what is inside; a second one does not cut the end short."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    before: dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    except (Stopped, KeyboardInterrupt):
+        say(f"\nsweep    stopped; {advice}")
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class LocalLauncher(Launcher):
+    """Runs jobs while there are GPUs that none uses, ``sweep.jobs`` at a time if that is set, else one."""
+
+    def run(self, jobs: Iterator[Job]) -> Results:
+        users = dict.fromkeys(_gpus(), 0)  # of each GPU, how many jobs are using it
+        running: dict[Connection, tuple[Job, BaseProcess, list[str]]] = {}
+        held: Job | None = None  # until there are enough GPUs for it
+        try:
+            while True:
+                # A search decides on its next job by the results so far: it is asked only when there is room.
+                while self._room(1, users, running) and (held := held or next(jobs, None)):
+                    need = processes_per_node(held.config.trainer)
+                    if not self._room(need, users, running):
+                        break
+                    gpus = sorted(users, key=users.__getitem__)[:need]  # those that the fewest are using
+                    for gpu in gpus:
+                        users[gpu] += 1
+                    print(flush=True)
+                    self.announce(held, "started", f"  on GPU {', '.join(gpus)}" if gpus else "")
+                    quiet = (self.config.sweep.jobs or len(users) // need) > 1  # the lines of several would be mixed
+                    process, receiver = start(self.payload(held), gpus, quiet)
+                    running[receiver], held = (held, process, gpus), None
+                if not running:
+                    break
+                for receiver in [one for one in wait(list(running)) if isinstance(one, Connection)]:
+                    job, process, gpus = running.pop(receiver)
+                    for gpu in gpus:
+                        users[gpu] -= 1
+                    yield job, as_return(job, _end(process, receiver))
+        finally:
+            for _, process, _ in running.values():  # stopped or interrupted: each is saved
+                process.terminate()
+            for receiver, (_, process, _) in running.items():
+                _end(process, receiver)
+
+    def _room(self, gpus: int, users: dict[str, int], running: Collection[Connection]) -> bool:
+        """Whether a job may start that uses so many GPUs."""
+        if at_a_time := self.config.sweep.jobs:
+            return bool(len(running) < at_a_time)
+        return list(users.values()).count(0) >= min(gpus, len(users)) if users else not running
+
+
+def start(payload: bytes, gpus: Sequence[str], quiet: bool) -> tuple[BaseProcess, Connection]:
+    """Start a job in a process that is forked from a server, which has imported everything once.
+
+    Args:
+        payload: of a launcher.
+        gpus: names of the GPUs it may use; none: as they are.
+        quiet: leave its lines to the run's train.log.
+
+    Returns:
+        The process, and a connection that gives the outcome.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["noah_lightning.train"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(payload, list(gpus), quiet, sender))
+    process.start()
+    sender.close()
+    return process, receiver
+
+
+def _work(payload: bytes, gpus: list[str], quiet: bool, sender: Connection) -> None:
+    end_with_parent()
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    outcome: Outcome
+    try:
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if quiet else sys.stdout):
+            outcome = run_payload(payload)
+    except KeyboardInterrupt:
+        outcome = RunFailed("interrupted")
+    except OSError as error:  # Hydra could not make the directory
+        outcome = ConfigError(f"{error.filename} cannot be written ({error.strerror})")
+    except Exception as error:  # such as that of a Hydra callback
+        outcome = RunFailed(f"{type(error).__name__}: {one_line(error)}")
+    with suppress(OSError):  # the sweep has ended
+        sender.send(outcome)
+
+
+def _end(process: BaseProcess, receiver: Connection) -> Outcome:
+    """The outcome of a job that has ended."""
+    try:
+        outcome: Outcome = receiver.recv()
+    except EOFError:  # it could not even say what happened
+        process.join()
+        return RunFailed(f"the process ended with exit status {process.exitcode}")
+    process.join()
+    return outcome
+
+
+def _gpus() -> list[str]:
+    """Names of the GPUs there are, as CUDA_VISIBLE_DEVICES has them."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]

@@ -1,0 +1,155 @@
+"""Hydra's sweeper with a plan: every job is checked before the first is trained, and values can be searched."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from noah_lightning.distributed.environment import started_from_outside
+from noah_lightning.errors import ConfigError
+from noah_lightning.sweep.folder import Report, begin, find, say
+from noah_lightning.sweep.job import has_finished
+from noah_lightning.sweep.launchers import Launcher, LocalLauncher, Results, stoppable
+from noah_lightning.sweep.plan import HeadCheck, Job, compose_job, sweep_settings
+from noah_lightning.sweep.search import Search
+
+Compose = Callable[[int, Sequence[str], Sequence[str]], Job]  # a job's number, overrides and changes
+
+
+class Grid:
+    """All combinations of the values in a command, in their order.
+
+    Raises:
+        UserError: a mistake in any job, or no job whose head fits.
+    """
+
+    def __init__(self, compose: Compose, overrides: Sequence[Override]) -> None:
+        last = {override.get_key_element(): override for override in overrides}
+        for key, override in last.items():
+            if override.is_interval_sweep():
+                raise ConfigError(f"{key}=interval(…) has no end of values; add sweep.trials=N to search it")
+        combinations = BasicSweeper.split_arguments(list(overrides), max_batch_size=None)[0]
+        swept = {key for key, override in last.items() if override.is_sweep_override()}
+        self.planned = [
+            compose(number, words, [word for word in words if word.partition("=")[0] in swept])
+            for number, words in enumerate(combinations)
+        ]
+        self.total = len(self.planned)
+        check = HeadCheck()
+        self._impossible = {job.number: reason for job in self.planned if (reason := check(job))}
+        if len(self._impossible) == self.total:
+            raise ConfigError(f"no job of the sweep is possible: {self._impossible[0]}")
+
+    def jobs(self, report: Report) -> Iterator[Job]:
+        """Those that are possible and have not finished."""
+        for number, reason in self._impossible.items():
+            report.skipped(str(self.planned[number]), reason)
+        before = [job.number for job in self.planned if has_finished(job.run_dir)]
+        report.finished_before(before)
+        yield from (job for job in self.planned if job.number not in {*before, *self._impossible})
+
+    def tell(self, job: Job, top1: float) -> None:
+        """A grid asks nothing of its results."""
+
+    def best(self) -> str:
+        return ""
+
+
+class Sweeper(BasicSweeper):
+    """Jobs whose head does not fit are skipped, those that fail leave the others alone.
+
+    Args:
+        max_batch_size: how many jobs a launcher of another package gets at a time; None: all.
+        params: settings to sweep, as a preset gives them.
+        show: print the configurations of the jobs instead of training.
+    """
+
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None, show: bool) -> None:
+        super().__init__(max_batch_size, params)
+        self._show = show
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        if started_from_outside():
+            raise ConfigError("a sweep starts its own processes: leave torchrun or srun out")
+        self._settings = sweep_settings(config)
+        given = config.hydra.overrides
+        own = [word for word in given.task if not word.startswith(("sweep.", "sweep="))]
+        self._command = [*self._parse_config(), *own]
+        if self._settings.resume:
+            words = (*given.task, *given.hydra)
+            at = any(word.startswith(("sweep.dir=", "hydra.sweep.dir=")) for word in words)
+            path = Path(config.hydra.sweep.dir) if at else None
+            folder = find(path, self._command, search=bool(self._settings.trials))
+            if not at:
+                given.hydra.append(f"hydra.sweep.dir={folder}")  # for the jobs, which are composed once more
+                config.hydra.sweep.dir = str(folder)
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> list[JobReturn]:
+        """Run all jobs.
+
+        Raises:
+            UserError: a mistake in the command; nothing has been trained then.
+            RunFailed: not all jobs finished; each failure has been reported.
+            Stopped: SIGTERM or SIGUSR1 asked for it, and the running jobs are saved.
+        """
+        assert self.hydra_context is not None
+        assert self.config is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        trials = self._settings.trials
+        source = Search(self._compose, overrides, trials) if trials else Grid(self._compose, overrides)
+        if self._show:
+            if not isinstance(source, Grid):
+                raise ConfigError("the jobs of a search are not known in advance: leave sweep.trials out")
+            for job in source.planned:
+                say(f"--- # {job}\n{yaml.safe_dump(job.config.model_dump(), sort_keys=False)}".rstrip())
+            return []
+        folder = Path(self.config.hydra.sweep.dir)
+        if not self._settings.resume:
+            begin(folder, self._command)
+        report = Report(folder, source.total)
+        say(f"sweep    {source.total} jobs, {folder}")
+        returns = []
+        advice = getattr(self.launcher, "advice", Launcher.advice)
+        with stoppable(advice), closing(self._results(source.jobs(report))) as results:
+            for job, result in results:
+                returns.append(result)
+                if result.status == JobStatus.COMPLETED:
+                    source.tell(job, result.return_value)
+                    report.finished(str(job), f"{result.return_value:.2f} %")
+                else:
+                    report.failed(str(job), result._return_value)
+        report.conclude(source.best())
+        return returns
+
+    def _compose(self, number: int, overrides: Sequence[str], changes: Sequence[str]) -> Job:
+        assert self.hydra_context is not None
+        assert self.config is not None
+        sweep: Any = OmegaConf.to_container(self.config.hydra.sweep)
+        if sweep["subdir"] == "${hydra.job.num}":
+            overrides = [*overrides, f"hydra.sweep.subdir={number}"]  # as launchers count those that they are given
+        return compose_job(self.hydra_context.config_loader, self.config, number, overrides, changes)
+
+    def _results(self, jobs: Iterator[Job]) -> Results:
+        """What the launcher makes of the jobs, each as soon as it is known."""
+        launcher: Any = self.launcher
+        if isinstance(launcher, LocalLauncher):  # takes a job when there is room for it
+            yield from launcher.run(jobs)
+            return
+        at_a_time = (self._settings.jobs or 1) if self._settings.trials else self.max_batch_size
+        while batch := list(islice(jobs, at_a_time)):
+            if isinstance(launcher, Launcher):
+                yield from launcher.run(iter(batch))
+            else:
+                returns = launcher.launch([job.overrides for job in batch], initial_job_idx=batch[0].number)
+                yield from zip(batch, returns, strict=True)

@@ -1,0 +1,167 @@
+"""Hydra's multirun as Hydra's users know it: the real commands, with config folders and plugins of other packages."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from noah_lightning.run_dir import RunDir
+from test_sweep import QUICK, finished
+
+ROOT = Path(__file__).parents[1]
+TRAIN_PY = [sys.executable, str(ROOT / "train.py")]
+NOAH = [sys.executable, "-m", "noah_lightning"]
+
+SWEEPER = """
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+
+class Climber(Sweeper):
+    '''Tries two seeds and keeps the one whose task returned more.'''
+
+    def setup(self, *, hydra_context, task_function, config):
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            config=config, hydra_context=hydra_context, task_function=task_function
+        )
+
+    def sweep(self, arguments):
+        values = [
+            self.launcher.launch([[*arguments, f"seed={seed}"]], initial_job_idx=number)[0].return_value
+            for number, seed in enumerate((3, 4))
+        ]
+        Path(self.config.hydra.sweep.dir, "values.txt").write_text(repr(values))
+
+@dataclass
+class Conf:
+    _target_: str = "hydra_plugins.climber.Climber"
+
+ConfigStore.instance().store(group="hydra/sweeper", name="climber", node=Conf)
+"""
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command in the current folder."""
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder of configurations, and an empty working folder."""
+    for group, name, text in (
+        ("experiment", "mine", "head: {head_num: 2}"),
+        ("sweep", "seeds", "hydra: {sweeper: {params: {seed: '0,1'}}}"),
+    ):
+        (tmp_path / "own" / group).mkdir(parents=True)
+        (tmp_path / "own" / group / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "own"
+
+
+def test_joblib_trains_two_jobs_of_two_processes_with_a_config_folder_of_the_users(own: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = [word for word in QUICK if word != "experiment=demo"]
+    words += ["data=digits", "recipe=digits", "+experiment=mine", "sweep=seeds", "hydra.sweep.dir=pair"]
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    command = [*NOAH, "train", "-m", "--config-dir", str(own), "hydra/launcher=joblib", *two, *words]
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    assert finished(Path("pair")) == {"0", "1"}
+    assert [RunDir(Path("pair", n)).config().seed for n in "01"] == [0, 1]
+    assert {RunDir(Path("pair", n)).config().head.head_num for n in "01"} == {2}
+    assert "2 of 2 jobs finished; noah compare pair" in done.stdout
+
+    Path("pair/1/results.json").unlink()  # as if it had been killed after its last step
+    Path("pair/1/checkpoints/last.ckpt").rename("pair/1/checkpoints/step-00000002.ckpt")
+    done = run(*command, "sweep.resume=true")
+    assert done.returncode == 0, done.stderr
+    assert "finished already: 0\n" in done.stdout
+    assert "resumed  after 2 steps" in done.stdout, "a job resumes by itself, under any launcher"
+    assert run(*NOAH, "compare", "pair").returncode == 0
+
+
+def test_submitit_and_params_of_the_command_line(own: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    words = ["hydra/launcher=submitit_local", "+hydra.sweeper.params.seed='3,4'", "head.head_num=2,5"]
+    done = run(*TRAIN_PY, "-m", *QUICK, f"hydra.searchpath=[file://{own}]", *words, "sweep.dir=four")
+    assert done.returncode == 0, done.stderr
+    assert finished(Path("four")) == {"0", "2"}, "those with 5 blocks are skipped"
+    assert [RunDir(Path("four", n)).config().seed for n in "02"] == [3, 4]
+
+
+def test_a_sweeper_of_another_package_gets_the_top1(own: Path) -> None:
+    (own / "hydra_plugins").mkdir()
+    (own / "hydra_plugins" / "climber.py").write_text(SWEEPER)
+    path = os.pathsep.join([str(own), os.environ.get("PYTHONPATH", "")])
+    words = ["hydra/sweeper=climber", f"hydra.searchpath=[file://{own}]", "+experiment=mine", "data=digits"]
+    words += [word for word in QUICK if word != "experiment=demo"]
+    done = run(*TRAIN_PY, "-m", *words, "recipe=digits", "hydra.sweep.dir=climb", PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    values = json.loads(Path("climb/values.txt").read_text())
+    assert values == [RunDir(Path("climb", n)).results().top1 for n in "01"]
+    assert [RunDir(Path("climb", n)).config().seed for n in "01"] == [3, 4]
+    assert Path("climb/sweep.json").exists(), "which makes it a group of W&B's"
+
+
+def test_hydras_own_sweeper_and_a_failing_job(own: Path) -> None:
+    words = ["hydra/sweeper=basic", "recipe.optimizer.lr=1e+30", "hydra.sweep.dir=one"]
+    done = run(*TRAIN_PY, "-m", *QUICK, "data.train_images=48", *words)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("noah: ")
+    assert "try a smaller recipe.optimizer.lr" in done.stderr
+
+
+def test_mistakes_are_found_before_torch_is_imported(own: Path) -> None:
+    code = "import sys; from noah_lightning.cli import main; print(main(sys.argv[1:])); print('torch' in sys.modules)"
+    words = ["model=resnet18", "data=digits", "seed=0,1", "recipe.optimizer.lr=0.1,${oops}"]
+    done = run(sys.executable, "-c", code, "train", "-m", *words)
+    assert done.stdout == "2\nFalse\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "line", "offered"),
+    [
+        ([*TRAIN_PY], "python train.py mod", {"model="}),
+        ([*TRAIN_PY], "python train.py head=", {"head=gap", "head=noah"}),
+        ([*NOAH, "train"], "noah train head.head_", {"head.head_num=", "head.head_split="}),
+        ([*NOAH], "noah train -m hydra/launcher=lo", {"hydra/launcher=local"}),
+        ([*NOAH], "noah train sweep=head_num_", {"sweep=head_num_key_ratio"}),
+        ([*NOAH], "noah co", {"convert", "compare", "train"}),
+    ],
+)
+def test_tab_completes_groups_and_keys(program: list[str], line: str, offered: set[str]) -> None:
+    done = run(*program, "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert done.returncode == 0, done.stderr
+    assert offered <= set(done.stdout.split())
+
+
+@pytest.mark.parametrize(("program", "name"), [(TRAIN_PY, "python"), ([*NOAH, "train"], "noah"), (NOAH, "noah")])
+def test_completion_is_installed_for_the_program(program: list[str], name: str) -> None:
+    done = run(*program, "-sc", "install=bash")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith(f"-F hydra_bash_completion {name}")
+
+
+@pytest.mark.ray
+def test_a_ray_of_this_machine_schedules_the_jobs(own: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    pytest.importorskip("ray")
+    short = tmp_path_factory.getbasetemp() / "r"  # Ray makes sockets there, whose paths may have 107 characters
+    ray = ["hydra/launcher=ray", f"+hydra.launcher.init._temp_dir={short}", "+hydra.launcher.init.num_cpus=2"]
+    ray += ["+hydra.launcher.init.include_dashboard=false"]
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    command = [*NOAH, "train", "-m", *QUICK, *ray, *two, "data.train_images=48", "sweep.dir=ray"]
+    home = {"HOME": str(own), "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": ""}
+    done = run(*command, "recipe.optimizer.lr=0.001,1e+30", **home)
+    assert done.returncode == 1
+    assert finished(Path("ray")) == {"0"}
+    assert "try a smaller recipe.optimizer.lr" in done.stderr
+    assert "1 of 2 jobs finished, 1 failed" in done.stdout
