@@ -1,15 +1,19 @@
 """The join: timm's own model under head=gap, another head over its map otherwise, and mistakes in one line."""
 
 import json
+import sys
+from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
 
+from noah_lightning import heads
 from noah_lightning.errors import ConfigError, HeadSettingError, UnknownModelError, UserError
-from noah_lightning.heads import NOAHHead, head_names, register_head, registry
+from noah_lightning.heads import NOAHHead, head_names, make_head, register_head
 from noah_lightning.models.classifier import Classifier, create_model
 
 CLASSES: dict[str, str] = json.loads((Path(__file__).parent / "data" / "timm_classes.json").read_text())
@@ -211,7 +215,7 @@ class MeanHead(nn.Module):
 @pytest.fixture
 def mine(monkeypatch: pytest.MonkeyPatch) -> str:
     """A user's head, registered for the length of one test."""
-    monkeypatch.setattr(registry, "_HEADS", registry._HEADS.copy())
+    monkeypatch.setattr(heads, "_HEADS", heads._HEADS.copy())
     assert register_head("mine")(MeanHead) is MeanHead
     return "mine"
 
@@ -238,6 +242,80 @@ def test_a_test_leaves_no_head_behind() -> None:
 def test_a_head_name_is_given_once(name: str, mine: str) -> None:
     with pytest.raises(ValueError, match=f"a head named '{name}' exists already"):
         register_head(name)(nn.Identity)
+
+
+# --- a head of an installed package
+
+
+def entry_points(group: str) -> list[metadata.EntryPoint]:
+    """What ``importlib.metadata.entry_points`` answers where a package names three heads."""
+    values = {
+        "theirs": "their_package:MeanHead",
+        "broken": "their_package:missing",
+        "nothing": "their_package:answer",
+    }
+    return [metadata.EntryPoint(name, value, group) for name, value in values.items() if group == heads.ENTRY_POINTS]
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A package whose entry points name heads, installed for the length of one test."""
+    package = ModuleType("their_package")
+    vars(package).update(MeanHead=MeanHead, answer=42)
+    monkeypatch.setattr(heads, "_HEADS", heads._HEADS.copy())
+    monkeypatch.setitem(sys.modules, "their_package", package)
+    monkeypatch.setattr(metadata, "entry_points", entry_points)
+    return package
+
+
+@pytest.mark.parametrize("registers", [False, True], ids=["names its class", "registers it when imported"])
+def test_the_head_of_an_installed_package_is_loaded_by_its_name(registers: bool, installed: ModuleType) -> None:
+    assert head_names() == ["noah"]  # nothing is imported before it is asked for
+    if registers:
+        installed.__getattr__ = lambda name: register_head("theirs")(MeanHead)
+        del installed.MeanHead
+    for _ in range(2):
+        model = create_model("test_resnet", head="theirs", num_classes=10, scale=3.0)
+        assert isinstance(model.head, MeanHead)
+        assert model.head.scale == 3
+    assert head_names() == ["noah", "theirs"]
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("name", "kind", "says"),
+    [
+        ("thiers", HeadSettingError, "no head is called 'thiers'; did you mean theirs"),
+        ("abc", HeadSettingError, "no head is called 'abc'; there are gap, noah, theirs, broken, nothing"),
+        (
+            "broken",
+            ConfigError,
+            "head 'broken' cannot be loaded from their_package:missing: .*no attribute 'missing'",
+        ),
+        ("nothing", ConfigError, "their_package:answer does not give the head 'nothing'"),
+    ],
+)
+def test_mistakes_about_the_head_of_an_installed_package(name: str, kind: type[UserError], says: str) -> None:
+    with pytest.raises(kind, match=says):
+        make_head(name, 8, 3)
+    assert head_names() == ["noah"]
+
+
+class ExplainingHead(MeanHead):
+    def explain(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self(features), features
+
+
+def test_a_head_explains_itself_if_it_has_a_method_for_it() -> None:
+    model = create_model("test_resnet", "noah", 10).eval()
+    images, backbone = images_for("test_resnet"), model.backbone
+    explaining = Classifier(backbone, ExplainingHead(backbone.out_channels, 10))
+    with torch.no_grad():
+        logits, features = explaining.explain(images)
+        assert torch.equal(logits, explaining(images))
+        assert torch.equal(features, backbone(images))
+        with pytest.raises(TypeError, match=r"Flatten has no method explain\(features\)"):
+            Classifier(backbone, nn.Flatten()).explain(images)
 
 
 # --- mistakes
@@ -302,11 +380,3 @@ def assert_one_line(arguments: dict, kind: type[UserError], says: list[str]) -> 
 def test_what_is_asked_for_elsewhere_is_no_argument_for_timm(head: str, argument: dict) -> None:
     with pytest.raises(ConfigError, match=f"cannot set {next(iter(argument))}"):
         create_model("test_resnet", head, 10, model_args=argument)
-
-
-def test_a_head_that_cannot_explain_itself_says_so() -> None:
-    with torch.device("meta"):
-        backbone = create_model("test_resnet", "noah", 10).backbone
-        model = Classifier(backbone, nn.Flatten())
-        with pytest.raises(TypeError, match="only NOAH explains its logits, not Flatten"):
-            model.explain(torch.empty(1, 3, 160, 160))

@@ -9,7 +9,7 @@ from noah_lightning.config.parsing import parse
 from noah_lightning.config.schema import GapHeadSettings
 from noah_lightning.errors import ConfigError
 from noah_lightning.heads import make_head
-from noah_lightning.heads.noah import Explanation, NOAHHead
+from noah_lightning.heads.noah import Explanation
 from noah_lightning.models import FeatureMapBackbone, build_timm_model, make_backbone
 
 # Arguments of timm's that are asked for elsewhere, say where weights come from, or make something else than a model.
@@ -32,14 +32,15 @@ class Classifier(nn.Module):
         return self.head(self.backbone(images))
 
     def explain(self, images: Tensor) -> Explanation:
-        """NOAH's logits with the attention and the contribution of every position.
+        """The logits with the attention and the contribution of every position, of any head that has ``explain``.
 
         Raises:
-            TypeError: another head, which cannot explain itself.
+            TypeError: the head has no such method.
         """
-        if not isinstance(self.head, NOAHHead):
-            raise TypeError(f"only NOAH explains its logits, not {type(self.head).__name__}")
-        return self.head.explain(self.backbone(images))
+        explain = getattr(self.head, "explain", None)
+        if explain is None:
+            raise TypeError(f"{type(self.head).__name__} has no method explain(features)")
+        return explain(self.backbone(images))
 
     def no_weight_decay(self) -> set[str]:
         """Parameter names that weight decay should spare, as the backbone's authors do."""
