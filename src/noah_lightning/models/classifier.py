@@ -1,16 +1,22 @@
-"""The join: a backbone and a head become one image classifier."""
+"""Image classifiers: a backbone joined with a head, as code, a configuration or a run directory describes them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from noah_lightning.config.parsing import parse
-from noah_lightning.config.schema import GapHeadSettings
-from noah_lightning.errors import ConfigError
+from noah_lightning.config.schema import GapHeadSettings, RunConfig
+from noah_lightning.errors import ConfigError, WeightsError, one_line
 from noah_lightning.heads import make_head
 from noah_lightning.heads.noah import Explanation
-from noah_lightning.models import FeatureMapBackbone, build_timm_model, make_backbone
+from noah_lightning.models.feature_extractor import FeatureMapBackbone, make_backbone
+from noah_lightning.models.timm_models import build_timm_model
+from noah_lightning.run_dir import CHECKPOINTS, CONFIG
 
 # Arguments of timm's that are asked for elsewhere, say where weights come from, or make something else than a model.
 _NOT_TIMMS_TO_SET = {
@@ -110,3 +116,86 @@ def _gap_settings(dropout: float = 0.0, **unknown: Any) -> dict[str, Any]:
         )
     parse(GapHeadSettings, {"dropout": dropout}, "head")
     return {"drop_rate": dropout} if dropout else {}
+
+
+def build_model(config: RunConfig) -> nn.Module:
+    """The model that a configuration describes.
+
+    Raises:
+        UserError: as :func:`create_model`.
+    """
+    regularization = {"drop_path_rate": config.recipe.drop_path, "proj_drop_rate": config.recipe.block_dropout}
+    return create_model(
+        name=config.model.name,
+        head=config.head.name,
+        num_classes=config.data.num_classes,
+        pretrained=config.model.pretrained,
+        weights=config.model.weights,
+        image_size=config.data.image_size,
+        class_token=config.model.class_token,
+        backbone_init=config.model.init,
+        # What a recipe asks of the inside of the model, as timm calls it; models that lack it refuse it.
+        model_args={name: rate for name, rate in regularization.items() if rate} | config.model.args,
+        **config.head.arguments("name"),
+    )
+
+
+def load_model(run_dir: Path, config: RunConfig, checkpoint: str = "best", ema: bool = False) -> nn.Module:
+    """The run's model with the weights of its ``best`` or ``last`` checkpoint, in evaluation mode.
+
+    With ``ema`` it has the average of the weights instead, and ``best`` is the epoch that was best for the average.
+
+    Raises:
+        WeightsError: the checkpoint is missing, unreadable or of another model, or the run has no average.
+    """
+    if ema and config.recipe.ema is None:
+        raise WeightsError(f"{run_dir} has no average of the weights: it was trained with recipe.ema=null")
+    name = "best_ema" if ema and checkpoint == "best" else checkpoint
+    path = run_dir / CHECKPOINTS / f"{name}.ckpt"
+    state = _model_weights(path, "ema.module." if ema else "model.")
+    model = build_model(without_starting_weights(config))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"{path} is not of the model in {run_dir / CONFIG}: {one_line(error)}") from error
+    return model.eval()
+
+
+def _model_weights(path: Path, prefix: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise WeightsError(f"there is no checkpoint {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    except Exception as error:  # torch, pickle and zipfile each raise their own
+        raise WeightsError(f"{path} cannot be read as a checkpoint: {one_line(error)}") from error
+
+
+def without_starting_weights(config: RunConfig) -> RunConfig:
+    """The same architecture without fetching the weights it once started from."""
+    model = config.model
+    class_token = model.class_token
+    if class_token is None and config.head.name != "gap":
+        class_token = bool(model.pretrained or model.weights)
+    return config.replace("model", pretrained=False, weights=None, class_token=class_token)
+
+
+@contextmanager
+def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """From here on calls of the model run compiled, where that is wanted.
+
+    It is compiled in place, which leaves its class and the names of its weights alone: checkpoints are those of any
+    other run. The work is done at the first calls, so they belong within.
+
+    Raises:
+        ConfigError: torch cannot compile it, for want of a compiler for instance.
+    """
+    if not wanted:
+        yield
+        return
+    model.compile()
+    try:
+        yield
+    except TorchDynamoException as error:
+        what = one_line(error).partition(" Set TORCHDYNAMO_VERBOSE")[0]  # advice for torch's developers
+        raise ConfigError(f"trainer.compile=true: {what}; trainer.compile=false trains without") from error
