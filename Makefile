@@ -44,7 +44,7 @@ test-browser: install # installs Chromium; Debian, as root
 
 fuzz: install # a minute for each reader of files; Atheris is kept apart, as not every Python has a wheel of it
 	test -d $(VENV)/atheris || $(BIN)/python -m pip install --quiet --target $(VENV)/atheris 'atheris>=3'
-	cd tests && for reader in config checkpoint shard results index; do \
+	cd tests && for reader in config checkpoint shard results; do \
 		OMP_NUM_THREADS=1 PYTHONPATH=../$(VENV)/atheris:. ../$(BIN)/python -m fuzz.atheris_reader $$reader 60 || exit 1; \
 	done
 

@@ -20,7 +20,7 @@ from torchvision.datasets.folder import pil_loader
 from benchmarks.report import Report, at_least, make_parser, run
 from benchmarks.timing import alternate, ratio, spread
 from noah_lightning.analysis.tables import Table
-from noah_lightning.config.schema import AugmentSettings
+from noah_lightning.config.choices import AugmentSettings
 from noah_lightning.data.imagefolder import FolderImages
 from noah_lightning.data.transforms import OnDevice, train_transform
 

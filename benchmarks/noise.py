@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from noah_lightning.config.schema import DataSettings
+from noah_lightning.config.choices import DataSettings
 from noah_lightning.data.datamodule import ImageDataModule, LabelledImages, Split
 
 

@@ -1,8 +1,8 @@
-"""Pull the plug on a run again and again, resume it each time, and compare the end with that of a run left alone.
+"""Kills of a run at random moments: it is resumed each time, and its end compared with that of a run left alone.
 
     python tests/faults.py --kills 20 --devices 1         # SIGKILL at moments drawn at random (make test-faults)
 
-The run has all that could remember something: loading processes, random augmentation, mixup, dropout, stochastic
+The run has all that could remember something: DataLoader workers, random augmentation, mixup, dropout, stochastic
 depth, an average of the weights, momentum, and checkpoints in the middle of its epochs. Equal means bit for bit: the
 whole last checkpoint, the best one, metrics.csv with the loss of every step, and the predictions.
 """
@@ -134,13 +134,13 @@ def steps_saved(run: Path) -> int:
     """By the latest checkpoint, or by the lines of the log of this start."""
     saved = [int(path.stem.removeprefix("step-")) for path in run.glob("checkpoints/step-*.ckpt")]
     log = run / "train.log"
-    told = re.findall(r"epoch (\d+)/\d+  batch (\d+)/(\d+)", log.read_text()) if log.exists() else []
-    logged = [(int(epoch) - 1) * int(batches) + int(batch) for epoch, batch, batches in told[-1:]]
+    lines = re.findall(r"epoch (\d+)/\d+  batch (\d+)/(\d+)", log.read_text()) if log.exists() else []
+    logged = [(int(epoch) - 1) * int(batches) + int(batch) for epoch, batch, batches in lines[-1:]]
     return max([*saved, *logged], default=0)
 
 
 def differences(left: Path, right: Path) -> list[str]:
-    """What is not the same in two finished runs, of all that does not tell the time."""
+    """Differences between two finished runs, except in what depends on the clock."""
     found = []
     names = [{path.name for path in run.glob("checkpoints/*")} for run in (left, right)]
     if names[0] != names[1]:

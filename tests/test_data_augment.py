@@ -21,9 +21,9 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
+from noah_lightning.config.choices import AugmentSettings, DataSettings
 from noah_lightning.config.compose import compose_config
 from noah_lightning.config.parsing import parse
-from noah_lightning.config.schema import AugmentSettings, DataSettings
 from noah_lightning.data import create_data
 from noah_lightning.data import transforms as on_device
 from noah_lightning.data.datamodule import ImageDataModule, Split

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from torchvision.datasets import imagenet as torchvision_imagenet
 
-from noah_lightning.config.schema import AugmentSettings
+from noah_lightning.config.choices import AugmentSettings
 from noah_lightning.data import create_data
 from noah_lightning.data import imagenet as imagenet_file
 from noah_lightning.data.imagenet import ImageNetDataModule

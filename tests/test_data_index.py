@@ -1,4 +1,4 @@
-"""The list of a split folder's images, and when it is made anew."""
+"""The list of a split folder's images, and when it is listed again."""
 
 import os
 import shutil
@@ -11,7 +11,6 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from noah_lightning.data import index as index_cache
-from noah_lightning.data import index as index_file
 from noah_lightning.data.index import TreeIndex, cache_file, find_images, scan
 from noah_lightning.data.tree import class_folders
 from noah_lightning.errors import DataError
@@ -56,7 +55,7 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             listed.append(Path(folder).name)
             yield folder, names, files
 
-    monkeypatch.setattr(index_file.os, "walk", noted)
+    monkeypatch.setattr(index_cache.os, "walk", noted)
     return listed
 
 
@@ -94,11 +93,11 @@ class TestScan:
 
     def test_no_python_object_for_each_image(self, split: Path) -> None:
         index = scan(split, ["ant", "bee"])
-        for array in (index.files.text, index.files.ends, index.folder_of, index.labels):
+        for array in (index.files, index.folder_of, index.labels):
             assert isinstance(array, np.ndarray)
             assert array.dtype != object
 
-    def test_a_folder_that_cannot_be_read_is_told(self, split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_folder_that_cannot_be_read_is_reported(self, split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         scandir = os.scandir
 
         def refuse(path: str):  # type: ignore[no-untyped-def]
@@ -209,12 +208,12 @@ class TestKept:
             monkeypatch.setattr(index_cache, "IMG_EXTENSIONS", (".jpg",))
         scans.clear()
         assert images(find(split)) == SMALL
-        assert scans, "made anew"
+        assert scans, "listed again"
         scans.clear()
         assert images(find(split)) == SMALL
         assert scans == [], "and kept"
 
-    def test_nothing_is_left_beside_it_or_in_the_data(self, split: Path, tmp_path: Path) -> None:
+    def test_nothing_else_is_left_there_or_in_the_data(self, split: Path, tmp_path: Path) -> None:
         before = sorted(split.parent.rglob("*"))
         find(split)
         assert sorted(split.parent.rglob("*")) == before
@@ -257,7 +256,7 @@ class TestWhere:
 
 def test_a_tree_changed_just_now_is_not_kept(split: Path, scans: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """It might change again within the same tick of the clock, and look unchanged."""
-    newest = max(max(index_file.stamp(folder)) for folder in [split, *split.rglob("*/")])
+    newest = max(max(index_cache.stamp(folder)) for folder in [split, *split.rglob("*/")])
     for age, kept in ((0, False), (10**9, False), (2 * 10**9, False), (2 * 10**9 + 1, True)):
         monkeypatch.setattr(index_cache.time, "time_ns", lambda age=age: newest + age)
         find(split)

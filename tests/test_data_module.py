@@ -13,8 +13,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from noah_lightning.config.choices import AugmentSettings, DataSettings
 from noah_lightning.config.parsing import parse
-from noah_lightning.config.schema import AugmentSettings, DataSettings
 from noah_lightning.data import create_data
 from noah_lightning.data import datamodule as module_file
 from noah_lightning.data.datamodule import ImageDataModule, Split, default_workers

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from conftest import TINY, Answer, FinishedRun, call_noah
 from noah_lightning.config.schema import OptimizerSettings, ScheduleSettings
-from noah_lightning.models.from_config import build_model, load_model
+from noah_lightning.models.classifier import build_model, load_model
 from noah_lightning.run_dir import RunDir
 from noah_lightning.task import ClassificationTask
 from test_task import BATCH, CLASSES, MetricRecord, count_with_numpy, loader, make_trainer, toy_data
@@ -48,7 +48,7 @@ def a_task(model: nn.Module, ema: float | None) -> ClassificationTask:
 
 
 class WeightsOfEachStep(pl.Callback):
-    """The model's state after each step of the optimiser."""
+    """The model's state after each step of the optimizer."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Tensor]] = []
@@ -84,9 +84,9 @@ def test_training_does_not_notice_the_average() -> None:
         trainer = make_trainer(max_epochs=3, gradient_clip_val=0.5, num_sanity_val_steps=1)
         trainer.fit(a_task(model, decay), loader(*toy_data()), loader(*toy_data(10, seed=5)))
         ends.append((model.state_dict(), torch.get_rng_state()))
-    (without, drawn_without), (beside, drawn_beside) = ends
-    assert all(torch.equal(without[name], beside[name]) for name in without)
-    assert torch.equal(drawn_without, drawn_beside)
+    (without, drawn_without), (average, drawn_average) = ends
+    assert all(torch.equal(without[name], average[name]) for name in without)
+    assert torch.equal(drawn_without, drawn_average)
 
 
 def test_the_average_is_frozen_and_in_no_parameter_group() -> None:

@@ -1,4 +1,4 @@
-"""Run directories, checkpoints and data from strangers: nothing in them is executed, no network is reached for."""
+"""Untrusted run directories, checkpoints and data: nothing in them is executed, and no network is used."""
 
 import ast
 import io
@@ -21,8 +21,8 @@ from PIL import Image
 from torchvision.datasets import imagenet as torchvision_imagenet
 
 from conftest import TINY, Answer, FinishedRun
+from noah_lightning.config.choices import PackedSettings
 from noah_lightning.config.plain_yaml import read_yaml
-from noah_lightning.config.schema import PackedSettings
 from noah_lightning.data.image import Picture
 from noah_lightning.data.imagenet import unpack_archives
 from noah_lightning.data.packed import PackedDataModule
@@ -48,12 +48,12 @@ class Hostile:
 @pytest.fixture(autouse=True)
 def nothing_happens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No test here starts a program, opens a connection or makes a file called ``pwned``."""
-    told: list[str] = []
+    attempts: list[str] = []
 
     def watch(owner: Any, name: str) -> None:
         def refuse(*arguments: Any, **_: Any) -> None:
-            told.append(f"{name} {arguments}")
-            raise AssertionError(told[-1])
+            attempts.append(f"{name} {arguments}")
+            raise AssertionError(attempts[-1])
 
         monkeypatch.setattr(owner, name, refuse)
 
@@ -63,7 +63,7 @@ def nothing_happens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
     watch(socket, "getaddrinfo")
     watch(torch.hub, "load")
     yield
-    assert not told
+    assert not attempts
     assert not list(tmp_path.rglob("pwned"))
 
 
@@ -86,7 +86,7 @@ def refused(answer: Answer) -> str:
 
 
 def resume(noah: Noah, run: Path) -> Answer:
-    (run / "results.json").unlink(missing_ok=True)  # as if it had been broken off
+    (run / "results.json").unlink(missing_ok=True)  # as if it had been interrupted
     return noah("resume", str(run))
 
 
@@ -301,13 +301,7 @@ def test_what_compare_reads_is_not_executed(noah: Noah, run: Path, tmp_path: Pat
         refused(answer)
 
 
-def test_sync_takes_nothing_but_wandbs_own_files(noah: Noah, run: Path) -> None:
-    shutil.rmtree(run / "wandb")
-    spoil(run, "model.name", "hf-hub:evil/model")
-    assert "no offline W&B run" in refused(noah("sync", str(run)))
-
-
-def test_convert_facts_of_a_stranger_build_no_other_model(noah: Noah) -> None:
+def test_untrusted_facts_of_a_converted_model_build_no_other(noah: Noah) -> None:
     Path("converted").mkdir()
     for facts in ('{"row": "hf-hub:evil/model"}', "[" * 100_000, '{"_target_": "os.system"}'):
         Path("converted/model.json").write_text(facts)
@@ -344,7 +338,7 @@ def test_names_in_a_shard_are_never_used(jpeg_tree: Path, tmp_path: Path) -> Non
     module = pack_module(root)
     module.setup("validate")
     assert module.val_dataset is not None
-    assert len([module.val_dataset[i] for i in range(6)]) == 6  # so many bytes of the shard, whatever they are called
+    assert len([module.val_dataset[i] for i in range(6)]) == 6  # so many bytes of the shard, under any name
     assert not list(tmp_path.parent.rglob("pwned"))
 
 

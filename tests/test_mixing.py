@@ -1,4 +1,4 @@
-"""Mixed batches against timm's own classes called beside ours and against formulas written out here."""
+"""Mixed batches against timm's own classes called next to ours and against formulas written out here."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_cutmix_pastes_a_rectangle_whose_share_of_the_area_is_its_share_of_the_t
         mixed, targets = mix(images, labels)
         own, others = mixed == images, mixed == images.flip(0)
         assert (own ^ others).all()
-        assert (own == own[0, 0]).all()  # the same rectangle in every image and colour
+        assert (own == own[0, 0]).all()  # the same rectangle in every image and color
         rows, columns = others[0, 0].nonzero(as_tuple=True)
         if len(rows):
             height, width = rows.max() - rows.min() + 1, columns.max() - columns.min() + 1

@@ -74,9 +74,9 @@ def test_the_images_of_the_batch_are_noted(noah: Noah, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(ClassificationTask, "training_step", watch)
     noah("train", *RUN)
-    told = json.loads(Path("run/nonfinite.json").read_text())
-    assert (told["epoch"], told["batch"]) == (2, 2)
-    [process] = told["processes"]
+    record = json.loads(Path("run/nonfinite.json").read_text())
+    assert (record["epoch"], record["batch"]) == (2, 2)
+    [process] = record["processes"]
     assert (process["process"], process["loss"]) == (0, "nan")
     config = compose_config(RUN[:-2])
     data = create_data(**config.data.arguments())
@@ -142,10 +142,10 @@ def stop_and_skip(number: int, folder: Path) -> None:
         run_dir = folder / choice if number == 0 else Path(os.devnull)
         try:
             train(config, run_dir)
-            told = "finished"
+            end = "finished"
         except RunFailed as failure:
-            told = str(failure)
-        (folder / f"{choice}-{number}").write_text(told)
+            end = str(failure)
+        (folder / f"{choice}-{number}").write_text(end)
 
 
 def test_all_processes_agree_on_what_one_of_them_met(tmp_path: Path) -> None:
@@ -154,9 +154,9 @@ def test_all_processes_agree_on_what_one_of_them_met(tmp_path: Path) -> None:
     assert first == second
     assert first.startswith("epoch 1, batch 2: the loss is nan")
     assert read_checkpoint(tmp_path / "stop/checkpoints/last.ckpt")["global_step"] == 1
-    told = json.loads((tmp_path / "stop/nonfinite.json").read_text())
-    assert [process["process"] for process in told["processes"]] == [1]
-    assert len(told["processes"][0]["images"]) == 16  # of 32
+    record = json.loads((tmp_path / "stop/nonfinite.json").read_text())
+    assert [process["process"] for process in record["processes"]] == [1]
+    assert len(record["processes"][0]["images"]) == 16  # of 32
     assert [(tmp_path / f"skip-{number}").read_text() for number in range(2)] == ["finished"] * 2
     weights = read_checkpoint(tmp_path / "skip/checkpoints/last.ckpt")["state_dict"]
     assert all(value.isfinite().all() for value in weights.values())

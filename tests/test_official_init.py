@@ -250,9 +250,8 @@ def test_a_model_the_paper_does_not_train_has_no_official_start(head: str) -> No
     )
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("init", ["nonsense", "Official", None, True])
-def test_an_unknown_rule_is_refused(init: object, head: str) -> None:
+@pytest.mark.parametrize(("init", "shown"), [("nonsense", "'nonsense'"), ("Official", "'Official'"), (None, "null")])
+def test_an_unknown_rule_is_refused(init: object, shown: str) -> None:
     with pytest.raises(ConfigError) as error:
-        create_model("test_resnet", head, 10, backbone_init=init)
-    assert str(error.value) == f"model.init={init!r} must be timm or official"
+        create_model("test_resnet", "noah", 10, backbone_init=init)
+    assert str(error.value) == f"model.init={shown} must be one of timm, official"

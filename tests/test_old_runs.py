@@ -53,11 +53,11 @@ def test_the_state_of_each_callback_is_found_again(tmp_path: Path) -> None:
     assert {callback.state_key for callback in callbacks} == set(saved)
 
 
-@pytest.mark.parametrize(("words", "told"), [([], "loss 2.3778"), (["--ema"], "loss 2.3338")])
-def test_evaluates_to_the_same_figure(noah: Callable[..., Answer], words: list[str], told: str) -> None:
+@pytest.mark.parametrize(("words", "message"), [([], "loss 2.3778"), (["--ema"], "loss 2.3338")])
+def test_evaluates_to_the_same_figure(noah: Callable[..., Answer], words: list[str], message: str) -> None:
     answer = noah("evaluate", str(OLD / "finished"), *words)
     assert answer.status == 0, answer.err
-    assert f"val top-1 16.000 % (8 of 50)  top-5 40.000 %  {told}" in answer.out
+    assert f"val top-1 16.000 % (8 of 50)  top-5 40.000 %  {message}" in answer.out
 
 
 def test_is_compared(noah: Callable[..., Answer]) -> None:

@@ -1,4 +1,4 @@
-"""Parameter groups against timm's rule written out here, and what arrives in torch's optimiser."""
+"""Parameter groups against timm's rule written out here, and what arrives in torch's optimizer."""
 
 from typing import Any
 
@@ -135,7 +135,7 @@ def test_without_options_torchs_defaults_hold() -> None:
         ("adamw", {"betas": [0.9, 1.5]}),
         ("adamw", {"fused": True, "foreach": True}),
         ("sgd", {"lr": 3}),  # has a key of its own
-        ("sgd", {"weight_decay": 3}),  # likewise, and the groups would silently override it
+        ("sgd", {"weight_decay": 3}),  # also, and the groups would silently override it
     ],
 )
 def test_options_the_optimizer_does_not_take_are_known_before_there_is_a_model(name: str, options: dict) -> None:

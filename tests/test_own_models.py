@@ -17,8 +17,8 @@ from noah_lightning.errors import WeightsError
 from noah_lightning.models import make_backbone
 from noah_lightning.models.classifier import create_model
 from noah_lightning.models.rows import count_parameters, create_row
-from noah_lightning.models.zoo.mobilenetv3_small import InvertedResidual
-from noah_lightning.models.zoo.pvt_v1 import Block, ReducedAttention
+from noah_lightning.models.zoo.convolutional import InvertedResidual
+from noah_lightning.models.zoo.pvt_v1 import Attention, Block
 from noah_lightning.task.optimizer import parameter_groups
 
 # name -> what is left of two images of 224 pixels without pooling
@@ -146,8 +146,8 @@ def test_a_file_of_weights_is_taken_whole_but_for_another_classifier(
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_no_pretrained_weights_are_to_be_had(name: str) -> None:
-    with pytest.raises(WeightsError, match=f"^pretrained weights of {name} are not to be had") as error:
+def test_there_are_no_pretrained_weights(name: str) -> None:
+    with pytest.raises(WeightsError, match=f"^pretrained weights of {name} are not available") as error:
         create_model(name, "gap", 7, pretrained=True)
     assert "\n" not in str(error.value)
 
@@ -218,9 +218,9 @@ def test_shufflenet_is_torchvisions() -> None:
 # --- PVT
 
 
-def reduced_map(x: Tensor, attention: ReducedAttention, size: tuple[int, int]) -> Tensor:
+def reduced_map(x: Tensor, attention: Attention, size: tuple[int, int]) -> Tensor:
     """Patches of R×R positions, each through one linear map, and normed: what a strided convolution does."""
-    (rows, columns), r = size, attention.reduction
+    (rows, columns), r = size, attention.sr.stride[0]
     patches = x.unflatten(1, (rows // r, r, columns // r, r))  # (B, H/R, R, W/R, R, C)
     x = torch.einsum("bhiwjc,dcij->bhwd", patches, attention.sr.weight).flatten(1, 2) + attention.sr.bias
     return F.layer_norm(x, x.shape[2:], attention.norm.weight, attention.norm.bias, eps=1e-5)
@@ -230,7 +230,7 @@ def reduced_map(x: Tensor, attention: ReducedAttention, size: tuple[int, int]) -
 def test_pvts_attention_is_the_softmax_of_the_equations(heads: int, reduction: int) -> None:
     torch.manual_seed(0)
     width, size = 12, (4, 8)
-    attention = ReducedAttention(width, heads, reduction)
+    attention = Attention(width, heads, reduction)
     randomise(attention)
     x = torch.randn(2, 32, width)
     with torch.no_grad():

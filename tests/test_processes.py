@@ -1,10 +1,12 @@
-"""One run in several processes: who does what, and that it comes to the same as one process.
+"""Runs in several processes: what each process does, and that the result equals that of one process.
 
-Runs are started as a user would, each in a Python of its own. What only needs a process group forks this process
-instead, which spares the imports.
+Some runs are started as a user would, each in a Python of its own. The others fork this process, which saves the
+imports.
 """
 
+import gc
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -28,12 +30,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conftest import TINY, Answer, call_noah
+from noah_lightning.cli import main
 from noah_lightning.config.compose import compose_config
 from noah_lightning.config.processes import batch_per_process, processes_per_node
 from noah_lightning.config.schema import OptimizerSettings, ScheduleSettings, TrainerSettings
 from noah_lightning.data import create_data
 from noah_lightning.data.datamodule import ImageDataModule, Split
 from noah_lightning.data.samplers import EpochRepeat, EpochShuffle
+from noah_lightning.distributed import launcher
+from noah_lightning.distributed.collectives import gather_floats, max_over_ranks
 from noah_lightning.distributed.environment import processes_started, rank
 from noah_lightning.distributed.launcher import _work, run_in_processes
 from noah_lightning.distributed.signals import Stopped, StopRequest
@@ -62,14 +67,14 @@ TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 
 @dataclass
 class Launched(Answer):
-    """What a command in a process of its own left, and the processes it left behind."""
+    """Result of a command that ran in its own process, with the processes it left behind."""
 
     folder: Path
     behind: list[str]
 
 
 def launch(folder: Path, *argv: str, torchrun: bool = False, **environment: str) -> Launched:
-    """``python train.py <argv>`` in ``folder``, which is made."""
+    """``python train.py <argv>`` in ``folder``, which is created."""
     folder.mkdir()
     mark = uuid.uuid4().hex
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2"] if torchrun else []
@@ -113,6 +118,7 @@ def files_in(folder: Path) -> list[str]:
 
 def in_process_group(count: int, work: Callable[..., None], *arguments: Any) -> None:
     """``work(rank, *arguments)`` in ``count`` processes such as torchrun starts, forked from this one."""
+    gc.collect()  # a forked process would crash when it deletes what an earlier launch left in reference cycles
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -125,6 +131,14 @@ def _member(number: int, count: int, port: str, work: Callable[..., None], argum
     os.environ.update({name: str(value) for name, value in numbers.items()})
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=port, TORCHELASTIC_RUN_ID="test")
     work(number, *arguments)
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our launcher forks this process instead of spawning new ones."""
+    gc.collect()  # as above
+    monkeypatch.setattr(launcher, "START_METHOD", "fork")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a forked process may not use the GPU
 
 
 # --- how the batch is split
@@ -347,7 +361,7 @@ def test_predictions_keep_the_order_and_drop_padding() -> None:
     assert guesses.tolist() == [3, 0, 4]
 
 
-def test_predictions_begin_anew_after_a_reset() -> None:
+def test_predictions_are_empty_after_a_reset() -> None:
     predictions = Predictions()
     predictions.update(torch.eye(5), torch.arange(5))
     predictions.reset()
@@ -355,31 +369,28 @@ def test_predictions_begin_anew_after_a_reset() -> None:
     assert [values.tolist() for values in predictions.compute()] == [[2, 3], [0, 1]]
 
 
-def start_method() -> str:
-    return multiprocessing.get_start_method()
-
-
-def test_loading_processes_start_as_they_do_in_one_process() -> None:
-    """Ours are spawned. Theirs would be too, and import everything anew: a minute for the eight of two processes."""
-    assert run_in_processes(1, start_method) == multiprocessing.get_all_start_methods()[0]
-
-
 def save_slowly(folder: Path) -> None:
     request = StopRequest()
     with request.listening():
-        (folder / f"ready-{rank()}").touch()
+        (folder / f"ready-{rank()}").write_text(multiprocessing.get_start_method())
         while not request.signal:
             time.sleep(0.05)
-        time.sleep(3)
+        time.sleep(2)
         (folder / f"saved-{rank()}").touch()
         raise Stopped(request.signal)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_processes_have_all_the_time_to_save(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+@pytest.mark.parametrize(("number", "method"), [(signal.SIGTERM, "fork"), (signal.SIGINT, "spawn")])
+def test_processes_have_unlimited_time_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, method: str
 ) -> None:
-    """torch's launcher would kill them half a minute after it has heard a signal; here, after a second."""
+    """torch's launcher would kill them half a minute after a signal; here, after a second.
+
+    Their DataLoader workers are started by the system's default method: spawned ones would import everything again,
+    which takes a minute for eight workers.
+    """
+    gc.collect()  # as above
+    monkeypatch.setattr(launcher, "START_METHOD", method)
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "1")
 
     def strike() -> None:
@@ -394,6 +405,8 @@ def test_processes_have_all_the_time_to_save(
     assert stopped.value.signal == number
     assert sorted(path.name for path in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]
     assert signal.getsignal(number) == before
+    workers = {path.read_text() for path in tmp_path.glob("ready-*")}
+    assert workers == {multiprocessing.get_all_start_methods()[0]}
 
 
 # --- the same validation in any number of processes
@@ -412,8 +425,8 @@ def validate(number: int, folder: Path, processes: int) -> None:
         task = ClassificationTask(classifier(), OptimizerSettings(name="sgd", lr=0.1), ScheduleSettings(), ema=0.5)
         trainer = make_trainer(config, folder, logger=False, enable_checkpointing=False)
         trainer.validate(task, datamodule=stripes(batch_size), verbose=False)
-        told = [list(task.validated), list(task.ema_validated), *task.predicted]
-        torch.save(told, folder / f"{batch_size}-of-{number}.pt")
+        seen = [list(task.validated), list(task.ema_validated), *task.predicted]
+        torch.save(seen, folder / f"{batch_size}-of-{number}.pt")
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -423,9 +436,9 @@ def test_validation_is_exact_for_any_number_of_processes_and_any_batch(tmp_path:
     logits = classifier()((images.images / 255 - 0.5) / 0.25)  # all at once
     guesses, loss = logits.argmax(1), F.cross_entropy(logits, images.labels).item()
     hits = [int((guesses == images.labels).sum()), 1003]  # of five classes, all are among the first five
-    told = sorted(tmp_path.glob("*.pt"))
-    assert len(told) == 3 * processes
-    for path in told:
+    saved = sorted(tmp_path.glob("*.pt"))
+    assert len(saved) == 3 * processes
+    for path in saved:
         val, ema, seen_labels, seen_guesses = torch.load(path)
         assert val == [1003, *hits, pytest.approx(loss, rel=1e-5)]
         assert ema == val
@@ -444,7 +457,7 @@ def test_predictions_of_a_single_image_are_a_list(tmp_path: Path) -> None:
 
 
 def train_and_watch(number: int, folder: Path) -> None:
-    """Two processes that train; each notes its batches, its first weights and what its dropout drops."""
+    """Train in one of two processes, and save its batches, first weights, dropout mask and collectives."""
     notes: dict[str, Any] = {"batches": []}
     real = ClassificationTask.training_step
 
@@ -452,6 +465,8 @@ def train_and_watch(number: int, folder: Path) -> None:
         if not notes["batches"]:
             notes["weights"] = nn.utils.parameters_to_vector(self.model.parameters()).detach().clone()
             notes["mask"] = F.dropout(torch.ones(1000))
+            notes["gathered"] = gather_floats([number + 0.1, math.inf], self.trainer)
+            notes["largest"] = max_over_ranks([number, 5 - number], self.trainer)
         notes["batches"].append(batch[0])
         return real(self, batch, batch_idx)
 
@@ -469,6 +484,19 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 def test_processes_start_with_the_weights_of_one(watched: list[dict[str, Any]]) -> None:
     assert torch.equal(watched[0]["weights"], watched[1]["weights"])
+
+
+def test_collectives_give_every_process_the_same(watched: list[dict[str, Any]]) -> None:
+    for notes in watched:
+        assert notes["gathered"] == [[0.1, math.inf], [1.1, math.inf]]
+        assert notes["largest"] == [1, 5]
+
+
+def test_all_our_collectives_are_in_one_module() -> None:
+    source = ROOT / "src" / "noah_lightning"
+    calls = re.compile(r"(distributed|strategy)\.(all_|broadcast|barrier|gather|reduce|scatter)")
+    found = {path.relative_to(source).as_posix() for path in source.rglob("*.py") if calls.search(path.read_text())}
+    assert found == {"distributed/collectives.py"}
 
 
 def test_dropout_differs_between_processes(watched: list[dict[str, Any]]) -> None:
@@ -489,7 +517,7 @@ def test_processes_see_together_what_one_would(watched: list[dict[str, Any]]) ->
 
 # --- noah train in two processes
 
-# No batch norm and no dropout: what an image does to the weights does not depend on its neighbours.
+# No batch norm and no dropout: what an image does to the weights does not depend on its neighbors.
 TWENTY_STEPS = [
     "experiment=demo",
     "model=timm",
@@ -527,26 +555,16 @@ def last_checkpoint(run_dir: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def test_two_processes_leave_one_run_directory(two_processes: Launched) -> None:
-    assert two_processes.status == 0, two_processes.err
-    assert files_in(run_dir_in(two_processes.folder)) == FILES
-
-
-def test_each_line_is_told_once(two_processes: Launched) -> None:
+def test_two_processes_leave_one_run_directory_one_log_and_no_process(two_processes: Launched) -> None:
+    assert (two_processes.status, two_processes.err) == (0, "")
+    run_dir = run_dir_in(two_processes.folder)
+    assert files_in(run_dir) == FILES
     lines = two_processes.out.splitlines()
     assert [line.split()[0] for line in lines] == ["run", "model", "data", "rate", "epoch", "best"]
-    logged = (run_dir_in(two_processes.folder) / "train.log").read_text().splitlines()
-    assert [re.sub(r"^\S+ \S+ ", "", line) for line in logged] == lines
-    assert two_processes.err == ""
-
-
-def test_no_process_is_left_behind(two_processes: Launched) -> None:
-    assert two_processes.behind == []
-
-
-def test_the_log_tells_of_all_validation_images(two_processes: Launched) -> None:
+    assert [re.sub(r"^\S+ \S+ ", "", line) for line in (run_dir / "train.log").read_text().splitlines()] == lines
     assert two_processes.out.count(" of 1,003)") == 2
     assert "digits, 10 classes, batch 8\n" in two_processes.out
+    assert two_processes.behind == []
 
 
 def test_twenty_steps_of_two_processes_are_those_of_one(two_processes: Launched, one_process: Path) -> None:
@@ -598,15 +616,12 @@ def under_torchrun(tmp_path_factory: pytest.TempPathFactory) -> Launched:
     return launch(tmp_path_factory.mktemp("torchrun") / "here", *words, torchrun=True)
 
 
-def test_torchrun_leaves_one_run_directory_and_no_process(under_torchrun: Launched) -> None:
+def test_torchrun_leaves_one_run_directory_one_log_and_no_process(under_torchrun: Launched) -> None:
     assert under_torchrun.status == 0, under_torchrun.err
     assert files_in(run_dir_in(under_torchrun.folder)) == sorted([*FILES, "checkpoints/best_ema.ckpt"])
-    assert under_torchrun.behind == []
-
-
-def test_torchrun_tells_each_line_once(under_torchrun: Launched) -> None:
     first_words = [line.split()[0] for line in under_torchrun.out.splitlines()]
     assert first_words == ["run", "model", "data", "rate", "epoch", "epoch", "best", "best"]
+    assert under_torchrun.behind == []
 
 
 @pytest.mark.parametrize("weights", [[], ["--ema"]], ids=["model", "average"])
@@ -657,42 +672,48 @@ def torchrun_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 FOLDERS = ["model=timm", "model.name=test_resnet", "data=imagefolder", "data.image_size=32", "data.num_workers=0"]
 
 
-def test_a_mistake_that_only_the_second_process_meets_is_one_line(jpeg_tree: Path, tmp_path: Path) -> None:
+def train_on(tree: Path) -> int:
+    """Exit status of a run in two processes on a folder of images."""
+    words = [*FOLDERS, *TWO, f"data.root={tree}", "head=gap", "recipe.batch_size=4", "trainer.max_epochs=1"]
+    status = main(["train", *words, "hydra.run.dir=run"])
+    assert multiprocessing.active_children() == []
+    return status
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_mistake_that_only_the_second_process_meets_is_one_line(
+    jpeg_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     first_image = next(iter(EpochShuffle(16, seed=0, rank=1, world_size=2)))
     damaged = jpeg_tree / "train" / ("ant", "bee")[first_image // 8] / f"{first_image % 8}.jpg"
     damaged.write_text("not an image")
-    words = [*FOLDERS, *TWO, f"data.root={jpeg_tree}", "head=gap", "recipe.batch_size=4", "trainer.max_epochs=1"]
-    answer = launch(tmp_path / "here", *words)
-    assert answer.status == 2
-    assert re.fullmatch(rf"noah: {damaged} cannot be read as an image, .*\n", answer.err)
-    assert "Traceback" not in answer.out
-    assert answer.behind == []
+    assert train_on(jpeg_tree) == 2
+    out, err = capfd.readouterr()
+    assert re.fullmatch(rf"noah: {damaged} cannot be read as an image, .*\n", err)
+    assert "Traceback" not in out
 
 
-BREAKS_IN_THE_SECOND_PROCESS = """
-import os
-import torch.nn.functional as F
+@pytest.mark.usefixtures("forked")
+def test_a_crash_in_one_process_ends_all_and_is_reported_once(
+    jpeg_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    real = F.cross_entropy
 
-def broken(*arguments, real=F.cross_entropy, **options):
-    if os.environ.get("RANK") == "1":
-        raise ZeroDivisionError("on purpose")
-    return real(*arguments, **options)
+    def broken(*arguments: Any, **options: Any) -> Tensor:
+        if rank() == 1:
+            raise ZeroDivisionError("on purpose")
+        return real(*arguments, **options)
 
-F.cross_entropy = broken
-"""
-
-
-def test_a_crash_in_one_process_ends_all_and_is_told_once(jpeg_tree: Path, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(BREAKS_IN_THE_SECOND_PROCESS)  # Python imports it as it starts
-    words = [*FOLDERS, *TWO, f"data.root={jpeg_tree}", "head=gap", "recipe.batch_size=4", "trainer.max_epochs=1"]
-    answer = launch(tmp_path / "here", *words, PYTHONPATH=str(tmp_path))
-    assert answer.status == 1
-    assert answer.err.count("Traceback (most recent call last)") == 1
-    *_, cause, verdict = answer.err.splitlines()
+    monkeypatch.setattr(F, "cross_entropy", broken)
+    monkeypatch.chdir(tmp_path)
+    assert train_on(jpeg_tree) == 1
+    err = capfd.readouterr().err
+    assert err.count("Traceback (most recent call last)") == 1
+    *_, cause, verdict = err.splitlines()
     assert cause == "ZeroDivisionError: on purpose"
-    assert verdict.startswith("noah: process 1 ended with exit status 1")
-    assert answer.behind == []
-    assert not (run_dir_in(answer.folder) / "results.json").exists()
+    assert verdict == "noah: process 1 exited with status 1; see its traceback above"
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
 def interrupt(folder: Path, when: Callable[[str, str], bool]) -> Launched:
@@ -722,10 +743,10 @@ def interrupt(folder: Path, when: Callable[[str, str], bool]) -> Launched:
 def test_ctrl_c_is_one_line_and_leaves_no_process(tmp_path: Path) -> None:
     answer = interrupt(tmp_path, lambda out, mark: "epoch 2/1000" in out)
     assert (answer.status, answer.err, answer.behind) == (130, "", [])
-    told = [line for line in answer.out.splitlines() if "stopped" in line]
-    assert told == answer.out.splitlines()[-1:]
-    assert re.fullmatch(r"stopped  by SIGINT after [\d,]+ steps; noah resume .*", told[0])
-    assert told[0] in (run_dir_in(tmp_path) / "train.log").read_text()
+    stopped = [line for line in answer.out.splitlines() if "stopped" in line]
+    assert stopped == answer.out.splitlines()[-1:]
+    assert re.fullmatch(r"stopped  by SIGINT after [\d,]+ steps; noah resume .*", stopped[0])
+    assert stopped[0] in (run_dir_in(tmp_path) / "train.log").read_text()
 
 
 @pytest.mark.slow
@@ -751,16 +772,16 @@ def fail(error: Exception) -> None:
     ],
     ids=repr,
 )
-def test_only_the_first_failure_is_told(
+def test_only_the_first_failure_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception, status: int, line: str
 ) -> None:
     """The others fail only because the first one no longer answers."""
     with pytest.raises(SystemExit) as first:
         _work(tmp_path / "first", fail, (error,))
-    told = (tmp_path / "first").read_text(), capsys.readouterr().err
+    reported = (tmp_path / "first").read_text(), capsys.readouterr().err
     with pytest.raises(SystemExit) as second:
         _work(tmp_path / "first", fail, (RuntimeError("connection closed"),))
     assert (first.value.code, second.value.code) == (status, 1)
-    assert ((tmp_path / "first").read_text(), capsys.readouterr().err) == (told[0], "")
-    assert told[0] == line
-    assert ("RuntimeError: a crash" in told[1]) == (line == "")
+    assert ((tmp_path / "first").read_text(), capsys.readouterr().err) == (reported[0], "")
+    assert reported[0] == line
+    assert ("RuntimeError: a crash" in reported[1]) == (line == "")

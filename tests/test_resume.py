@@ -95,7 +95,7 @@ def test_what_a_crash_left_of_a_checkpoint_goes(noah: Noah, monkeypatch: pytest.
     """Its metrics without it (of version 0.1), or a part of it, which would stay for ever."""
     interrupted_after(noah, monkeypatch, 2)
     for name in ("step-00000001.csv", "step-00000001.ckpt.part"):
-        Path("run/checkpoints", name).write_text("left over")
+        Path("run/checkpoints", name).write_text("part")
     assert noah("resume", "run").status == 0
     assert sorted(path.name for path in Path("run/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
@@ -117,7 +117,7 @@ def test_a_run_that_was_moved_keeps_its_best_epoch(noah: Noah, monkeypatch: pyte
     assert faults.differences(Path("whole"), Path("elsewhere")) == []
 
 
-def test_a_finished_run_has_nothing_to_go_on_with(noah: Noah) -> None:
+def test_a_finished_run_does_not_resume(noah: Noah) -> None:
     assert noah("train", *TINY, "trainer.max_epochs=1", "hydra.run.dir=run").status == 0
     assert sorted(path.name for path in Path("run/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     answer = noah("resume", "run")
@@ -128,14 +128,14 @@ def test_a_finished_run_has_nothing_to_go_on_with(noah: Noah) -> None:
 def test_settings_stay_as_they_were(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted_after(noah, monkeypatch, 2)
     before = Path("run/metrics.csv").read_bytes()
-    for word, told in (
+    for word, message in (
         ("recipe.optimizer.lr=1", "was started with recipe.optimizer.lr=0.003, not 1"),
         ("recipe.batch_size=16", "was started with recipe.batch_size=32, not 16"),
         ("recipe.batchsize=16", "did you mean recipe.batch_size"),
     ):
         answer = noah("resume", "run", word)
         assert answer.status == 2
-        assert told in answer.err
+        assert message in answer.err
         assert answer.err.count("\n") == 1
     assert Path("run/metrics.csv").read_bytes() == before
     assert noah("resume", "run", "data.num_workers=1").status == 0
@@ -170,7 +170,7 @@ def test_another_number_of_processes_is_refused(noah: Noah, monkeypatch: pytest.
 
 class TestForce:
     @pytest.mark.parametrize(
-        ("done", "word", "told", "images", "steps"),
+        ("done", "word", "message", "images", "steps"),
         [
             (2, "trainer.accumulate_grad_batches=2", "16 images × 2 passes", 16, 8),
             (3, "recipe.batch_size=24", "24 images", 24, 7),
@@ -178,7 +178,7 @@ class TestForce:
         ],
     )
     def test_another_split_restarts_the_epoch(
-        self, noah: Noah, monkeypatch: pytest.MonkeyPatch, done: int, word: str, told: str, images: int, steps: int
+        self, noah: Noah, monkeypatch: pytest.MonkeyPatch, done: int, word: str, message: str, images: int, steps: int
     ) -> None:
         """Of 2 epochs of 96 images: 3 steps of 32, or 4 of 24."""
         interrupted_after(noah, monkeypatch, done)
@@ -190,7 +190,7 @@ class TestForce:
         answer = noah("resume", "run", "--force", word)
         assert (answer.status, answer.err) == (0, "")
         assert (
-            f"forced   {told} instead of 32 images in a step: epoch {1 + done // 3} restarts from its beginning, "
+            f"forced   {message} instead of 32 images in a step: epoch {1 + done // 3} restarts from its beginning, "
             f"with the weights of step {done}\n"
         ) in answer.out
         assert f"resumed  after {done} steps" in answer.out
@@ -217,14 +217,14 @@ class TestForce:
 
     def test_nothing_else_may_differ(self, noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
         interrupted_after(noah, monkeypatch, 2)
-        for word, told in (
+        for word, message in (
             ("recipe.optimizer.lr=1", "was started with recipe.optimizer.lr=0.003, not 1"),
             ("data.batch_size=16", "data.batch_size follows from recipe.batch_size and the processes"),
             ("trainer.accumulate_grad_batches=5", "recipe.batch_size=32 cannot be split over 5 accumulated passes"),
         ):
             answer = noah("resume", "run", "--force", word)
             assert answer.status == 2
-            assert told in answer.err
+            assert message in answer.err
             assert answer.err.count("\n") == 1
 
     @pytest.mark.slow
@@ -239,12 +239,12 @@ class TestForce:
             process = faults.start(["resume", str(run), "--force", f"trainer.devices={devices}"], log)
         process.wait(timeout=300)
         assert (run / "results.json").exists(), log.read_text()[-2000:]
-        told = re.findall(r"forced   (.*) in a step: epoch (\d) restarts .* of step (\d+)\n", log.read_text())
-        assert [split for split, *_ in told] == [
+        message = re.findall(r"forced   (.*) in a step: epoch (\d) restarts .* of step (\d+)\n", log.read_text())
+        assert [split for split, *_ in message] == [
             "8 images instead of 2 × 4 images",
             "2 × 4 images instead of 8 images",
         ]
-        *_, (_, epoch, step) = told
+        *_, (_, epoch, step) = message
         left = (3 - (int(epoch) - 1)) * faults.IMAGES // 8
         assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == int(step) + left
 
@@ -258,11 +258,13 @@ class TestForce:
         assert not list(Path("run").glob("config-until*"))
 
 
-@pytest.mark.parametrize(("folder", "told"), [("nowhere", "is not a run directory"), (".", "is not a run directory")])
-def test_no_run_to_go_on_with(noah: Noah, folder: str, told: str) -> None:
+@pytest.mark.parametrize(
+    ("folder", "message"), [("nowhere", "is not a run directory"), (".", "is not a run directory")]
+)
+def test_without_a_run_there_is_nothing_to_resume(noah: Noah, folder: str, message: str) -> None:
     answer = noah("resume", folder)
     assert (answer.status, answer.out) == (2, "")
-    assert told in answer.err
+    assert message in answer.err
 
 
 def test_a_sweep_is_resumed_by_its_command(noah: Noah) -> None:

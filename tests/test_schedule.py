@@ -1,6 +1,5 @@
 """The learning rate against formulas written out here, torch's and timm's schedulers."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 
@@ -151,7 +150,7 @@ def test_set_per_epoch_the_rate_is_that_of_its_start(schedule: ScheduleSettings,
 
 @given(schedule=schedules(st.just("step")), epoch=st.integers(0, 99))
 def test_at_the_start_of_an_epoch_per_step_and_per_epoch_agree(schedule: ScheduleSettings, epoch: int) -> None:
-    per_epoch = dataclasses.replace(schedule, per="epoch")
+    per_epoch = schedule.model_copy(update={"per": "epoch"})
     assert learning_rate(epoch, 0.1, 100, schedule) == learning_rate(epoch, 0.1, 100, per_epoch)
 
 
@@ -159,7 +158,7 @@ def test_at_the_start_of_an_epoch_per_step_and_per_epoch_agree(schedule: Schedul
     schedule=schedules(st.just("step")), lag=st.integers(0, 20), epoch=st.integers(0, 99), share=st.floats(0, 0.999)
 )
 def test_a_lag_moves_the_whole_schedule_back(schedule: ScheduleSettings, lag: int, epoch: int, share: float) -> None:
-    prompt, late = dataclasses.replace(schedule, lag=0), dataclasses.replace(schedule, lag=lag)
+    prompt, late = schedule.model_copy(update={"lag": 0}), schedule.model_copy(update={"lag": lag})
     time = epoch + share
     assert learning_rate(time, 0.1, 100, late) == learning_rate(max(0, time - lag), 0.1, 100, prompt)
 

@@ -1,17 +1,20 @@
-"""Being asked to stop, and keeping a run directory to oneself."""
+"""Signals that stop a run, and locking of a run directory."""
 
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import lightning.pytorch as pl
 import pytest
 
 from noah_lightning.distributed import signals as stopping
-from noah_lightning.distributed.signals import StopRequest
+from noah_lightning.distributed.signals import StopRequest, use_our_signal_handlers
 from noah_lightning.errors import ConfigError
 from noah_lightning.run_dir import RunDir
+from test_task import loader, make_task, make_trainer, toy_data, toy_model
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -54,6 +57,33 @@ def test_a_second_sigterm_changes_nothing() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.signal == signal.SIGUSR1
+
+
+class Handler(pl.Callback):
+    """The handler of SIGTERM during the training steps."""
+
+    def on_train_batch_start(self, *_: object) -> None:
+        self.seen = signal.getsignal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:You defined a .validation_step.")
+@pytest.mark.parametrize("ours", [True, False])
+def test_fit_keeps_our_signal_handlers_where_lightning_would_replace_them(ours: bool) -> None:
+    """Without ours, Lightning's handler is there: the method that we replace is still what ``fit`` calls."""
+    stop, handler = StopRequest(), Handler()
+    trainer = make_trainer(callbacks=[handler])
+    if ours:
+        use_our_signal_handlers(trainer)
+    with stop.listening():
+        expected = signal.getsignal(signal.SIGTERM)
+        trainer.fit(make_task(toy_model()), loader(*toy_data()))
+    assert (handler.seen == expected) == ours
+
+
+def test_a_trainer_without_the_method_that_we_replace_is_an_error() -> None:
+    """Rather than a run whose signals Lightning handles unnoticed."""
+    with pytest.raises(AttributeError):
+        use_our_signal_handlers(SimpleNamespace(_signal_connector=SimpleNamespace()))
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:

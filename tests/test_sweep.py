@@ -408,7 +408,7 @@ def fail_by_mistake(job_dir: Path) -> None:
     ("spoil", "why"),
     [
         (damage, "no checkpoint in {0}/checkpoints can be read"),
-        (change, "{0} was begun with recipe.label_smoothing=0.1, not 0.0"),
+        (change, "{0} was started with recipe.label_smoothing=0.1, not 0.0"),
         (empty, "{0}/config.yaml is no run's configuration: "),
         (Path.unlink, "{0} is not a run directory: it has no config.yaml"),
         (fail_by_mistake, "3.jpg cannot be read"),

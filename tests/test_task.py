@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,9 +13,18 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from conftest import TINY, Answer
+from noah_lightning.callbacks.failures import NonFiniteCheck
+from noah_lightning.callbacks.progress import EpochReport
+from noah_lightning.config.compose import compose_config
 from noah_lightning.config.schema import MixingSettings, OptimizerSettings, ScheduleSettings
+from noah_lightning.data import create_data, datamodule
+from noah_lightning.data.transforms import OnDevice
+from noah_lightning.distributed.signals import StopRequest
 from noah_lightning.task import ClassificationTask, learning_rate
 from noah_lightning.task.metrics import AccuracyCounter
+from noah_lightning.train import make_callbacks
+from noah_lightning.train import make_trainer as make_run_trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -42,7 +52,7 @@ class MetricRecord(Logger):
 
 
 class RateRecord(pl.Callback):
-    """The rates that are in the optimiser's groups at each of its steps."""
+    """The rates that are in the optimizer's groups at each of its steps."""
 
     def __init__(self) -> None:
         self.rates: list[set[float]] = []
@@ -390,6 +400,63 @@ def test_the_sanity_check_is_not_taken_for_a_validation() -> None:
     trainer = make_trainer(num_sanity_val_steps=2, check_val_every_n_epoch=2)
     trainer.fit(task, loader(*toy_data()), loader(*toy_data(10, seed=5)))
     assert task.validated is None
+
+
+# --- order of Lightning's hooks
+
+
+def test_a_training_step_is_seeded_before_anything_that_draws(
+    noah: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In Lightning's order of hooks the data module's comes first, then erasing, then the model's step."""
+    calls: list[Any] = []
+
+    def record(owner: Any, name: str, note: Callable[..., Any]) -> None:
+        real = getattr(owner, name)
+
+        def recorded(*arguments: Any) -> Any:
+            calls.append(note(*arguments))
+            return real(*arguments)
+
+        monkeypatch.setattr(owner, name, recorded)
+
+    record(datamodule, "seed_training_step", lambda *arguments: arguments)
+    record(OnDevice, "erase", lambda *_: "erase")
+    record(ClassificationTask, "on_train_batch_start", lambda *_: "start")
+    record(ClassificationTask, "training_step", lambda *_: "step")
+    words = ["head=gap", "seed=3", "recipe.augment.erasing=0.5", "trainer.num_sanity_val_steps=1"]
+    answer = noah("train", *TINY, *words)
+    assert answer.status == 0, answer.err
+    batches = [(3, 0, epoch, batch) for epoch in range(2) for batch in range(3)]  # seed, rank, epoch, batch
+    assert calls == [call for batch in batches for call in (batch, "erase", "start", "step")]
+
+
+def test_the_check_for_nonfinite_values_precedes_all_callbacks_that_save(tmp_path: Path) -> None:
+    config = compose_config(TINY)
+    data = create_data(**config.data.arguments())
+    callbacks = make_callbacks(config, tmp_path, [], EpochReport(), data, StopRequest())
+    trainer = make_run_trainer(config, tmp_path, logger=False, callbacks=callbacks)
+    assert isinstance(trainer.callbacks[0], NonFiniteCheck)  # Lightning may reorder them
+
+
+# --- epoch report
+
+
+def test_checkpoints_hold_the_state_of_the_epoch_report_under_a_fixed_key() -> None:
+    class Renamed(EpochReport):
+        pass
+
+    assert Renamed().state_key == "EpochReport"
+
+
+def test_the_speed_of_an_epoch_after_a_resume_is_its_own() -> None:
+    report, metrics = EpochReport(), MetricRecord()
+    slow = {"train_seconds": 1e6, "train_images": 10, "run_seconds": 1e6, "epoch_seconds": 0.0}
+    report.load_state_dict({**slow, "best": [0, None], "best_ema": [0, None]})
+    make_trainer(logger=metrics, callbacks=[report]).fit(make_task(toy_model()), loader(*toy_data()))
+    [speed] = metrics.of["train/images_per_second"]
+    assert speed == pytest.approx(IMAGES / (report.train_seconds - 1e6), rel=1e-3)
+    assert report.train_images == 10 + IMAGES
 
 
 # --- counter and settings

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noah_lightning.config.schema import RunConfig
-from noah_lightning.models.from_config import build_model
+from noah_lightning.models.classifier import build_model
 from noah_lightning.models.official_checkpoints import convert_official
 from noah_lightning.models.rows import row_config
 from noah_lightning.train import make_task

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from noah_lightning.errors import ConfigError, UnknownModelError, WeightsError
 from noah_lightning.models import make_backbone
 from noah_lightning.models.classifier import create_model
-from noah_lightning.models.timm_models import build_timm_model
-from noah_lightning.models.weights import read_weights
+from noah_lightning.models.timm_models import build_timm_model, read_weights
 
 HEADS = ["gap", "noah"]
 TINY_BEIT = {"embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -358,7 +357,7 @@ def test_pretrained_without_network_is_told_in_one_line_at_once(name: str, head:
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("head", HEADS)
 def test_a_hub_model_without_network_is_told_in_one_line(head: str) -> None:
-    with pytest.raises(UnknownModelError, match="hf-hub:timm/test_resnet is not to be had") as error:
+    with pytest.raises(UnknownModelError, match="hf-hub:timm/test_resnet is not available") as error:
         create_model("hf-hub:timm/test_resnet", head, 10)
     assert "\n" not in str(error.value)
 

@@ -1,15 +1,15 @@
-"""Files that are there whole or not at all, whatever happens while they are written."""
+"""Atomic writing of files: a reader finds the old or the new one, never a part."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-PART = ".part"  # of a name: not yet whole
+PART = ".part"  # end of a name: not yet whole
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let ``write`` fill a new file and put it in the place of ``path``; whatever goes wrong, the old one stays.
+    """Let ``write`` fill a new file and put it in the place of ``path``; if anything fails, the old one stays.
 
     Raises:
         OSError: it cannot be written.

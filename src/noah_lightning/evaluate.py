@@ -4,11 +4,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from noah_lightning.config.plugins import load_plugins
 from noah_lightning.config.schema import OptimizerSettings, ScheduleSettings
 from noah_lightning.data import create_data
 from noah_lightning.errors import ConfigError
-from noah_lightning.models.compiled import compiled
-from noah_lightning.models.from_config import load_model
+from noah_lightning.models.classifier import compiled, load_model
 from noah_lightning.run_dir import RunDir
 from noah_lightning.task import ClassificationTask
 from noah_lightning.task.metrics import Accuracy
@@ -37,8 +37,8 @@ def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = 
         model = load_converted(folder, config)
     else:
         config = RunDir(folder).config([*overrides, *HERE])
+        load_plugins(config.plugins)
         model = load_model(folder, config, checkpoint, ema)
-    config = config.replace("trainer", devices=1, num_nodes=1, strategy="auto")  # here, in this process
     data = create_data(**config.data.arguments())
     task = ClassificationTask(  # nothing is trained
         model, OptimizerSettings(name="sgd", lr=0.0), ScheduleSettings(), channels_last=config.trainer.channels_last

@@ -258,10 +258,10 @@ class RunDir:
         """
         path = self._config_file()
         settings = dict(flat(recorded.read_recorded(path)))
-        for key, kind in (("seed", int), ("model.name", str), ("head.name", str)):
+        for key, kind, name in (("seed", int, "an integer"), ("model.name", str, "text"), ("head.name", str, "text")):
             if not isinstance(settings.get(key), kind):
-                told = f"{key}={settings[key]!r} is not one" if key in settings else f"{key} missing"
-                raise ConfigError(f"{path} is not a run's configuration: {told}")
+                wrong = f"{key}={settings[key]!r} is not {name}" if key in settings else f"{key} missing"
+                raise ConfigError(f"{path} is not a run's configuration: {wrong}")
         return settings
 
     @property
@@ -278,7 +278,7 @@ class RunDir:
 
     @property
     def reason(self) -> str:
-        """Why there is no outcome: the last error in the log; without one, how far the log came."""
+        """Why the outcome is missing: the last error in the log; without one, the last line of the log."""
         if (self.path / RESULTS).exists():
             return f"its {RESULTS} cannot be read"
         try:
@@ -315,8 +315,8 @@ def find_runs(folders: Sequence[Path]) -> list[RunDir]:
     """Every run in ``folders``, each once; a folder is a run directory, or holds runs at most three levels down.
 
     Raises:
-        ConfigError: there is no folder, one is missing, unreadable or without a run, or a named run has a
-            configuration that is not ours.
+        ConfigError: a folder is missing, unreadable or without a run, or a named run has a configuration that is not
+            ours.
     """
     found: dict[Path, RunDir] = {}
     for folder in folders:

@@ -19,6 +19,7 @@ from noah_lightning.callbacks.best import BestRecord, BestWeights
 from noah_lightning.callbacks.checkpoints import BatchSplit, Checkpoints, WholeFiles, keep_only_last, resume_from
 from noah_lightning.callbacks.failures import NonFiniteCheck, failures_in_one_line
 from noah_lightning.callbacks.progress import EpochReport, progress
+from noah_lightning.config.plugins import load_plugins
 from noah_lightning.config.processes import processes_per_node
 from noah_lightning.config.schema import OptimizerSettings, RunConfig
 from noah_lightning.data import create_data
@@ -29,9 +30,8 @@ from noah_lightning.errors import ConfigError, RunFailed, UserError, one_line
 from noah_lightning.loggers import console
 from noah_lightning.loggers.factory import close_loggers, make_loggers
 from noah_lightning.loggers.wandb_run import WandbRun
-from noah_lightning.models.compiled import compiled
+from noah_lightning.models.classifier import build_model, compiled
 from noah_lightning.models.cost import count_parameters
-from noah_lightning.models.from_config import build_model
 from noah_lightning.run_dir import CHECKPOINTS, CONFIG, LOG, Results, RunDir
 from noah_lightning.task import ClassificationTask, check_options, scaled_to
 from noah_lightning.task.mixing import check_even
@@ -51,6 +51,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
         RunFailed: memory, the disk or a DataLoader worker failed, or a loss was not finite.
         Stopped: a signal asked for it, and the state is saved.
     """
+    load_plugins(config.plugins)
     check_options(config.recipe.optimizer)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     model = build_model(config)  # before the data, which may take long to look through

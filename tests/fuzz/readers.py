@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from noah_lightning.callbacks.checkpoints import read_checkpoint
-from noah_lightning.data import index as index_cache
 from noah_lightning.data.image import Picture
 from noah_lightning.data.pack_format import FACTS, read_facts, read_index
 from noah_lightning.errors import UserError
@@ -77,18 +76,9 @@ def results(data: bytes) -> None:
     assert run.reason
 
 
-def index(data: bytes) -> None:
-    """The list of images that is kept in the user's cache; what is no such list is passed over."""
-    path = FOLDER / "index.npz"
-    path.write_bytes(data)
-    kept = index_cache._read(path, FOLDER)
-    assert kept is None or all(isinstance(kept.path(image), str) for image in range(len(kept)))
-
-
 READERS: dict[str, Callable[[bytes], None]] = {
     "config": config,
     "checkpoint": checkpoint,
     "shard": shard,
     "results": results,
-    "index": index,
 }

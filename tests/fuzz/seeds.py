@@ -9,9 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
-from fuzz.readers import FOLDER
 from noah_lightning.config.compose import compose_config
-from noah_lightning.data.index import Names, TreeIndex, _write
 from noah_lightning.data.pack_format import Index
 
 
@@ -40,14 +38,6 @@ def pack_index() -> bytes:
     return file.getvalue()
 
 
-def kept_index() -> bytes:
-    zero = np.zeros(1, np.int32)
-    names = Names.of(["a"])
-    kept = TreeIndex(["a"], Names.of([""]), np.zeros((1, 2), np.int64), names, zero, zero)
-    _write(FOLDER / "kept.npz", FOLDER, kept)
-    return (FOLDER / "kept.npz").read_bytes()
-
-
 def seeds() -> dict[str, list[bytes]]:
     """By the names of the readers."""
     state = {"weight": torch.ones(2)}
@@ -64,5 +54,4 @@ def seeds() -> dict[str, list[bytes]]:
             *(b"\xff" + image(form) for form in ("JPEG", "PNG", "GIF", "WEBP")),
         ],
         "results": [b'{"correct": 1, "images": 1}', b"epoch,val/top1\n0,1.5\n", said],
-        "index": [kept_index()],
     }

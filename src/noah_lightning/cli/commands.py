@@ -9,7 +9,7 @@ from noah_lightning.errors import FAILED
 
 
 def rows(arguments: argparse.Namespace) -> None:
-    from noah_lightning.tools.rows_table import cost_table, rows_table
+    from noah_lightning.tools.model_tables import cost_table, rows_table
 
     table = cost_table() if arguments.cost else rows_table()
     if arguments.markdown:
@@ -29,7 +29,7 @@ def settings(arguments: argparse.Namespace) -> None:
 
 
 def heads(arguments: argparse.Namespace) -> None:
-    from noah_lightning.tools.preflight import preflight
+    from noah_lightning.tools.model_tables import preflight
 
     look = preflight(arguments.model, arguments.num_classes)
     channels, rows, columns = look.feature_map

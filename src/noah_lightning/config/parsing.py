@@ -6,7 +6,9 @@ from typing import Annotated, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from noah_lightning.config.schema import PLUGINS, VARIANTS, Group, RunConfig
+from noah_lightning.config.choices import PLUGINS, VARIANTS
+from noah_lightning.config.schema import RunConfig
+from noah_lightning.config.types import Group
 from noah_lightning.errors import ConfigError, did_you_mean
 
 Settings = TypeVar("Settings", bound=Group)

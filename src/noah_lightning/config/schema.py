@@ -6,103 +6,45 @@ recorded before a setting existed. What a setting means is written beside it in 
 
 from collections.abc import Mapping
 from contextlib import suppress
-from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
     Field,
-    Tag,
     TypeAdapter,
     ValidationError,
     model_validator,
 )
 
+from noah_lightning.config.choices import (
+    AnyDataSettings,
+    AugmentSettings,
+    CSVLoggerSettings,
+    HeadSettings,
+    LoggerSettings,
+)
 from noah_lightning.config.processes import batch_per_process
-
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Epochs = Annotated[int, Field(ge=1, le=10**6)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-DropRate = Annotated[float, Field(ge=0, lt=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-OpenFraction = Annotated[float, Field(gt=0, lt=1)]
-Percent = Annotated[float, Field(ge=0, le=100)]
-Text = Annotated[str, Field(min_length=1)]
-ShortText = Annotated[str, Field(min_length=1, max_length=64)]  # W&B refuses longer tags
-Interpolation = Literal["bilinear", "bicubic"]
-NoahInit = Literal["official", "lecun", "small"]
-# As Lightning has them, without those for sharded models: checkpoints here are whole.
-Precision = Literal[
-    "32-true",
-    "bf16-mixed",
-    "16-mixed",
-    "bf16-true",
-    "16-true",
-    "64-true",
-    "32",
-    "bf16",
-    "16",
-    "64",
-    32,
-    16,
-    64,
-    "transformer-engine",
-    "transformer-engine-float16",
-]
-Strategy = Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"]
-
-
-def _distinct(values: list[int]) -> list[int]:
-    if len(set(values)) < len(values):
-        raise ValueError("must be different GPUs, such as [0,1]")
-    return values
-
-
-def _rising(values: list[float]) -> list[float]:
-    if any(later <= earlier for earlier, later in pairwise(values)):
-        raise ValueError("must be rising numbers")
-    return values
-
-
-def _not_falling(values: list[float]) -> list[float]:
-    if values[0] > values[1]:  # equal: all crops have one shape
-        raise ValueError("must be 2 rising numbers above 0 (width / height)")
-    return values
-
-
-# One number per red, green and blue, on the scale where white is 1.
-ChannelMean = Annotated[list[Probability], Field(min_length=3, max_length=3)]
-ChannelStd = Annotated[list[Fraction], Field(min_length=3, max_length=3)]
-AspectRange = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(_not_falling)]
-Milestones = Annotated[list[NonNegative], AfterValidator(_rising)]
-GPUs = Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(_distinct)]
-Devices = PositiveInt | Literal[-1, "auto"] | GPUs
-BatchLimit = PositiveInt | Fraction | None  # a number of batches, or a share of them
-# timm's notation; timm itself passes over a part that lacks its number, such as the "inc" of rand-m9-inc.
-RandAugment = Annotated[
-    str,
-    Field(
-        title="RandAugment in timm's notation",
-        pattern=r"^rand(-(m\d+|n\d+|mstd\d+(\.\d+)?|mmax\d+|p\d+(\.\d+)?|inc\d|w\d+|t\w+))*$",
-        examples=["rand-m9-mstd0.5-inc1"],
-    ),
-]
-
-
-class Group(BaseModel):
-    """Settings that belong together; unknown ones are an error, values are never converted."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-    def arguments(self, *leave_out: str) -> dict[str, Any]:
-        """The settings as plain keyword arguments, without those left out."""
-        return self.model_dump(exclude=set(leave_out))
+from noah_lightning.config.types import (
+    BatchLimit,
+    ChannelMean,
+    ChannelStd,
+    Devices,
+    DropRate,
+    Epochs,
+    Fraction,
+    Group,
+    Interpolation,
+    Milestones,
+    NoahInit,
+    NonNegative,
+    OpenFraction,
+    Percent,
+    Positive,
+    PositiveInt,
+    Precision,
+    Probability,
+    Strategy,
+    Text,
+)
 
 
 class CheckpointSettings(Group):
@@ -146,15 +88,6 @@ class MixingSettings(Group):
     def on(self) -> bool:
         """Whether there is anything to mix."""
         return self.mixup > 0 or self.cutmix > 0
-
-
-class AugmentSettings(Group):
-    crop_aspect: AspectRange = Field(default_factory=lambda: [3 / 4, 4 / 3])
-    interpolation: Literal["bilinear", "bicubic", "random"] = "bilinear"
-    rand_augment: RandAugment | None = None
-    color_jitter: NonNegative = 0.0
-    erasing: Probability = 0.0
-    repeats: PositiveInt = 1
 
 
 class PreprocessSettings(Group):
@@ -224,159 +157,6 @@ class ModelSettings(Group):
     args: dict[str, Any] = Field(default_factory=dict)
     noah: NoahDefaults = NoahDefaults()
     published: Published = Published()
-
-
-class GapHeadSettings(Group):
-    name: Literal["gap"] = "gap"
-    dropout: DropRate = 0.0
-
-
-class NoahHeadSettings(Group):
-    name: Literal["noah"] = "noah"
-    head_num: PositiveInt = 4
-    key_ratio: OpenFraction = 0.5
-    dropout: DropRate = 0.0
-    head_split: bool = True
-    kv_split: bool = True
-    init: NoahInit = "official"
-    kernel: Literal["auto", "fused", "sliced", "definition"] = "auto"
-
-
-class PluginHeadSettings(Group):
-    """Settings of a head that is not ours: its constructor checks them."""
-
-    model_config = ConfigDict(extra="allow")
-    name: Text
-
-
-class DataSettings(Group):
-    """What all data sets share."""
-
-    name: Text
-    num_classes: PositiveInt
-    mean: ChannelMean
-    std: ChannelStd
-    image_size: PositiveInt
-    batch_size: PositiveInt = 256
-    num_workers: NonNegativeInt | None = None
-    seed: NonNegativeInt = 0
-
-
-class PluginDataSettings(DataSettings):
-    """Settings of a data set that is not ours: its own ``Settings`` check them."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class DigitsSettings(DataSettings):
-    name: Literal["digits"] = "digits"
-    num_classes: PositiveInt = 10
-    mean: ChannelMean = Field(default_factory=lambda: [0.088] * 3)
-    std: ChannelStd = Field(default_factory=lambda: [0.228] * 3)
-    image_size: PositiveInt = 64
-    train_images: PositiveInt = 8000
-    val_images: PositiveInt = 2000
-    digit_size: Annotated[int, Field(ge=8)] = 24
-    num_fragments: NonNegativeInt = 8
-    fragment_size: PositiveInt = 8
-    num_workers: NonNegativeInt | None = 0
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.digit_size > self.image_size:
-            raise ValueError(f"data.digit_size={self.digit_size} must be at most data.image_size={self.image_size}")
-        if self.fragment_size > self.digit_size:
-            raise ValueError(
-                f"data.fragment_size={self.fragment_size} must be at most data.digit_size={self.digit_size}"
-            )
-        return self
-
-
-class ImageFolderSettings(DataSettings):
-    name: Literal["imagefolder"] = "imagefolder"
-    root: str | None = None
-    mean: ChannelMean = Field(default_factory=lambda: [0.485, 0.456, 0.406])
-    std: ChannelStd = Field(default_factory=lambda: [0.229, 0.224, 0.225])
-    image_size: PositiveInt = 224
-    crop_ratio: Fraction = 0.875
-    interpolation: Interpolation = "bilinear"
-    augment: AugmentSettings = AugmentSettings()
-    max_unreadable: NonNegativeInt = 0
-
-
-class ImageNetSettings(ImageFolderSettings):
-    name: Literal["imagenet"] = "imagenet"  # type: ignore[assignment]  # another data set, the same kind of files
-    num_classes: PositiveInt = 1000
-    unpack: bool = False
-
-
-class PackedSettings(ImageFolderSettings):
-    name: Literal["packed"] = "packed"  # type: ignore[assignment]
-    mix_shards: NonNegativeInt = 4
-
-
-class CSVLoggerSettings(Group):
-    name: Literal["csv"] = "csv"
-
-
-class TensorBoardLoggerSettings(Group):
-    name: Literal["tensorboard"] = "tensorboard"
-
-
-class WandbLoggerSettings(Group):
-    name: Literal["wandb"] = "wandb"
-    project: Text = "noah"
-    entity: Text | None = None
-    group: Text | None = None
-    tags: list[ShortText | int] | None = Field(default_factory=list)
-    mode: Literal["online", "offline", "disabled"] | None = None
-    picture_every_n_epochs: NonNegativeInt = 10
-
-
-# The groups of which one of several kinds is chosen by its name.
-VARIANTS: dict[str, dict[str, type[Group]]] = {
-    "head": {"gap": GapHeadSettings, "noah": NoahHeadSettings},
-    "data": {
-        "digits": DigitsSettings,
-        "imagefolder": ImageFolderSettings,
-        "imagenet": ImageNetSettings,
-        "packed": PackedSettings,
-    },
-    "logger": {"csv": CSVLoggerSettings, "tensorboard": TensorBoardLoggerSettings, "wandb": WandbLoggerSettings},
-}
-# And those of a user's own, whose name is not among them.
-PLUGINS: dict[str, type[Group]] = {"head": PluginHeadSettings, "data": PluginDataSettings}
-PLUGIN = "plugin"
-
-
-def _variant(group: str) -> Discriminator:
-    def tag(value: Any) -> str:
-        name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
-        return name if isinstance(name, str) and name in VARIANTS[group] else PLUGIN
-
-    return Discriminator(tag)
-
-
-HeadSettings = Annotated[
-    Annotated[GapHeadSettings, Tag("gap")]
-    | Annotated[NoahHeadSettings, Tag("noah")]
-    | Annotated[PluginHeadSettings, Tag(PLUGIN)],
-    _variant("head"),
-]
-AnyDataSettings = Annotated[
-    Annotated[DigitsSettings, Tag("digits")]
-    | Annotated[ImageFolderSettings, Tag("imagefolder")]
-    | Annotated[ImageNetSettings, Tag("imagenet")]
-    | Annotated[PackedSettings, Tag("packed")]
-    | Annotated[PluginDataSettings, Tag(PLUGIN)],
-    _variant("data"),
-]
-LoggerSettings = Annotated[
-    Annotated[CSVLoggerSettings, Tag("csv")]
-    | Annotated[TensorBoardLoggerSettings, Tag("tensorboard")]
-    | Annotated[WandbLoggerSettings, Tag("wandb")],
-    _variant("logger"),
-]
 
 
 class RunConfig(Group):

@@ -3,14 +3,18 @@
 Nothing heavy is imported before :func:`create_data` is called, so that a typing mistake is reported at once.
 """
 
+from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from noah_lightning.config.parsing import parse
+from noah_lightning.config.plugins import load_installed_plugins
 from noah_lightning.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from noah_lightning.data.datamodule import ImageDataModule
+
+DataModuleClass = TypeVar("DataModuleClass", bound=type["ImageDataModule"])
 
 # data=<name> -> (file in this package, class)
 REGISTRY: dict[str, tuple[str, str]] = {
@@ -21,6 +25,24 @@ REGISTRY: dict[str, tuple[str, str]] = {
 }
 
 
+_PLUGINS: dict[str, type["ImageDataModule"]] = {}
+
+
+def register_data(name: str) -> Callable[[DataModuleClass], DataModuleClass]:
+    """Class decorator of a plug-in: makes a subclass of :class:`ImageDataModule` known as ``data.name=<name>``.
+
+    Its ``Settings`` (a subclass of ``DataSettings``) says what ``data.…`` may be.
+    """
+
+    def add(module_class: DataModuleClass) -> DataModuleClass:
+        if name in REGISTRY:
+            raise ConfigError(f"a plug-in registers the data set {name!r}, which there is already")
+        _PLUGINS[name] = module_class
+        return module_class
+
+    return add
+
+
 def create_data(name: str, **settings: Any) -> "ImageDataModule":
     """The data module called ``name``, built with ``settings``; what is left out has its default.
 
@@ -28,8 +50,16 @@ def create_data(name: str, **settings: Any) -> "ImageDataModule":
         ConfigError: an unknown name, an unknown or missing setting, or a value out of range.
         DataError: ``root`` is needed and not set.
     """
-    if name not in REGISTRY:
-        raise ConfigError(f"data.name={name!r} is not one of {', '.join(REGISTRY)}{did_you_mean(name, REGISTRY)}")
+    if name not in {*REGISTRY, *_PLUGINS}:
+        load_installed_plugins()
+    known = [*REGISTRY, *_PLUGINS]
+    if name not in known:
+        raise ConfigError(f"data.name={name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}")
+    module_class = _PLUGINS.get(name) or _ours(name)
+    return module_class(parse(module_class.Settings, {"name": name, **settings}, "data"))
+
+
+def _ours(name: str) -> type["ImageDataModule"]:
     file, class_name = REGISTRY[name]
     module_class: type[ImageDataModule] = getattr(import_module(f"{__name__}.{file}"), class_name)
-    return module_class(parse(module_class.Settings, {"name": name, **settings}, "data"))
+    return module_class

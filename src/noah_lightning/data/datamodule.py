@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from noah_lightning.config.schema import AugmentSettings, DataSettings
+from noah_lightning.config.choices import AugmentSettings, DataSettings
 from noah_lightning.data.loader import DrawnImages, EpochBatches, EpochOrder, TrainLoader
 from noah_lightning.data.samplers import EpochRepeat, EpochShuffle, epoch_generator
 from noah_lightning.data.seeding import seed_training_step

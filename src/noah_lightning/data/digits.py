@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from noah_lightning.config.schema import DigitsSettings
+from noah_lightning.config.choices import DigitsSettings
 from noah_lightning.data.datamodule import ImageDataModule, Split
 
 Ints = NDArray[np.int64]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from noah_lightning.config.schema import ImageFolderSettings
+from noah_lightning.config.choices import ImageFolderSettings
 from noah_lightning.data.datamodule import ImageDataModule, LabelledImages, Split
 from noah_lightning.data.image import Picture
 from noah_lightning.data.index import find_images

@@ -7,7 +7,7 @@ from pathlib import Path
 from torchvision.datasets import ImageNet
 from torchvision.datasets import imagenet as torchvision_imagenet
 
-from noah_lightning.config.schema import ImageNetSettings
+from noah_lightning.config.choices import ImageNetSettings
 from noah_lightning.data.imagefolder import ImageFolderDataModule
 from noah_lightning.data.tree import list_split, require_root
 from noah_lightning.errors import DataError, one_line

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,50 +19,31 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extensi
 
 from noah_lightning.errors import DataError, name_first
 
-VERSION = 1  # of the file in the cache
+VERSION = 2  # of the file in the cache
 # Two changes within one tick of the file system's clock look like one. A tree that has just been changed may change
 # again within the tick, so its index is not kept; the coarsest clock in use, FAT's, ticks every 2 s.
 TICK = 2 * 10**9  # ns
 
 
 @dataclass(frozen=True)
-class Names:
-    """N names, each in the bytes that the file system has for it."""
-
-    text: NDArray[np.uint8]  # one name after the other
-    ends: NDArray[np.int64]  # (N,)
-
-    @classmethod
-    def of(cls, names: Sequence[str]) -> "Names":
-        encoded = [os.fsencode(name) for name in names]
-        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), np.cumsum(lengths))
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, index: int) -> str:
-        start = self.ends[index - 1] if index else 0
-        return os.fsdecode(self.text[start : self.ends[index]].tobytes())
-
-
-@dataclass(frozen=True)
 class TreeIndex:
     """N images in the class folders of one split, D folders in all, in torchvision's order.
 
+    Names are in the bytes that the file system has for them, in arrays of the longest name's width.
+
     Attributes:
         classes: names in label order.
-        folders: D paths relative to the split folder, which is "" and comes first.
+        folders: bytes (D,), paths relative to the split folder, which is "" and comes first.
         stamps: int64 (D, 2), when each folder was changed, see :func:`stamp`.
-        files: N names.
-        folder_of: int32 (N,), index into ``folders`` of each file.
+        files: bytes (N,), names of the images.
+        folder_of: int32 (N,), index into ``folders`` of each image.
         labels: int32 (N,).
     """
 
     classes: list[str]
-    folders: Names
+    folders: NDArray[np.bytes_]
     stamps: NDArray[np.int64]
-    files: Names
+    files: NDArray[np.bytes_]
     folder_of: NDArray[np.int32]
     labels: NDArray[np.int32]
 
@@ -71,7 +52,10 @@ class TreeIndex:
 
     def path(self, index: int) -> str:
         """Path of one image, relative to the split folder."""
-        return os.path.join(self.folders[int(self.folder_of[index])], self.files[index])
+        return os.path.join(os.fsdecode(self.folders[self.folder_of[index]]), os.fsdecode(self.files[index]))
+
+
+ARRAYS = ("folders", "stamps", "files", "folder_of", "labels")  # of a TreeIndex, as the cache has them
 
 
 def stamp(folder: str | Path) -> tuple[int, int]:
@@ -102,8 +86,8 @@ def scan(
         unreadable: called with the error of each folder that cannot be read; raises a DataError by default.
         ignored: called with the path of each file that is not an image by its name.
     """
-    folders, stamps = [""], [stamp(split)]
-    files: list[str] = []
+    folders, stamps = [b""], [stamp(split)]
+    files: list[bytes] = []
     folder_of: list[int] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -112,16 +96,16 @@ def scan(
             if ignored:
                 for file in set(names).difference(images):
                     ignored(os.path.join(folder, file))
-            files += images
+            files += map(os.fsencode, images)
             folder_of += [len(folders)] * len(images)
             labels += [label] * len(images)
-            folders.append(os.path.relpath(folder, split))
+            folders.append(os.fsencode(os.path.relpath(folder, split)))
             stamps.append(stamp(folder))
     return TreeIndex(
         classes,
-        Names.of(folders),
+        np.array(folders, np.bytes_),
         np.array(stamps, np.int64),
-        Names.of(files),
+        np.array(files, np.bytes_),
         np.array(folder_of, np.int32),
         np.array(labels, np.int32),
     )
@@ -130,7 +114,7 @@ def scan(
 def unchanged(index: TreeIndex, split: Path) -> bool:
     """Whether every folder is as it was when the index was made."""
     try:
-        now = [stamp(os.path.join(split, index.folders[i])) for i in range(len(index.folders))]
+        now = [stamp(os.path.join(split, os.fsdecode(folder))) for folder in index.folders]
     except OSError:  # gone
         return False
     return np.array_equal(now, index.stamps)
@@ -182,32 +166,9 @@ def _read(file: Path, split: Path) -> TreeIndex | None:
         with np.load(file, allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].tobytes())
             classes = about.pop("classes")
-            if about != _about(split):
-                return None
-            index = TreeIndex(
-                classes,
-                Names(arrays["folders"], arrays["folder_ends"]),
-                arrays["stamps"],
-                Names(arrays["files"], arrays["file_ends"]),
-                arrays["folder_of"],
-                arrays["labels"],
-            )
-        return index if _is_consistent(index) else None
+            return TreeIndex(classes, *(arrays[name] for name in ARRAYS)) if about == _about(split) else None
     except Exception:  # missing, truncated, of another version: the folder itself can be listed
         return None
-
-
-def _is_consistent(index: TreeIndex) -> bool:
-    """Whether every name, folder and label that it refers to is in it."""
-    folders, files, classes = len(index.folders), len(index.files), len(index.classes)
-    for names in (index.folders, index.files):
-        ends = names.ends
-        if names.text.dtype != np.uint8 or (np.diff(ends, prepend=0, append=len(names.text)) < 0).any():
-            return False
-    if index.stamps.shape != (folders, 2) or not index.folder_of.shape == index.labels.shape == (files,):
-        return False
-    inside = (index.folder_of >= 0) & (index.folder_of < folders) & (index.labels >= 0) & (index.labels < classes)
-    return bool(inside.all()) and all(array.dtype.kind == "i" for array in (index.folder_of, index.labels))
 
 
 def _write(file: Path, split: Path, index: TreeIndex) -> None:
@@ -220,17 +181,8 @@ def _write(file: Path, split: Path, index: TreeIndex) -> None:
         return
     try:
         with os.fdopen(handle, "wb") as stream:
-            np.savez(
-                stream,
-                about=np.frombuffer(about, np.uint8),
-                folders=index.folders.text,
-                folder_ends=index.folders.ends,
-                stamps=index.stamps,
-                files=index.files.text,
-                file_ends=index.files.ends,
-                folder_of=index.folder_of,
-                labels=index.labels,
-            )
+            arrays = {name: getattr(index, name) for name in ARRAYS}
+            np.savez(stream, about=np.frombuffer(about, np.uint8), **arrays)
         os.replace(part, file)
     except OSError:  # no room
         os.unlink(part)

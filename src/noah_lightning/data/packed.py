@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from noah_lightning.config.schema import PackedSettings
+from noah_lightning.config.choices import PackedSettings
 from noah_lightning.data.datamodule import ImageDataModule, Split
 from noah_lightning.data.image import Picture
 from noah_lightning.data.imagefolder import ImageFolderDataModule

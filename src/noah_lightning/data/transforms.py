@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2.functional import resized_crop
 
-from noah_lightning.config.schema import AugmentSettings
+from noah_lightning.config.choices import AugmentSettings
 from noah_lightning.data.image import Picture
 
 INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}

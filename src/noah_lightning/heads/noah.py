@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from noah_lightning.config.choices import NoahHeadSettings
 from noah_lightning.config.parsing import parse
-from noah_lightning.config.schema import NoahHeadSettings
 from noah_lightning.errors import ConfigError, HeadSettingError
 from noah_lightning.heads import register_head
 from noah_lightning.heads.kernels import non_global_attention

@@ -31,19 +31,12 @@ PANELS = [
 
 @dataclass(frozen=True)
 class Plan:
-    """Contents of the workspace and the report.
+    """Contents of the workspace and the report."""
 
-    Attributes:
-        entity: None: W&B's default of the account.
-        project: of the runs.
-        runs: "id", "name" and "folder" of each.
-        panels: "kind", "title", "x" and "y" of each.
-    """
-
-    entity: str | None
+    entity: str | None  # None: W&B's default of the account
     project: str
-    runs: list[dict[str, str]]
-    panels: list[dict[str, str]]
+    runs: list[dict[str, str]]  # "id", "name" and "folder"
+    panels: list[dict[str, str]]  # "kind", "title", "x" and "y"
 
 
 def dashboard(
@@ -53,8 +46,7 @@ def dashboard(
 
     Args:
         folders: run directories, sweeps, or folders of them.
-        entity: None: that of the runs.
-        project: None: that of the runs.
+        entity, project: None: those of the runs.
         dry_run: only plan, without a network.
 
     Raises:
@@ -70,7 +62,7 @@ def dashboard(
 
 def make_plan(folders: Sequence[Path], entity: str | None = None, project: str | None = None) -> Plan:
     """What the dashboard of these runs shows; arguments and errors as for :func:`dashboard`."""
-    from noah_lightning.config.schema import WandbLoggerSettings
+    from noah_lightning.config.choices import WandbLoggerSettings
     from noah_lightning.loggers.wandb_run import run_name
     from noah_lightning.run_dir import RunDir
 

@@ -8,7 +8,8 @@ from typing import Any
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
-from noah_lightning.config.schema import NoahHeadSettings, RunConfig, WandbLoggerSettings
+from noah_lightning.config.choices import NoahHeadSettings, WandbLoggerSettings
+from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, one_line
 from noah_lightning.run_dir import SWEEP, Results
 

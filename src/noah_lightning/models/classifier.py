@@ -1,6 +1,6 @@
 """Image classifiers: a backbone joined with a head, as code, a configuration or a run directory describes them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
+from noah_lightning.config.choices import GapHeadSettings
 from noah_lightning.config.parsing import parse
-from noah_lightning.config.schema import GapHeadSettings, RunConfig
+from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, WeightsError, one_line
 from noah_lightning.heads import make_head
 from noah_lightning.heads.noah import Explanation
@@ -43,9 +44,9 @@ class Classifier(nn.Module):
         Raises:
             TypeError: the head has no such method.
         """
-        explain = getattr(self.head, "explain", None)
+        explain: Callable[[Tensor], Explanation] | None = getattr(self.head, "explain", None)
         if explain is None:
-            raise TypeError(f"{type(self.head).__name__} has no method explain(features)")
+            raise TypeError(f"{type(self.head).__name__} does not explain its logits")
         return explain(self.backbone(images))
 
     def no_weight_decay(self) -> set[str]:

@@ -121,9 +121,7 @@ def _unpooled(
     return model, _positions(output, width, prefix_tokens), model_args
 
 
-def _pruned(
-    name: str, model_args: dict[str, Any], images: Tensor
-) -> tuple[TimmModel, Tensor, dict[str, Any]]:
+def _pruned(name: str, model_args: dict[str, Any], images: Tensor) -> tuple[TimmModel, Tensor, dict[str, Any]]:
     model: TimmModel = build_on_meta(name, **model_args)
     try:
         _prune_to_last_stage(model)

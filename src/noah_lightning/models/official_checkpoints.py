@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from noah_lightning.errors import WeightsError, name_first, one_line
 from noah_lightning.models.classifier import Classifier
 from noah_lightning.models.rows import create_row
-from noah_lightning.models.zoo.mobilenetv3_small import MobileNetV3Small
+from noah_lightning.models.zoo.convolutional import MobileNetV3Small, ShuffleNetV2
 from noah_lightning.models.zoo.pvt_v1 import PyramidVisionTransformer
-from noah_lightning.models.zoo.shufflenet_v2 import ShuffleNetV2
 
 StateDict = dict[str, Tensor]
 

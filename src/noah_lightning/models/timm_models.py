@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 import noah_lightning.models.zoo.narrow  # noqa: F401  # registers its models
 from noah_lightning.config.parsing import parse
+from noah_lightning.config.plugins import load_installed_plugins
 from noah_lightning.config.schema import ModelSettings
 from noah_lightning.errors import ConfigError, UnknownModelError, WeightsError, did_you_mean, one_line
 from noah_lightning.models.zoo.convolutional import MobileNetV3Small, ShuffleNetV2
@@ -123,6 +124,8 @@ def _default_cfg(name: str) -> Any:
 def _require_known(name: str) -> None:
     architecture = str(name).partition(".")[0]
     if ":" not in str(name) and not timm.is_model(architecture):
+        load_installed_plugins()
+    if ":" not in str(name) and not timm.is_model(architecture):
         raise UnknownModelError(
             f"timm {timm.__version__} has no model {name!r}{did_you_mean(architecture, timm.list_models())}"
         )
@@ -166,7 +169,7 @@ def _pretrained_cfg_overlay(
     Raises:
         WeightsError: a missing, left-over or misshapen weight, with the first names.
     """
-    model = build_on_meta(name, **model_args)  # first: arguments that the model does not take are no fault of the file
+    model = build_on_meta(name, **model_args)  # first: arguments it does not take are not the file's fault
     classifiers = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     names = (classifiers,) if isinstance(classifiers, str) else classifiers
     final = [f"{classifier}.{kind}" for classifier in names for kind in ("weight", "bias")]
@@ -174,9 +177,9 @@ def _pretrained_cfg_overlay(
     backbone = {key: tensor.to("meta") for key, tensor in state.items() if key not in final}  # shapes suffice
     if not backbone:  # timm would take no weights for none given, and fetch its own
         raise WeightsError(f"{path} does not fit {name}: it holds a classifier and no backbone")
-    strictly = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": backbone, "num_classes": 0}}
+    overlay = {"state_dict": backbone, "num_classes": 0}
     try:
-        build_on_meta(name, **model_args, **strictly)
+        build_on_meta(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
     except Exception as error:  # each of timm's adapters fails on another model's file in its own way
         raise WeightsError(f"{path} does not fit {name}: {one_line(error)}") from error
     return {"state_dict": dict(state), "num_classes": num_classes}

@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from noah_lightning.config.compose import compose_config, config_dir
+from noah_lightning.config.plugins import load_plugins
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, HeadSettingError, did_you_mean, one_line
 
@@ -168,9 +169,11 @@ def impossible(jobs: Sequence[Job]) -> dict[int, str]:
     import torch
 
     from noah_lightning.data import create_data
-    from noah_lightning.models.from_config import build_model
+    from noah_lightning.models.classifier import build_model
     from noah_lightning.task import check_options
 
+    for job in jobs:
+        load_plugins(job.config.plugins)
     told: dict[str, str] = {}  # of each combination of model and head; seeds and rates make no difference
     reasons = {}
     for job in jobs:

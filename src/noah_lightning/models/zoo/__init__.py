@@ -1,6 +1,6 @@
-"""What timm needs to know of the paper's architectures that it lacks, so that they are built like any of its models."""
+"""The paper's architectures that timm lacks, registered with timm, so that they are built like any of its models."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -36,17 +36,13 @@ def register(model: type[nn.Module], variants: Mapping[str, Mapping[str, Any]], 
 
 
 class TimmStyleModel(nn.Module):
-    """timm's interface to a model's classifier and pooling, for classes with ``forward_features`` and ``forward_head``.
+    """timm's interface to classifier and pooling, for models with ``forward_features`` and ``forward_head``."""
 
-    Attributes:
-        classifier_name: name of the classifier among the modules.
-        poolings: known ways of pooling; ``""`` is none.
-        num_features: width that the classifier sees.
-    """
-
-    classifier_name: str
-    poolings: tuple[str, ...] = ("avg", "")
-    head_hidden_size: int
+    classifier_name: str  # among the model's modules
+    head_hidden_size: int  # width that the classifier sees
+    poolings: tuple[str, ...] = ("avg", "")  # "" is none
+    forward_features: Callable[[Tensor], Tensor]
+    forward_head: Callable[..., Tensor]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier for ``num_classes`` (0: none), and another pooling.
@@ -61,7 +57,7 @@ class TimmStyleModel(nn.Module):
         classifier = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
         setattr(self, self.classifier_name, classifier)
 
-    def get_classifier(self) -> nn.Module:
+    def get_classifier(self) -> Any:
         return getattr(self, self.classifier_name)
 
     def forward(self, x: Tensor) -> Tensor:

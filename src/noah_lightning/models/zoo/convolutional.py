@@ -59,13 +59,12 @@ class InvertedResidual(nn.Sequential):
 
 
 class MobileNetV3Small(TimmStyleModel):
-    """The paper's MobileNetV3-Small, images (B, 3, H, W) → logits (B, K).
+    """The paper's MobileNetV3-Small: images (B, 3, H, W) → logits (B, K).
 
-    It has 2.94 M parameters, where the model that timm has under this name has 2.54 M: it differs in its
-    squeeze-and-excitation (before the activation, without biases), in the first block, which expands too, and in a
-    wider last layer. Source: the official release of NOAH (arXiv 2402.02377). The last convolution comes after pooling
-    in the published model; with ``global_pool=""`` it runs on every position of the map, as in the official model with
-    NOAH.
+    It has 2.94 M parameters; timm's model of this name has 2.54 M. It differs in its squeeze-and-excitation (before
+    the activation, without biases), in the first block, which expands too, and in a wider last layer. The last
+    convolution comes after pooling; with ``global_pool=""`` it runs on every position of the map, as in the official
+    model with NOAH. Source: the official release of NOAH (arXiv 2402.02377).
     """
 
     classifier_name = "classifier"
@@ -93,7 +92,7 @@ class MobileNetV3Small(TimmStyleModel):
         if not self.global_pool:
             return self.act(self.conv_head(x))  # (B, 1280, H/32, W/32)
         x = self.act(self.conv_head(x.mean((2, 3), keepdim=True))).flatten(1)  # (B, 1280)
-        return x if pre_logits else self.classifier(self.head_drop(x))
+        return x if pre_logits else self.get_classifier()(self.head_drop(x))
 
 
 def _conv_bn_act(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
@@ -123,14 +122,14 @@ class ShuffleNetV2(TimmStyleModel, TorchvisionShuffleNetV2):
         self.reset_classifier(num_classes, global_pool)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.conv1(x))  # (B, 24, H/4, W/4)
-        return self.conv5(self.stage4(self.stage3(self.stage2(x))))  # (B, C, H/32, W/32)
+        x = self.maxpool(self.conv1(x))  # type: ignore[operator]  # (B, 24, H/4, W/4)
+        return self.conv5(self.stage4(self.stage3(self.stage2(x))))  # type: ignore[operator]  # (B, C, H/32, W/32)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         if not self.global_pool:
             return x
         x = x.mean((2, 3))  # (B, C, H/32, W/32) -> (B, C)
-        return x if pre_logits else self.fc(self.head_drop(x))
+        return x if pre_logits else self.get_classifier()(self.head_drop(x))
 
 
 register(MobileNetV3Small, {"mobilenetv3_small_noah": {}}, first_conv="stem.0", classifier="classifier")

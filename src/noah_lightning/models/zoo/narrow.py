@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from noah_lightning.models.zoo import register
 
+
 class NarrowDeiT(VisionTransformer):
     """DeiT whose classifier may keep the input width of the full one.
 
@@ -58,7 +59,7 @@ def _fit_image_size(state: dict[str, Tensor], model: VisionTransformer) -> dict[
 
 _DEIT = {"patch_size": 16, "depth": 12, "num_heads": 3}
 _MIXER = {"patch_size": 16, "num_blocks": 8}
-_GMLP = {"patch_size": 16, "num_blocks": 30, "mlp_ratio": 6}
+_GMLP: dict[str, Any] = {"patch_size": 16, "num_blocks": 30, "mlp_ratio": 6}
 _GMLP |= {"block_layer": SpatialGatingBlock, "mlp_layer": GatedMlp}
 register(
     NarrowDeiT,

@@ -8,36 +8,12 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath, Mlp, PatchEmbed, calculate_drop_path_rates, resample_abs_pos_embed, trunc_normal_
+from timm.models.pvt_v2 import Attention
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from noah_lightning.models.zoo import TimmStyleModel, register
 
 _STRIDES = (4, 2, 2, 2)  # of the patch embeddings
-
-
-class ReducedAttention(nn.Module):
-    """Attention whose keys and values come from a map ``reduction`` times smaller in height and width."""
-
-    def __init__(self, width: int, heads: int, reduction: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
-        if reduction > 1:
-            self.sr = nn.Conv2d(width, width, reduction, reduction)
-            self.norm = nn.LayerNorm(width)
-        self.reduction = reduction
-
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        source = x
-        if self.reduction > 1:
-            source = self.sr(x.transpose(1, 2).unflatten(2, size))  # (B, L, C) -> (B, C, H/R, W/R)
-            source = self.norm(source.flatten(2).transpose(1, 2))  # (B, L/R², C)
-        q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, C/heads)
-        k, v = self.kv(source).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L/R², C/heads)
-        return self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # (B, L, C)
 
 
 class Block(nn.Module):
@@ -46,7 +22,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, mlp_ratio: int, reduction: int, drop_path: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = ReducedAttention(width, heads, reduction)
+        self.attn = Attention(width, heads, reduction)  # to a map `reduction` times smaller in height and width
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, width * mlp_ratio)
         self.drop_path = DropPath(drop_path)
@@ -60,13 +36,7 @@ class Stage(nn.Module):
     """Patches embedded, their positions added, and transformer blocks."""
 
     def __init__(
-        self,
-        inputs: int,
-        width: int,
-        stride: int,
-        grid: tuple[int, int],
-        prefix_tokens: int,
-        blocks: Sequence[Block],
+        self, inputs: int, width: int, stride: int, grid: tuple[int, int], prefix_tokens: int, blocks: Sequence[Block]
     ) -> None:
         super().__init__()
         self.grid, self.prefix_tokens = grid, prefix_tokens
@@ -76,8 +46,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, prefix: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
         """Map (B, C', H', W') → tokens (B, L, C), after those of ``prefix`` (1, P, C), and their (H, W)."""
-        stride = self.patch_embed.patch_size
-        size = (x.shape[2] // stride[0], x.shape[3] // stride[1])
+        size = self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3]))
         x = self.patch_embed(x)  # (B, L, C)
         if prefix is not None:
             x = torch.cat([prefix.expand(len(x), -1, -1), x], dim=1)  # (B, P + L, C)
@@ -170,7 +139,7 @@ class PyramidVisionTransformer(TimmStyleModel):
             return x
         x = x[:, 0] if self.global_pool == "token" else x[:, self.num_prefix_tokens :].mean(1)  # (B, C)
         x = self.head_drop(x)
-        return x if pre_logits else self.head(x)
+        return x if pre_logits else self.get_classifier()(x)
 
 
 register(

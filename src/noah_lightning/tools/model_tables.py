@@ -1,4 +1,4 @@
-"""Preflight of ``noah heads``: the heads that fit a backbone and what they cost, before anything is trained."""
+"""Tables about models: the paper's rows (``noah rows``), and the heads that fit a backbone (``noah heads``)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,18 +9,51 @@ import torch
 from torch import nn
 
 from noah_lightning.analysis.tables import Table
+from noah_lightning.config.choices import NoahHeadSettings
 from noah_lightning.config.compose import compose_config
-from noah_lightning.config.schema import NoahHeadSettings
 from noah_lightning.errors import HeadSettingError
 from noah_lightning.heads import NOAHHead
 from noah_lightning.models import make_backbone
+from noah_lightning.models.classifier import build_model
 from noah_lightning.models.cost import count_parameters, kept_for_backward, multiply_adds
 from noah_lightning.models.feature_extractor import grid_shape
-from noah_lightning.models.rows import ROWS
+from noah_lightning.models.rows import ROWS, read_row, row_config
 from noah_lightning.models.timm_models import default_image_size
 
+IMAGES = 1_281_167  # ImageNet's training set
+PASSES = 3  # a backward pass costs about two forward passes
 HEAD_NUMS = (1, 2, 4, 8, 16)
 KEY_RATIOS = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
+
+
+def rows_table() -> Table:
+    """The paper's rows: parameters as computed here, top-1 as published."""
+    columns = ["row", "timm model", "GAP params", "NOAH params", "N", "r", "GAP top-1", "NOAH top-1", "recipe"]
+    rows = []
+    for row in map(read_row, ROWS):
+        parameters = [f"{row.parameters[head]:,}" for head in ("gap", "noah")]
+        published = [f"{row.published[head]:.2f}" for head in ("gap", "noah")]
+        settings = [str(row.head_num), str(Fraction(row.key_ratio))]
+        rows.append([row.name, row.timm_name, *parameters, *settings, *published, row.recipe])
+    return Table(columns, rows, left=["row", "timm model", "recipe"])
+
+
+def cost_table() -> Table:
+    """The command of each row with NOAH, the published top-1, and the arithmetic that training takes."""
+    columns = ["command", "NOAH top-1", "GAP top-1", "epochs", "G multiply-adds", "EFLOP"]
+    rows = []
+    for row in ROWS:
+        config = row_config(row)
+        with torch.device("meta"):
+            model = build_model(config)
+        size = config.data.image_size
+        forward = multiply_adds(model, (1, 3, size, size))
+        training = 2 * forward * PASSES * IMAGES * config.recipe.epochs  # a multiply-add is two operations
+        published = [f"{getattr(config.model.published, head):.2f}" for head in ("noah", "gap")]
+        command = f"python train.py model={row} head=noah"
+        cost = [str(config.recipe.epochs), f"{forward / 1e9:.2f}", f"{training / 1e18:.2f}"]
+        rows.append([command, *published, *cost])
+    return Table(columns, rows, left=["command"])
 
 
 @dataclass(frozen=True)
@@ -89,7 +122,7 @@ def _find(model: str) -> tuple[str, dict[str, Any], tuple[int, float] | None]:
 
 
 def _heads(width: int, num_classes: int) -> Iterator[tuple[int, float, NOAHHead | None]]:
-    """Every (N, r), and the head on ``meta``, or None where it cannot be."""
+    """Every (N, r), and the head on the meta device, or None where it does not divide the channels."""
     for r in KEY_RATIOS:
         for n in HEAD_NUMS:
             try:

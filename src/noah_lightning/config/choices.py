@@ -1,0 +1,187 @@
+"""Settings of heads, data sets and loggers: groups of which one kind is chosen by its name."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+
+from noah_lightning.config.types import (
+    AspectRange,
+    ChannelMean,
+    ChannelStd,
+    DropRate,
+    Fraction,
+    Group,
+    Interpolation,
+    NoahInit,
+    NonNegative,
+    NonNegativeInt,
+    OpenFraction,
+    PositiveInt,
+    Probability,
+    RandAugment,
+    ShortText,
+    Text,
+)
+
+
+class AugmentSettings(Group):
+    crop_aspect: AspectRange = Field(default_factory=lambda: [3 / 4, 4 / 3])
+    interpolation: Literal["bilinear", "bicubic", "random"] = "bilinear"
+    rand_augment: RandAugment | None = None
+    color_jitter: NonNegative = 0.0
+    erasing: Probability = 0.0
+    repeats: PositiveInt = 1
+
+
+class GapHeadSettings(Group):
+    name: Literal["gap"] = "gap"
+    dropout: DropRate = 0.0
+
+
+class NoahHeadSettings(Group):
+    name: Literal["noah"] = "noah"
+    head_num: PositiveInt = 4
+    key_ratio: OpenFraction = 0.5
+    dropout: DropRate = 0.0
+    head_split: bool = True
+    kv_split: bool = True
+    init: NoahInit = "official"
+    kernel: Literal["auto", "fused", "sliced", "definition"] = "auto"
+
+
+class PluginHeadSettings(Group):
+    """Settings of a head that is not ours: its constructor checks them."""
+
+    model_config = ConfigDict(extra="allow")
+    name: Text
+
+
+class DataSettings(Group):
+    """What all data sets share."""
+
+    name: Text
+    num_classes: PositiveInt
+    mean: ChannelMean
+    std: ChannelStd
+    image_size: PositiveInt
+    batch_size: PositiveInt = 256
+    num_workers: NonNegativeInt | None = None
+    seed: NonNegativeInt = 0
+
+
+class PluginDataSettings(DataSettings):
+    """Settings of a data set that is not ours: its own ``Settings`` check them."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class DigitsSettings(DataSettings):
+    name: Literal["digits"] = "digits"
+    num_classes: PositiveInt = 10
+    mean: ChannelMean = Field(default_factory=lambda: [0.088] * 3)
+    std: ChannelStd = Field(default_factory=lambda: [0.228] * 3)
+    image_size: PositiveInt = 64
+    train_images: PositiveInt = 8000
+    val_images: PositiveInt = 2000
+    digit_size: Annotated[int, Field(ge=8)] = 24
+    num_fragments: NonNegativeInt = 8
+    fragment_size: PositiveInt = 8
+    num_workers: NonNegativeInt | None = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.digit_size > self.image_size:
+            raise ValueError(f"data.digit_size={self.digit_size} must be at most data.image_size={self.image_size}")
+        if self.fragment_size > self.digit_size:
+            raise ValueError(
+                f"data.fragment_size={self.fragment_size} must be at most data.digit_size={self.digit_size}"
+            )
+        return self
+
+
+class ImageFolderSettings(DataSettings):
+    name: Literal["imagefolder"] = "imagefolder"
+    root: str | None = None
+    mean: ChannelMean = Field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: ChannelStd = Field(default_factory=lambda: [0.229, 0.224, 0.225])
+    image_size: PositiveInt = 224
+    crop_ratio: Fraction = 0.875
+    interpolation: Interpolation = "bilinear"
+    augment: AugmentSettings = AugmentSettings()
+    max_unreadable: NonNegativeInt = 0
+
+
+class ImageNetSettings(ImageFolderSettings):
+    name: Literal["imagenet"] = "imagenet"  # type: ignore[assignment]  # another data set, the same kind of files
+    num_classes: PositiveInt = 1000
+    unpack: bool = False
+
+
+class PackedSettings(ImageFolderSettings):
+    name: Literal["packed"] = "packed"  # type: ignore[assignment]
+    mix_shards: NonNegativeInt = 4
+
+
+class CSVLoggerSettings(Group):
+    name: Literal["csv"] = "csv"
+
+
+class TensorBoardLoggerSettings(Group):
+    name: Literal["tensorboard"] = "tensorboard"
+
+
+class WandbLoggerSettings(Group):
+    name: Literal["wandb"] = "wandb"
+    project: Text = "noah"
+    entity: Text | None = None
+    group: Text | None = None
+    tags: list[ShortText | int] | None = Field(default_factory=list)
+    mode: Literal["online", "offline", "disabled"] | None = None
+    picture_every_n_epochs: NonNegativeInt = 10
+
+
+# The groups of which one of several kinds is chosen by its name.
+VARIANTS: dict[str, dict[str, type[Group]]] = {
+    "head": {"gap": GapHeadSettings, "noah": NoahHeadSettings},
+    "data": {
+        "digits": DigitsSettings,
+        "imagefolder": ImageFolderSettings,
+        "imagenet": ImageNetSettings,
+        "packed": PackedSettings,
+    },
+    "logger": {"csv": CSVLoggerSettings, "tensorboard": TensorBoardLoggerSettings, "wandb": WandbLoggerSettings},
+}
+# And those of a user's own, whose name is not among them.
+PLUGINS: dict[str, type[Group]] = {"head": PluginHeadSettings, "data": PluginDataSettings}
+PLUGIN = "plugin"
+
+
+def _variant(group: str) -> Discriminator:
+    def tag(value: Any) -> str:
+        name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+        return name if isinstance(name, str) and name in VARIANTS[group] else PLUGIN
+
+    return Discriminator(tag)
+
+
+HeadSettings = Annotated[
+    Annotated[GapHeadSettings, Tag("gap")]
+    | Annotated[NoahHeadSettings, Tag("noah")]
+    | Annotated[PluginHeadSettings, Tag(PLUGIN)],
+    _variant("head"),
+]
+AnyDataSettings = Annotated[
+    Annotated[DigitsSettings, Tag("digits")]
+    | Annotated[ImageFolderSettings, Tag("imagefolder")]
+    | Annotated[ImageNetSettings, Tag("imagenet")]
+    | Annotated[PackedSettings, Tag("packed")]
+    | Annotated[PluginDataSettings, Tag(PLUGIN)],
+    _variant("data"),
+]
+LoggerSettings = Annotated[
+    Annotated[CSVLoggerSettings, Tag("csv")]
+    | Annotated[TensorBoardLoggerSettings, Tag("tensorboard")]
+    | Annotated[WandbLoggerSettings, Tag("wandb")],
+    _variant("logger"),
+]

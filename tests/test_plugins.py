@@ -1,0 +1,169 @@
+"""Plug-ins: a head, a backbone and a data set of a package outside the repository."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import Answer
+from noah_lightning.config import plugins
+from noah_lightning.heads import make_head
+from noah_lightning.run_dir import RunDir
+
+MODULE = """
+from typing import Literal
+
+import timm
+import torch
+from torch import nn
+
+from noah_lightning.config.choices import DataSettings
+from noah_lightning.data import register_data
+from noah_lightning.data.datamodule import ImageDataModule
+from noah_lightning.heads import register_head
+
+
+@register_head("scaled_mean")
+class ScaledMean(nn.Module):
+    def __init__(self, in_channels, num_classes, scale=1.0):
+        super().__init__()
+        self.scale, self.linear = scale, nn.Linear(in_channels, num_classes)
+
+    def forward(self, features):
+        return self.linear(self.scale * features.mean(2))
+
+
+@timm.models.register_model
+def tiny_of_mine(pretrained=False, **kwargs):
+    return timm.create_model("test_resnet", pretrained=pretrained, **kwargs)
+
+
+class StripesSettings(DataSettings):
+    name: Literal["stripes"] = "stripes"
+    count: int = 24
+
+
+class Stripes:
+    classes = ("even", "odd")
+
+    def __init__(self, count, size):
+        self.count, self.size = count, size
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        image = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+        image[:, index % 2 :: 2] = 255
+        return image, index % 2
+
+
+@register_data("stripes")
+class StripesData(ImageDataModule):
+    Settings = StripesSettings
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.count = settings.count
+
+    def build(self, split):
+        return Stripes(self.count, self.image_size)
+"""
+SETTINGS = [
+    "plugins=[mine]",
+    *("head=plugin", "head.name=scaled_mean", "+head.scale=2.0"),
+    *("model=timm", "model.name=tiny_of_mine", "recipe=digits", "recipe.batch_size=8", "recipe.epochs=2"),
+    *("data=plugin", "data.name=stripes", "data.num_classes=2", "data.image_size=32", "data.num_workers=0"),
+]
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MODULE)
+    return tmp_path
+
+
+def call(*words: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, as a plug-in is imported once."""
+    return subprocess.run(
+        [sys.executable, "-m", "noah_lightning", *words], capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_a_run_with_plugins_is_recorded_evaluated_and_compared(mine: Path) -> None:
+    done = call("train", *SETTINGS, "+data.count=32", "hydra.run.dir=runs/one")
+    assert done.returncode == 0, done.stderr
+    config = RunDir(mine / "runs" / "one").config()
+    assert (config.plugins, config.head.name, config.data.name) == (["mine"], "scaled_mean", "stripes")
+    assert RunDir(mine / "runs" / "one").results().images == 32
+    # The code of an untrusted run directory runs only if the user names it.
+    refused = call("evaluate", "runs/one")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "if you trust it, add plugins=[mine]" in refused.stderr
+    done = call("evaluate", "runs/one", "plugins=[mine]")
+    assert done.returncode == 0, done.stderr
+    (mine / "mine.py").unlink()  # comparing needs no code
+    done = call("compare", "runs", "--csv")
+    assert done.returncode == 0, done.stderr
+    assert "scaled_mean" in done.stdout
+
+
+def test_a_sweep_over_a_plugins_setting(mine: Path) -> None:
+    done = call("train", "-m", *SETTINGS[:3], "+head.scale=0.5,2.0", *SETTINGS[4:], "sweep.dir=runs/two")
+    assert done.returncode == 0, done.stderr
+    scales = [RunDir(mine / "runs" / "two" / str(job)).config().head.scale for job in (0, 1)]
+    assert scales == [0.5, 2.0]
+
+
+def test_an_interrupted_run_with_plugins_resumes(mine: Path) -> None:
+    words = [*SETTINGS, "+data.count=800", "checkpoint.every_n_steps=2", "hydra.run.dir=runs/one"]
+    process = subprocess.Popen([sys.executable, "-m", "noah_lightning", "train", *words])
+    while not list(Path("runs/one/checkpoints").glob("step-*.ckpt")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    done = call("resume", "runs/one", "plugins=[mine]")
+    assert done.returncode == 0, done.stderr
+    assert RunDir(mine / "runs" / "one").results().epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("import nothing_of_this_name", "plugins=[mine] cannot be imported: ModuleNotFoundError"),
+        ("1 / 0", "plugins=[mine] cannot be imported: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_is_one_line(
+    mine: Path, noah: Callable[..., Answer], text: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(mine)
+    (mine / "mine.py").write_text(text)
+    answer = noah("train", "experiment=demo", "plugins=[mine]")
+    assert (answer.status, answer.err.count("\n")) == (2, 1)
+    assert told in answer.err
+    assert not os.path.exists("runs")
+
+
+def test_an_installed_package_names_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    class Entry:
+        name, value = "mine", "mine"
+
+        def load(self) -> None:
+            loaded.append(self.name)
+
+    plugins.load_installed_plugins.cache_clear()
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [Entry()] if group == plugins.GROUP else [])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no head is called 'theirs'"):
+            make_head("theirs", 8, 2)
+    assert loaded == ["mine"]
+    plugins.load_installed_plugins.cache_clear()
