@@ -37,20 +37,23 @@ def non_global_attention(
     Raises:
         HeadSettingError: ``fused`` where the fused kernel cannot run.
     """
-    device, precision = features.device.type, features.dtype
-    if torch.is_autocast_enabled(device):
-        precision = torch.get_autocast_dtype(device)
     obstacle = _obstacle(features)
     if kernel == "fused" and obstacle:
         raise HeadSettingError(f"NOAH: kernel=fused {obstacle}; kernel=auto uses it where it can run")
     # Not in float32: tensor cores would round, and without them torch's own matrix products are the faster ones.
-    fused = kernel == "fused" or (kernel == "auto" and not obstacle and precision in _HALF)
+    fused = kernel == "fused" or (kernel == "auto" and not obstacle and _precision(features) in _HALF)
     if fused:
-        features = features.to(precision)
+        features = features.to(_precision(features))
     seed = torch.randint(2**62, ()) if dropout else torch.zeros((), dtype=torch.int64)
     return logits(
         features, query.weight, query.bias, value.weight, value.bias, query.groups, classes, dropout, seed, fused
     )
+
+
+def _precision(features: Tensor) -> torch.dtype:
+    """That of autocast, where it is on; not for the meta device, which autocast does not have."""
+    device = features.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
 
 
 def _obstacle(features: Tensor) -> str:
