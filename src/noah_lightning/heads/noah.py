@@ -69,16 +69,10 @@ class NOAHHead(nn.Module):
         kernel: Literal["auto", "fused", "sliced", "definition"] = "auto",
     ) -> None:
         super().__init__()
-        values: dict[str, object] = {
-            "head_num": head_num,
-            "key_ratio": key_ratio,
-            "dropout": dropout,
-            "head_split": head_split,
-        }
+        values: dict[str, object] = {"head_num": head_num, "key_ratio": key_ratio, "dropout": dropout}
+        values |= {"head_split": head_split, "kv_split": kv_split, "init": init, "kernel": kernel}
         try:
-            settings = parse(
-                NoahHeadSettings, values | {"kv_split": kv_split, "init": init, "kernel": kernel}, "head"
-            )
+            settings = parse(NoahHeadSettings, values, "head")
         except ConfigError as error:
             raise HeadSettingError(f"NOAH: {str(error).removeprefix('head.')}") from None
         _check_width(in_channels, num_classes, settings)

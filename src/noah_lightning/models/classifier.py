@@ -19,7 +19,7 @@ from noah_lightning.models.feature_extractor import FeatureMapBackbone, make_bac
 from noah_lightning.models.timm_models import build_timm_model
 from noah_lightning.run_dir import CHECKPOINTS, CONFIG
 
-# Arguments of timm's that are asked for elsewhere, say where weights come from, or make something else than a model.
+# timm's arguments that are set elsewhere, choose the weights, or make something other than a model.
 _NOT_TIMMS_TO_SET = {
     *("num_classes", "in_chans", "pretrained", "checkpoint_path"),
     *("pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir", "model_name"),
@@ -96,7 +96,7 @@ def create_model(
     model_args = dict(model_args or {})
     if owned := sorted(_NOT_TIMMS_TO_SET & model_args.keys()):
         raise ConfigError(
-            f"model.args cannot set {', '.join(owned)}: images have 3 channels, the data knows its classes, "
+            f"model.args cannot set {', '.join(owned)}: images have 3 channels, the data has the number of classes, "
             "and weights come from model.pretrained or model.weights"
         )
     if head == "gap":
@@ -153,43 +153,34 @@ def load_model(run_dir: Path, config: RunConfig, checkpoint: str = "best", ema: 
         raise WeightsError(f"{run_dir} has no average of the weights: it was trained with recipe.ema=null")
     name = "best_ema" if ema and checkpoint == "best" else checkpoint
     path = run_dir / CHECKPOINTS / f"{name}.ckpt"
-    state = _model_weights(path, "ema.module." if ema else "model.")
-    model = build_model(without_starting_weights(config))
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise WeightsError(f"{path} is not of the model in {run_dir / CONFIG}: {one_line(error)}") from error
-    return model.eval()
-
-
-def _model_weights(path: Path, prefix: str) -> dict[str, Any]:
+    prefix = "ema.module." if ema else "model."
     if not path.is_file():
         raise WeightsError(f"there is no checkpoint {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+        saved = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        state = {key.removeprefix(prefix): tensor for key, tensor in saved.items() if key.startswith(prefix)}
     except Exception as error:  # torch, pickle and zipfile each raise their own
         raise WeightsError(f"{path} cannot be read as a checkpoint: {one_line(error)}") from error
-
-
-def without_starting_weights(config: RunConfig) -> RunConfig:
-    """The same architecture without fetching the weights it once started from."""
-    model = config.model
-    class_token = model.class_token
-    if class_token is None and config.head.name != "gap":
-        class_token = bool(model.pretrained or model.weights)
-    return config.replace("model", pretrained=False, weights=None, class_token=class_token)
+    class_token = config.model.class_token
+    if class_token is None and config.head.name != "gap":  # as :func:`make_backbone` chose it
+        class_token = bool(config.model.pretrained or config.model.weights)
+    # The same architecture without fetching the weights it once started from.
+    model = build_model(config.replace("model", pretrained=False, weights=None, class_token=class_token))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit the model in {run_dir / CONFIG}: {one_line(error)}") from error
+    return model.eval()
 
 
 @contextmanager
 def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """From here on calls of the model run compiled, where that is wanted.
+    """Compile the model, where that is wanted; torch does so at the first calls, which belong within.
 
-    It is compiled in place, which leaves its class and the names of its weights alone: checkpoints are those of any
-    other run. The work is done at the first calls, so they belong within.
+    It is compiled in place, which keeps its class and the names of its weights, and so its checkpoints.
 
     Raises:
-        ConfigError: torch cannot compile it, for want of a compiler for instance.
+        ConfigError: torch cannot compile it, for lack of a compiler for instance.
     """
     if not wanted:
         yield
