@@ -69,51 +69,36 @@ def test_timm_lists_them() -> None:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_timm_builds_them_for_any_number_of_classes(name: str) -> None:
+def test_timm_builds_them_and_takes_classifier_and_pooling_off(name: str) -> None:
+    nothing = torch.empty(2, 3, 224, 224, device="meta")
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=7)
-        assert model(torch.empty(2, 3, 224, 224)).shape == (2, 7)
+        assert model(nothing).shape == (2, 7)
         assert model.get_classifier().out_features == model.num_classes == 7
-
-
-@pytest.mark.parametrize("name", OWN)
-def test_they_can_do_without_classifier_and_pooling(name: str) -> None:
-    with torch.device("meta"):
-        model = timm.create_model(name, num_classes=7)
+        model.reset_classifier(5)  # keeps the pooling
+        assert model(nothing).shape == (2, 5)
+        model.reset_classifier(0)  # gives what the classifier would see
+        assert model(nothing).shape == (2, model.head_hidden_size)
         model.reset_classifier(0, "")
-        assert model(torch.empty(2, 3, 224, 224)).shape == UNPOOLED[name]
+        assert model(nothing).shape == UNPOOLED[name]
         assert isinstance(model.get_classifier(), nn.Identity)
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_without_a_classifier_they_give_what_it_would_see(name: str) -> None:
+@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
+def test_timm_builds_them_without_a_classifier(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=0)
         assert model(torch.empty(2, 3, 224, 224)).shape == (2, model.head_hidden_size)
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_a_new_classifier_keeps_the_pooling(name: str) -> None:
-    with torch.device("meta"):
-        model = timm.create_model(name, num_classes=7)
-        model.reset_classifier(5)
-        assert model(torch.empty(2, 3, 224, 224)).shape == (2, 5)
-
-
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
-def test_forward_is_the_features_and_then_the_head(name: str) -> None:
-    model = build(name)
-    with torch.no_grad():
-        assert torch.equal(model(images()), model.forward_head(model.forward_features(images())))
-
-
-@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
-def test_the_classifier_sees_what_pre_logits_gives(name: str) -> None:
+def test_forward_is_the_features_then_the_head_then_the_classifier(name: str) -> None:
     model = build(name)
     with torch.no_grad():
         features = model.forward_features(images())
-        logits = model.get_classifier()(model.forward_head(features, pre_logits=True))
-        torch.testing.assert_close(logits, model.forward_head(features))
+        expected = model.forward_head(features)
+        assert torch.equal(model(images()), expected)
+        torch.testing.assert_close(model.get_classifier()(model.forward_head(features, pre_logits=True)), expected)
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
@@ -132,17 +117,14 @@ def test_drop_rate_drops_half_of_what_the_classifier_sees_and_only_while_trainin
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
-@pytest.mark.parametrize("num_classes", [7, 5])
-def test_a_file_of_weights_is_taken_whole_but_for_another_classifier(
-    num_classes: int, name: str, tmp_path: Path
-) -> None:
+def test_a_file_of_weights_is_taken_whole_but_for_another_classifier(name: str, tmp_path: Path) -> None:
     source = build(name).state_dict()
     torch.save(source, tmp_path / "weights.pt")
-    loaded = create_model(name, "gap", num_classes, weights=str(tmp_path / "weights.pt")).state_dict()
     classifier = {key for key in source if source[key].shape[:1] == (7,)}
     assert len(classifier) == 2
-    compared = source.keys() - (classifier if num_classes == 5 else set())
-    assert all(torch.equal(loaded[key], source[key]) for key in compared)
+    for num_classes, compared in ((7, source.keys()), (5, source.keys() - classifier)):
+        loaded = create_model(name, "gap", num_classes, weights=str(tmp_path / "weights.pt")).state_dict()
+        assert all(torch.equal(loaded[key], source[key]) for key in compared)
 
 
 @pytest.mark.parametrize("name", OWN)
