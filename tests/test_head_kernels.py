@@ -169,7 +169,7 @@ def test_large_scores_do_not_overflow(kernel: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_gradients_by_finite_differences(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float64; the seed is set anew each time, so a mask that changed on the way back would be seen."""
+    """In float64; the seed is set each time, so a mask that changed on the way back would be seen."""
     monkeypatch.setattr(sliced, "_CPU_ELEMENTS", 100)
     head = make_head("sliced", classes=4, width=8, head_num=2, dropout=dropout).double()
 
@@ -229,7 +229,7 @@ def test_dropout_drops_the_right_share_independently(kernel: tuple[str, str]) ->
     head = NOAHHead(4, 250, head_num=2, dropout=0.3, kernel=name)
     kept = dropped_values(head, 4, 5, 3, device)  # 10,000 draws
     assert abs(kept.mean().item() - 0.7) < 4 * (0.21 / kept.numel()) ** 0.5
-    for axis in range(4):  # neighbours along any axis know nothing of each other; each pair counts once
+    for axis in range(4):  # neighbors along any axis are independent; each pair counts once
         pairs = kept.shape[axis] - 1
         one, other = kept.narrow(axis, 0, pairs), kept.narrow(axis, 1, pairs)
         assert abs(((one - 0.7) * (other - 0.7)).mean().item()) < 4 * 0.21 / one.numel() ** 0.5

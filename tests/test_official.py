@@ -106,7 +106,7 @@ def test_the_first_of_many_are_named() -> None:
 
 
 @pytest.mark.parametrize(("given", "asked"), [("gap", "noah"), ("noah", "gap")])
-def test_the_other_head_is_recognised(given: str, asked: str) -> None:
+def test_the_other_head_is_recognized(given: str, asked: str) -> None:
     assert mistake(filled("resnet18", given), "resnet18", asked).endswith(f"they look like --head {given}")
 
 
@@ -130,7 +130,7 @@ def test_an_unknown_row_or_head_is_named(row: str, head: str, message: str) -> N
 
 
 class Momentum:
-    """Stands for whatever a script may have saved beside the weights."""
+    """Stands for any object that a script may have saved besides the weights."""
 
 
 def layouts(state: dict[str, Tensor]) -> dict[str, object]:

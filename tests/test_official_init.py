@@ -1,6 +1,6 @@
 """The starting weights of the paper's models, layer by layer, against the rules of the official code.
 
-The rules are written here anew. A drawn weight is compared with its rule in units of its standard deviation: over n
+The rules are written again here. A drawn weight is compared with its rule in units of its standard deviation: over n
 numbers, the mean is off by about 1/√n, and the mean square by √((kurtosis - 1)/n); SIGMAS times that is a mistake.
 """
 
@@ -47,7 +47,7 @@ class Normal:
 
 @dataclass(frozen=True)
 class TruncatedNormal:
-    """Cut at ±2 whatever the standard deviation.
+    """Cut at ±2 for any standard deviation.
 
     The official code draws it with torch's recipe, whose float32 gives one number in some 20 million infinite; it
     ends up at the cut, far away from all others.
@@ -195,7 +195,7 @@ def constant(tensor: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("row", ONE_OF_EACH_KIND)
-def test_another_seed_draws_every_weight_anew_and_the_same_seed_the_same(row: str) -> None:
+def test_another_seed_draws_other_weights_and_the_same_seed_the_same(row: str) -> None:
     first, same, other = (dict(drawn(row, "noah", seed).named_parameters()) for seed in (3, 3, 4))
     assert all(torch.equal(first[key], same[key]) for key in first)
     assert [key for key in first if torch.equal(first[key], other[key]) and not constant(first[key])] == []

@@ -44,11 +44,11 @@ def build(name: str, **model_args) -> nn.Module:
     """The model with random weights everywhere, also where they start at 0, in evaluation mode."""
     torch.manual_seed(0)
     model = timm.create_model(name, **{"num_classes": 7, **model_args})
-    randomise(model)
+    randomize(model)
     return model.eval()
 
 
-def randomise(model: nn.Module) -> None:
+def randomize(model: nn.Module) -> None:
     with torch.no_grad():
         for key, tensor in model.state_dict().items():
             if tensor.is_floating_point():
@@ -213,7 +213,7 @@ def test_pvts_attention_is_the_softmax_of_the_equations(heads: int, reduction: i
     torch.manual_seed(0)
     width, size = 12, (4, 8)
     attention = Attention(width, heads, reduction)
-    randomise(attention)
+    randomize(attention)
     x = torch.randn(2, 32, width)
     with torch.no_grad():
         source = x if reduction == 1 else reduced_map(x, attention, size)
@@ -231,7 +231,7 @@ def test_pvts_attention_is_the_softmax_of_the_equations(heads: int, reduction: i
 def test_pvts_block_norms_before_each_branch() -> None:
     torch.manual_seed(0)
     block = Block(12, 3, 2, 2, drop_path=0.0)
-    randomise(block)
+    randomize(block)
     x, size = torch.randn(2, 16, 12), (4, 4)
     with torch.no_grad():
         y = x + block.attn(F.layer_norm(x, (12,), block.norm1.weight, block.norm1.bias, eps=1e-6), size)
