@@ -10,21 +10,14 @@ import torch
 from conftest import Answer
 from noah_lightning.models.rows import ROWS, create_row, read_row
 from noah_lightning.run_dir import RunDir
-from official import MODELS
+from official import MODELS, ONE_OF_EACH_KIND, every_row
 
 Noah = Callable[..., Answer]
-SMALLEST = {"resnet18", "mobilenetv2_035", "mobilenetv3_small", "shufflenetv2_100"}  # of each family and recipe
-SMALLEST |= {"deit_tiny_050", "pvt_tiny_050", "mixer_s16_050", "gmlp_ti16_050"}
-EVERY = [
-    pytest.param(row, head, marks=() if row in SMALLEST else pytest.mark.slow)
-    for row in ROWS
-    for head in ("gap", "noah")
-]
 SMALL = ["data=digits", "data.image_size=64", "data.train_images=20", "data.val_images=10", "data.batch_size=10"]
 TWO_STEPS = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.num_sanity_val_steps=0"]
 
 
-@pytest.mark.parametrize(("row", "head"), EVERY)
+@pytest.mark.parametrize(("row", "head"), every_row(slow=set(ROWS) - {*ONE_OF_EACH_KIND}))
 def test_every_row_trains(row: str, head: str, noah: Noah) -> None:
     """Two steps with the whole recipe: mixing, average of the weights, clipping, schedule."""
     answer = noah("train", f"model={row}", f"head={head}", *SMALL, *TWO_STEPS, "hydra.run.dir=run")
