@@ -79,7 +79,7 @@ class _Turns:
 
 
 def _train(model: torch.nn.Module, size: int, rounds: int, folder: Path) -> dict[str, list[float]]:
-    config = compose_config([*SETTINGS, f"data.image_size={size}", "checkpoint.every_n_steps=1000000"])
+    config = compose_config([*SETTINGS, "checkpoint.every_n_steps=1000000"])
     data = NoiseDataModule(size, BATCH, (rounds + 1) * STEPS + 1, CLASSES)
     data.setup("fit")
     task = make_task(config, model, BATCH)

@@ -77,7 +77,7 @@ def bench_step(rounds: int) -> Report:
 
 def compare(case: Case, rounds: int) -> Comparison:
     """Train one model in both ways, alternately."""
-    config = compose_config([*SETTINGS, f"data.image_size={case.size}"])
+    config = compose_config([*SETTINGS])
     torch.manual_seed(0)
     ours = case.make()
     bare = copy.deepcopy(ours)

@@ -2,17 +2,30 @@
 
 import json
 import zlib
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 DATA = Path(__file__).parent / "data"
 MODELS: dict[str, dict[str, dict[str, Any]]] = json.loads((DATA / "official_models.json").read_text())
 TRAJECTORIES: list[dict[str, Any]] = json.loads((DATA / "training_trajectories.json").read_text())
-CASES = [(row, head) for row, heads in MODELS.items() for head in heads]
+# The smallest row of each family and recipe; the others differ from these in depth and width only.
+ONE_OF_EACH_KIND = ("resnet18", "mobilenetv2_035", "mobilenetv3_small", "shufflenetv2_100", "deit_tiny_050")
+ONE_OF_EACH_KIND += ("pvt_tiny_050", "mixer_s16_050", "gmlp_ti16_050")
+LARGE = ("resnet101", "resnet152", "deit_base", "mixer_b16", "gmlp_s16")
+
+
+def every_row(slow: Container[str]) -> list[Any]:
+    """All rows with both heads as parameters of a test, some of them only for the slow tests."""
+    marks = pytest.mark.slow
+    return [
+        pytest.param(row, head, marks=marks if row in slow else ()) for row, heads in MODELS.items() for head in heads
+    ]
 
 
 def filled(row: str, head: str, seed: int = 0) -> dict[str, Tensor]:

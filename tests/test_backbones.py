@@ -253,7 +253,7 @@ def test_image_size_is_fitted(name: str, side: int, positions: int) -> None:
 
 
 @pytest.mark.parametrize("size", [64, (64, 96)])
-def test_timms_own_img_size_is_heeded(size) -> None:
+def test_timms_own_img_size_is_used(size) -> None:
     height, width = (64, 64) if size == 64 else size
     backbone = on_meta("deit_tiny_patch16_224", img_size=size)
     features = backbone(torch.empty(1, 3, height, width, device="meta"))
@@ -289,7 +289,7 @@ def test_an_old_name_is_built_for_the_size_of_the_new_one() -> None:
         ("crossvit_9_240", {}),
     ],
 )
-def test_whatever_trains_gets_a_gradient(name: str, model_args: dict) -> None:
+def test_all_that_trains_gets_a_gradient(name: str, model_args: dict) -> None:
     torch.manual_seed(0)
     backbone = make_backbone(name, **model_args)
     model = nn.Sequential(backbone, NOAHHead(backbone.out_channels, 10, head_num=1))

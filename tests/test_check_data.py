@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -239,6 +241,19 @@ def test_a_file_that_kills_its_process_is_named(
     report = json.loads(call_noah("check-data", str(tmp_path), "--json").out)
     found = [(finding["kind"], finding["items"]) for finding in report["findings"]]
     assert found == [("empty-file", ["val/cat/3.jpg"]), ("crash", deadly)], "all others are looked at, each once"
+
+
+def test_a_broken_pool_waits_for_no_process() -> None:
+    """Python's own would wait for one that it starts while another one dies."""
+    start = time.monotonic()
+    with pytest.raises(BrokenProcessPool), check_images._pool(2) as pool:  # noqa: PT012
+        late = get_context("forkserver").Process(target=time.sleep, args=(60,))
+        late.start()
+        pool.submit(os.getpid).result()
+        pool._processes[late.pid] = late  # type: ignore[index]
+        raise BrokenProcessPool
+    assert not late.is_alive()
+    assert time.monotonic() - start < 40
 
 
 class TestOneFile:

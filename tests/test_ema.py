@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from conftest import TINY, Answer, FinishedRun, call_noah
 from noah_lightning.config.schema import OptimizerSettings, ScheduleSettings
-from noah_lightning.models.from_config import build_model, load_model
+from noah_lightning.models.classifier import build_model, load_model
 from noah_lightning.run_dir import RunDir
 from noah_lightning.task import ClassificationTask
 from test_task import BATCH, CLASSES, MetricRecord, count_with_numpy, loader, make_trainer, toy_data

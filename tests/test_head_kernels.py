@@ -15,9 +15,8 @@ from packaging.version import Version
 from torch import Tensor
 
 from noah_lightning.errors import HeadSettingError
-from noah_lightning.heads import NOAHHead
-from noah_lightning.heads import kernels as attention
-from noah_lightning.heads.kernels import operator, sliced
+from noah_lightning.heads import NOAHHead, kernels
+from noah_lightning.heads.kernels import sliced
 
 # Settings that take every branch: groups or none, shared channels or not, tiles and slices that do not come out even.
 SETTINGS = {
@@ -47,7 +46,7 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
     ):
         pytest.skip("the interpreter of this Triton cannot count with this NumPy (triton-lang/triton issue 9171)")
     monkeypatch.setattr(fused, "_SLICE", 2000)
-    monkeypatch.setattr(attention, "_obstacle", lambda features: "")
+    monkeypatch.setattr(kernels, "_obstacle", lambda features: "")
     return "fused", DEVICE
 
 
@@ -170,7 +169,7 @@ def test_large_scores_do_not_overflow(kernel: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_gradients_by_finite_differences(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float64; the seed is set anew each time, so a mask that changed on the way back would be seen."""
+    """In float64; the seed is set each time, so a mask that changed on the way back would be seen."""
     monkeypatch.setattr(sliced, "_CPU_ELEMENTS", 100)
     head = make_head("sliced", classes=4, width=8, head_num=2, dropout=dropout).double()
 
@@ -230,7 +229,7 @@ def test_dropout_drops_the_right_share_independently(kernel: tuple[str, str]) ->
     head = NOAHHead(4, 250, head_num=2, dropout=0.3, kernel=name)
     kept = dropped_values(head, 4, 5, 3, device)  # 10,000 draws
     assert abs(kept.mean().item() - 0.7) < 4 * (0.21 / kept.numel()) ** 0.5
-    for axis in range(4):  # neighbours along any axis know nothing of each other; each pair counts once
+    for axis in range(4):  # neighbors along any axis are independent; each pair counts once
         pairs = kept.shape[axis] - 1
         one, other = kept.narrow(axis, 0, pairs), kept.narrow(axis, 1, pairs)
         assert abs(((one - 0.7) * (other - 0.7)).mean().item()) < 4 * 0.21 / one.numel() ** 0.5
@@ -276,7 +275,7 @@ def test_it_is_a_proper_operator(dropout: float) -> None:
     head = make_head("sliced", head_num=2)
     features = torch.randn(2, 24, 9, requires_grad=True)
     arguments = (features, *head.parameters(), 2, 37, dropout, torch.tensor(3), False)
-    torch.library.opcheck(operator.logits, arguments)
+    torch.library.opcheck(kernels.logits, arguments)
 
 
 @pytest.mark.parametrize(
@@ -316,11 +315,12 @@ import sys, torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from noah_lightning.heads import NOAHHead
-from noah_lightning.heads.kernels import fused, operator
+from noah_lightning.heads import kernels
+from noah_lightning.heads.kernels import fused
 
 TYPES = {"keys_ptr": "*i64", "logits_ptr": "*fp32", "grad_ptr": "*fp32", "scale": "fp32", "drop_below": "u32"}
 head = NOAHHead(512, 1000).bfloat16()
-weights = operator._grouped(head.query.weight, head.value.weight, head.value.bias, 4)
+weights = kernels._grouped(head.query.weight, head.value.weight, head.value.bias, 4)
 for positions, capability in (49, 90), (196, 80):
     launch = fused._Launch(torch.empty(2, 512, positions, dtype=torch.bfloat16), weights, 1000, 0.1, 0)
     for kernel in fused._logits_kernel, fused._slopes_kernel:

@@ -8,8 +8,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from noah_lightning import heads
 from noah_lightning.errors import ConfigError, HeadSettingError, UnknownModelError, UserError
-from noah_lightning.heads import NOAHHead, head_names, register_head, registry
+from noah_lightning.heads import NOAHHead, head_names, register_head
 from noah_lightning.models.classifier import Classifier, create_model
 
 CLASSES: dict[str, str] = json.loads((Path(__file__).parent / "data" / "timm_classes.json").read_text())
@@ -24,40 +25,52 @@ def images_for(name: str) -> Tensor:
 # --- head=gap is timm's model
 
 
+def assert_same_build(ours: nn.Module, timms: nn.Module) -> None:
+    assert type(ours) is type(timms)
+    assert list(ours.state_dict()) == list(timms.state_dict())
+    assert [p.shape for p in ours.parameters()] == [p.shape for p in timms.parameters()]
+    assert [p.requires_grad for p in ours.parameters()] == [p.requires_grad for p in timms.parameters()]
+
+
+@pytest.mark.slow  # the next test has fewer classes, and logits too
 @pytest.mark.parametrize("name", CLASSES.values(), ids=CLASSES.keys())
 def test_gap_is_timms_model_for_every_class(name: str) -> None:
     with torch.device("meta"):
-        ours = create_model(name, head="gap", num_classes=10)
-        timms = timm.create_model(name, num_classes=10)
-    assert type(ours) is type(timms)
-    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in timms.parameters())
-    assert list(ours.state_dict()) == list(timms.state_dict())
-    assert [p.requires_grad for p in ours.parameters()] == [p.requires_grad for p in timms.parameters()]
+        assert_same_build(create_model(name, head="gap", num_classes=10), timm.create_model(name, num_classes=10))
 
 
 @pytest.mark.parametrize(
     "name", [*timm.list_models("test_*"), "resnet18", "mobilenetv3_small_050", "regnetx_002", "xcit_nano_12_p16_224"]
 )
-def test_gap_gives_timms_logits_to_the_bit(name: str) -> None:
+def test_gap_is_timms_model_to_the_bit(name: str) -> None:
     torch.manual_seed(0)
     ours = create_model(name, head="gap", num_classes=10).eval()
     torch.manual_seed(0)
     timms = timm.create_model(name, num_classes=10).eval()
+    assert_same_build(ours, timms)
     images = images_for(name)
     with torch.no_grad():
         assert torch.equal(ours(images), timms(images))
 
 
-def test_gap_hands_on_what_is_timms() -> None:
-    torch.manual_seed(0)
-    ours = create_model("test_resnet", num_classes=10, model_args={"drop_path_rate": 0.5, "global_pool": "max"})
-    torch.manual_seed(0)
-    timms = timm.create_model("test_resnet", num_classes=10, drop_path_rate=0.5, global_pool="max")
-    images = images_for("test_resnet")
-    outputs = []
-    for model in (ours, timms):
+@pytest.mark.parametrize(
+    ("settings", "timms_settings"),
+    [
+        (
+            {"model_args": {"drop_path_rate": 0.5, "global_pool": "max"}},
+            {"drop_path_rate": 0.5, "global_pool": "max"},
+        ),
+        ({"dropout": 0.5}, {"drop_rate": 0.5}),
+        ({"dropout": 0.5, "model_args": {"drop_rate": 0.25}}, {"drop_rate": 0.25}),  # timm's argument wins
+    ],
+)
+def test_gap_passes_its_settings_on_to_timm(settings: dict, timms_settings: dict) -> None:
+    images, outputs = images_for("test_resnet"), []
+    for build, arguments in ((create_model, settings), (timm.create_model, timms_settings)):
+        torch.manual_seed(0)
+        model = build("test_resnet", num_classes=10, **arguments).train()
         torch.manual_seed(3)
-        outputs.append(model.train()(images))
+        outputs.append(model(images))
     assert torch.equal(*outputs)
 
 
@@ -65,30 +78,13 @@ def test_gap_is_the_default() -> None:
     assert type(create_model("test_vit", num_classes=10)) is timm.models.VisionTransformer
 
 
-def test_gap_keeps_the_class_token_and_fits_the_image_size() -> None:
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "resnet18"])
+def test_gap_fits_the_image_size_and_keeps_the_class_token(name: str) -> None:
     with torch.device("meta"):
-        model = create_model("deit_tiny_patch16_224", "gap", 10, image_size=64)
+        model = create_model(name, "gap", 10, image_size=64)
+        assert model(torch.empty(2, 3, 64, 64)).shape == (2, 10)
+    if name != "resnet18":  # which takes images of any size
         assert model.pos_embed.shape == (1, 17, 192)
-        assert model(torch.empty(2, 3, 64, 64)).shape == (2, 10)
-
-
-def test_gap_leaves_a_model_of_any_size_as_it_is() -> None:
-    with torch.device("meta"):
-        model = create_model("resnet18", "gap", 10, image_size=64)
-        assert model(torch.empty(2, 3, 64, 64)).shape == (2, 10)
-
-
-def test_gaps_dropout_is_timms_drop_rate() -> None:
-    torch.manual_seed(0)
-    ours = create_model("resnet18", head="gap", num_classes=10, dropout=0.5)
-    torch.manual_seed(0)
-    timms = timm.create_model("resnet18", num_classes=10, drop_rate=0.5)
-    images = torch.randn(2, 3, 64, 64)
-    outputs = []
-    for model in (ours, timms):
-        torch.manual_seed(3)
-        outputs.append(model.train()(images))
-    assert torch.equal(*outputs)
 
 
 def test_gaps_dropout_is_before_the_classifier_and_only_while_training() -> None:
@@ -104,10 +100,6 @@ def test_gaps_dropout_is_before_the_classifier_and_only_while_training() -> None
     whole, dropped = seen
     assert 0.4 < (dropped == 0).float().mean() < 0.6
     torch.testing.assert_close(dropped, torch.where(dropped == 0, 0.0, 2 * whole))
-
-
-def test_an_argument_for_timm_wins_over_gaps_dropout() -> None:
-    assert create_model("test_resnet", dropout=0.5, model_args={"drop_rate": 0.25}).drop_rate == 0.25
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1, 1.5, float("nan"), True, "0.5", None])
@@ -211,7 +203,7 @@ class MeanHead(nn.Module):
 @pytest.fixture
 def mine(monkeypatch: pytest.MonkeyPatch) -> str:
     """A user's head, registered for the length of one test."""
-    monkeypatch.setattr(registry, "_HEADS", registry._HEADS.copy())
+    monkeypatch.setattr(heads, "_HEADS", heads._HEADS.copy())
     assert register_head("mine")(MeanHead) is MeanHead
     return "mine"
 
@@ -238,6 +230,23 @@ def test_a_test_leaves_no_head_behind() -> None:
 def test_a_head_name_is_given_once(name: str, mine: str) -> None:
     with pytest.raises(ValueError, match=f"a head named '{name}' exists already"):
         register_head(name)(nn.Identity)
+
+
+class ExplainingHead(MeanHead):
+    def explain(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self(features), features
+
+
+def test_a_head_explains_itself_if_it_has_a_method_for_it() -> None:
+    model = create_model("test_resnet", "noah", 10).eval()
+    images, backbone = images_for("test_resnet"), model.backbone
+    explaining = Classifier(backbone, ExplainingHead(backbone.out_channels, 10))
+    with torch.no_grad():
+        logits, features = explaining.explain(images)
+        assert torch.equal(logits, explaining(images))
+        assert torch.equal(features, backbone(images))
+        with pytest.raises(TypeError, match="Flatten does not explain its logits"):
+            Classifier(backbone, nn.Flatten()).explain(images)
 
 
 # --- mistakes
@@ -302,11 +311,3 @@ def assert_one_line(arguments: dict, kind: type[UserError], says: list[str]) -> 
 def test_what_is_asked_for_elsewhere_is_no_argument_for_timm(head: str, argument: dict) -> None:
     with pytest.raises(ConfigError, match=f"cannot set {next(iter(argument))}"):
         create_model("test_resnet", head, 10, model_args=argument)
-
-
-def test_a_head_that_cannot_explain_itself_says_so() -> None:
-    with torch.device("meta"):
-        backbone = create_model("test_resnet", "noah", 10).backbone
-        model = Classifier(backbone, nn.Flatten())
-        with pytest.raises(TypeError, match="Flatten does not explain its logits"):
-            model.explain(torch.empty(1, 3, 160, 160))

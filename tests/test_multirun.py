@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import call_noah
 from noah_lightning.run_dir import RunDir
 from test_sweep import QUICK, finished
 
@@ -113,11 +114,11 @@ def test_a_sweeper_of_another_package_gets_the_top1(own: Path) -> None:
 
 def test_hydras_own_sweeper_and_a_failing_job(own: Path) -> None:
     words = ["hydra/sweeper=basic", "recipe.optimizer.lr=1e+30", "hydra.sweep.dir=one"]
-    done = run(*TRAIN_PY, "-m", *QUICK, "data.train_images=48", *words)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("noah: ")
-    assert "try a smaller recipe.optimizer.lr" in done.stderr
+    answer = call_noah("train", "-m", *QUICK, "data.train_images=48", *words)
+    assert answer.status == 1
+    assert "Traceback" not in answer.err
+    assert answer.err.splitlines()[-1].startswith("noah: ")
+    assert "try a smaller recipe.optimizer.lr" in answer.err
 
 
 def test_mistakes_are_found_before_torch_is_imported(own: Path) -> None:

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -251,7 +252,7 @@ def test_of_torchruns_processes_the_first_one_tells_what_all_met(
 
     monkeypatch.setattr(job, "train_here", fail)
     with pytest.raises(SystemExit) as caught:
-        job._follow(compose_config(["experiment=demo"]))
+        job._follow(OmegaConf.create(compose_config(["experiment=demo"]).model_dump()))
     if raised:
         assert isinstance(caught.value.__cause__, raised), "which the command line reports"
     else:

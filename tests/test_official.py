@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from conftest import Answer
 from noah_lightning.errors import ConfigError, WeightsError
 from noah_lightning.models.official_checkpoints import convert_official, read_official, row_overrides
 from noah_lightning.models.rows import create_row
-from official import CASES, MODELS, filled, recorded_images
+from official import LARGE, MODELS, every_row, filled, recorded_images
 
 Noah = Callable[..., Answer]
 SMALL = ("mobilenetv2_035", "noah")  # a row of 1.7 M parameters for what holds for all
@@ -29,7 +30,7 @@ SMALL = ("mobilenetv2_035", "noah")  # a row of 1.7 M parameters for what holds 
 # --- the weights
 
 
-@pytest.mark.parametrize(("row", "head"), CASES)
+@pytest.mark.parametrize(("row", "head"), every_row(slow=LARGE))
 def test_converted_weights_give_the_recorded_logits(row: str, head: str) -> None:
     official = filled(row, head)
     overrides = row_overrides(row, official)
@@ -106,7 +107,7 @@ def test_the_first_of_many_are_named() -> None:
 
 
 @pytest.mark.parametrize(("given", "asked"), [("gap", "noah"), ("noah", "gap")])
-def test_the_other_head_is_recognised(given: str, asked: str) -> None:
+def test_the_other_head_is_recognized(given: str, asked: str) -> None:
     assert mistake(filled("resnet18", given), "resnet18", asked).endswith(f"they look like --head {given}")
 
 
@@ -130,7 +131,7 @@ def test_an_unknown_row_or_head_is_named(row: str, head: str, message: str) -> N
 
 
 class Momentum:
-    """Stands for whatever a script may have saved beside the weights."""
+    """Stands for any object that a script may have saved besides the weights."""
 
 
 def layouts(state: dict[str, Tensor]) -> dict[str, object]:
@@ -200,21 +201,18 @@ def test_convert_writes_weights_and_what_they_are(noah: Noah, checkpoint: Path) 
     assert facts["source"] == "checkpoint.pth.tar"
 
 
-def test_convert_takes_the_average_on_request(noah: Noah, tmp_path: Path) -> None:
+def test_convert_takes_the_average_on_request_and_says_that_there_is_one(noah: Noah, tmp_path: Path) -> None:
     state = filled(*SMALL)
     torch.save(layouts(state)["mlp"], tmp_path / "mlp.pth")
+    answer = convert(noah, tmp_path / "mlp.pth")
+    assert answer.status == 0
+    assert "--ema" in answer.out
+    shutil.rmtree("converted")
     answer = convert(noah, tmp_path / "mlp.pth", "--ema")
     assert answer.status == 0, answer.err
     bias = load_file("converted/model.safetensors")["head.query.bias"]
     assert torch.equal(bias, state["head.query.bias"] + 1)
     assert json.loads(Path("converted/model.json").read_text())["ema"] is True
-
-
-def test_convert_says_that_there_is_an_average(noah: Noah, tmp_path: Path) -> None:
-    torch.save(layouts(filled(*SMALL))["mlp"], tmp_path / "mlp.pth")
-    answer = convert(noah, tmp_path / "mlp.pth")
-    assert answer.status == 0
-    assert "--ema" in answer.out
 
 
 def refused(answer: Answer) -> str:
@@ -226,21 +224,11 @@ def refused(answer: Answer) -> str:
     return answer.err
 
 
-def test_convert_refuses_a_missing_key(noah: Noah, tmp_path: Path) -> None:
+def test_convert_refuses_weights_that_do_not_fit(noah: Noah, tmp_path: Path) -> None:
     state = filled(*SMALL)
     del state["head.value.bias"]
     torch.save(state, tmp_path / "file.pth")
     assert "1 missing (head.value.bias)" in refused(convert(noah, tmp_path / "file.pth"))
-
-
-def test_convert_refuses_a_key_too_many(noah: Noah, tmp_path: Path) -> None:
-    torch.save(filled(*SMALL) | {"head.other": torch.ones(1)}, tmp_path / "file.pth")
-    assert "1 left over (head.other)" in refused(convert(noah, tmp_path / "file.pth"))
-
-
-def test_convert_refuses_a_wrong_shape(noah: Noah, tmp_path: Path) -> None:
-    torch.save(filled(*SMALL) | {"head.query.bias": torch.ones(1)}, tmp_path / "file.pth")
-    assert "head.query.bias is (1,), not (8000,)" in refused(convert(noah, tmp_path / "file.pth"))
 
 
 def test_convert_refuses_a_truncated_file(noah: Noah, checkpoint: Path, tmp_path: Path) -> None:
@@ -361,17 +349,17 @@ def test_foreign_facts_are_refused(noah: Noah, facts: str) -> None:
     assert answer.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "foreign"])
-def test_damaged_weights_are_refused(noah: Noah, checkpoint: Path, damage: str, imagenet: Path) -> None:
+def test_damaged_weights_are_refused(noah: Noah, checkpoint: Path, imagenet: Path) -> None:
     convert(noah, checkpoint)
     path = Path("converted/model.safetensors")
     content = path.read_bytes()
-    path.unlink()
-    if damage == "cut":
-        path.write_bytes(content[:1000])
-    elif damage == "foreign":
-        save_file({"weight": torch.ones(2)}, path)
-    answer = noah("evaluate", "converted", f"data.root={imagenet}")
-    assert answer.status == 2
-    assert answer.err.count("\n") == 1
-    assert "model.safetensors" in answer.err
+    for damage in (
+        lambda: path.write_bytes(content[:1000]),
+        lambda: save_file({"weight": torch.ones(2)}, path),
+        path.unlink,
+    ):
+        damage()
+        answer = noah("evaluate", "converted", f"data.root={imagenet}")
+        assert answer.status == 2
+        assert answer.err.count("\n") == 1
+        assert "model.safetensors" in answer.err

@@ -17,8 +17,8 @@ from noah_lightning.errors import WeightsError
 from noah_lightning.models import make_backbone
 from noah_lightning.models.classifier import create_model
 from noah_lightning.models.rows import count_parameters, create_row
-from noah_lightning.models.zoo.mobilenetv3_small import InvertedResidual
-from noah_lightning.models.zoo.pvt_v1 import Block, ReducedAttention
+from noah_lightning.models.zoo.convolutional import InvertedResidual
+from noah_lightning.models.zoo.pvt_v1 import Attention, Block
 from noah_lightning.task.optimizer import parameter_groups
 
 # name -> what is left of two images of 224 pixels without pooling
@@ -44,11 +44,11 @@ def build(name: str, **model_args) -> nn.Module:
     """The model with random weights everywhere, also where they start at 0, in evaluation mode."""
     torch.manual_seed(0)
     model = timm.create_model(name, **{"num_classes": 7, **model_args})
-    randomise(model)
+    randomize(model)
     return model.eval()
 
 
-def randomise(model: nn.Module) -> None:
+def randomize(model: nn.Module) -> None:
     with torch.no_grad():
         for key, tensor in model.state_dict().items():
             if tensor.is_floating_point():
@@ -69,51 +69,36 @@ def test_timm_lists_them() -> None:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_timm_builds_them_for_any_number_of_classes(name: str) -> None:
+def test_timm_builds_them_and_takes_classifier_and_pooling_off(name: str) -> None:
+    nothing = torch.empty(2, 3, 224, 224, device="meta")
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=7)
-        assert model(torch.empty(2, 3, 224, 224)).shape == (2, 7)
+        assert model(nothing).shape == (2, 7)
         assert model.get_classifier().out_features == model.num_classes == 7
-
-
-@pytest.mark.parametrize("name", OWN)
-def test_they_can_do_without_classifier_and_pooling(name: str) -> None:
-    with torch.device("meta"):
-        model = timm.create_model(name, num_classes=7)
+        model.reset_classifier(5)  # keeps the pooling
+        assert model(nothing).shape == (2, 5)
+        model.reset_classifier(0)  # gives what the classifier would see
+        assert model(nothing).shape == (2, model.head_hidden_size)
         model.reset_classifier(0, "")
-        assert model(torch.empty(2, 3, 224, 224)).shape == UNPOOLED[name]
+        assert model(nothing).shape == UNPOOLED[name]
         assert isinstance(model.get_classifier(), nn.Identity)
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_without_a_classifier_they_give_what_it_would_see(name: str) -> None:
+@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
+def test_timm_builds_them_without_a_classifier(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=0)
         assert model(torch.empty(2, 3, 224, 224)).shape == (2, model.head_hidden_size)
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_a_new_classifier_keeps_the_pooling(name: str) -> None:
-    with torch.device("meta"):
-        model = timm.create_model(name, num_classes=7)
-        model.reset_classifier(5)
-        assert model(torch.empty(2, 3, 224, 224)).shape == (2, 5)
-
-
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
-def test_forward_is_the_features_and_then_the_head(name: str) -> None:
-    model = build(name)
-    with torch.no_grad():
-        assert torch.equal(model(images()), model.forward_head(model.forward_features(images())))
-
-
-@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
-def test_the_classifier_sees_what_pre_logits_gives(name: str) -> None:
+def test_forward_is_the_features_then_the_head_then_the_classifier(name: str) -> None:
     model = build(name)
     with torch.no_grad():
         features = model.forward_features(images())
-        logits = model.get_classifier()(model.forward_head(features, pre_logits=True))
-        torch.testing.assert_close(logits, model.forward_head(features))
+        expected = model.forward_head(features)
+        assert torch.equal(model(images()), expected)
+        torch.testing.assert_close(model.get_classifier()(model.forward_head(features, pre_logits=True)), expected)
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
@@ -132,22 +117,19 @@ def test_drop_rate_drops_half_of_what_the_classifier_sees_and_only_while_trainin
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
-@pytest.mark.parametrize("num_classes", [7, 5])
-def test_a_file_of_weights_is_taken_whole_but_for_another_classifier(
-    num_classes: int, name: str, tmp_path: Path
-) -> None:
+def test_a_file_of_weights_is_taken_whole_but_for_another_classifier(name: str, tmp_path: Path) -> None:
     source = build(name).state_dict()
     torch.save(source, tmp_path / "weights.pt")
-    loaded = create_model(name, "gap", num_classes, weights=str(tmp_path / "weights.pt")).state_dict()
     classifier = {key for key in source if source[key].shape[:1] == (7,)}
     assert len(classifier) == 2
-    compared = source.keys() - (classifier if num_classes == 5 else set())
-    assert all(torch.equal(loaded[key], source[key]) for key in compared)
+    for num_classes, compared in ((7, source.keys()), (5, source.keys() - classifier)):
+        loaded = create_model(name, "gap", num_classes, weights=str(tmp_path / "weights.pt")).state_dict()
+        assert all(torch.equal(loaded[key], source[key]) for key in compared)
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_no_pretrained_weights_are_to_be_had(name: str) -> None:
-    with pytest.raises(WeightsError, match=f"^pretrained weights of {name} are not to be had") as error:
+def test_there_are_no_pretrained_weights(name: str) -> None:
+    with pytest.raises(WeightsError, match=f"^pretrained weights of {name} are not available") as error:
         create_model(name, "gap", 7, pretrained=True)
     assert "\n" not in str(error.value)
 
@@ -218,9 +200,9 @@ def test_shufflenet_is_torchvisions() -> None:
 # --- PVT
 
 
-def reduced_map(x: Tensor, attention: ReducedAttention, size: tuple[int, int]) -> Tensor:
+def reduced_map(x: Tensor, attention: Attention, size: tuple[int, int]) -> Tensor:
     """Patches of R×R positions, each through one linear map, and normed: what a strided convolution does."""
-    (rows, columns), r = size, attention.reduction
+    (rows, columns), r = size, attention.sr.stride[0]
     patches = x.unflatten(1, (rows // r, r, columns // r, r))  # (B, H/R, R, W/R, R, C)
     x = torch.einsum("bhiwjc,dcij->bhwd", patches, attention.sr.weight).flatten(1, 2) + attention.sr.bias
     return F.layer_norm(x, x.shape[2:], attention.norm.weight, attention.norm.bias, eps=1e-5)
@@ -230,8 +212,8 @@ def reduced_map(x: Tensor, attention: ReducedAttention, size: tuple[int, int]) -
 def test_pvts_attention_is_the_softmax_of_the_equations(heads: int, reduction: int) -> None:
     torch.manual_seed(0)
     width, size = 12, (4, 8)
-    attention = ReducedAttention(width, heads, reduction)
-    randomise(attention)
+    attention = Attention(width, heads, reduction)
+    randomize(attention)
     x = torch.randn(2, 32, width)
     with torch.no_grad():
         source = x if reduction == 1 else reduced_map(x, attention, size)
@@ -249,7 +231,7 @@ def test_pvts_attention_is_the_softmax_of_the_equations(heads: int, reduction: i
 def test_pvts_block_norms_before_each_branch() -> None:
     torch.manual_seed(0)
     block = Block(12, 3, 2, 2, drop_path=0.0)
-    randomise(block)
+    randomize(block)
     x, size = torch.randn(2, 16, 12), (4, 4)
     with torch.no_grad():
         y = x + block.attn(F.layer_norm(x, (12,), block.norm1.weight, block.norm1.bias, eps=1e-6), size)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from conftest import TINY, Answer, call_noah
 from noah_lightning.cli import main
+from noah_lightning.config.choices import DataSettings
 from noah_lightning.config.compose import compose_config
 from noah_lightning.config.processes import batch_per_process, processes_per_node
 from noah_lightning.config.schema import OptimizerSettings, ScheduleSettings, TrainerSettings
@@ -306,13 +307,15 @@ class StripesModule(ImageDataModule):
 
 def stripes(batch_size: int, length: int = 1003) -> StripesModule:
     data = StripesModule(
-        num_classes=5,
-        mean=[0.5] * 3,
-        std=[0.25] * 3,
-        image_size=4,
-        batch_size=batch_size,
-        num_workers=0,
-        seed=0,
+        DataSettings(
+            name="stripes",
+            num_classes=5,
+            mean=[0.5] * 3,
+            std=[0.25] * 3,
+            image_size=4,
+            batch_size=batch_size,
+            num_workers=0,
+        )
     )
     data.length = length
     return data
@@ -768,7 +771,7 @@ def fail(error: Exception) -> None:
     [
         (ConfigError("a mistake"), 2, "2 a mistake"),
         (RunFailed("out of memory"), 1, "1 out of memory"),
-        (RuntimeError("a crash"), 1, ""),
+        (RuntimeError("a crash"), 1, "1 process 0 exited with status 1; see its traceback above"),
     ],
     ids=repr,
 )
@@ -784,4 +787,4 @@ def test_only_the_first_failure_is_reported(
     assert (first.value.code, second.value.code) == (status, 1)
     assert ((tmp_path / "first").read_text(), capsys.readouterr().err) == (reported[0], "")
     assert reported[0] == line
-    assert ("RuntimeError: a crash" in reported[1]) == (line == "")
+    assert ("RuntimeError: a crash" in reported[1]) == isinstance(error, RuntimeError)

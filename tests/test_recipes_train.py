@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_images
 
 from conftest import Answer
 from noah_lightning.data import create_data
-from noah_lightning.models.from_config import build_model
+from noah_lightning.models.classifier import build_model
 from noah_lightning.models.rows import row_config
 from noah_lightning.train import make_task
 

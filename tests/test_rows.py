@@ -10,20 +10,14 @@ import torch
 from conftest import Answer
 from noah_lightning.models.rows import ROWS, create_row, read_row
 from noah_lightning.run_dir import RunDir
-from official import MODELS
+from official import MODELS, ONE_OF_EACH_KIND, every_row
 
 Noah = Callable[..., Answer]
-LARGE = {"resnet101", "resnet152", "deit_base", "deit_small", "mixer_b16", "gmlp_s16"}
-EVERY = [
-    pytest.param(row, head, marks=pytest.mark.slow if row in LARGE else ())
-    for row in ROWS
-    for head in ("gap", "noah")
-]
 SMALL = ["data=digits", "data.image_size=64", "data.train_images=20", "data.val_images=10", "data.batch_size=10"]
 TWO_STEPS = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.num_sanity_val_steps=0"]
 
 
-@pytest.mark.parametrize(("row", "head"), EVERY)
+@pytest.mark.parametrize(("row", "head"), every_row(slow=set(ROWS) - {*ONE_OF_EACH_KIND}))
 def test_every_row_trains(row: str, head: str, noah: Noah) -> None:
     """Two steps with the whole recipe: mixing, average of the weights, clipping, schedule."""
     answer = noah("train", f"model={row}", f"head={head}", *SMALL, *TWO_STEPS, "hydra.run.dir=run")

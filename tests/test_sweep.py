@@ -63,7 +63,7 @@ def test_every_combination_is_a_job(noah: Noah) -> None:
         "5  head.head_num=2 seed=5",
     ]
     config = compose_config(["experiment=demo", "head.head_num=2", "seed=5", mean])
-    assert jobs["5  head.head_num=2 seed=5"] == OmegaConf.to_container(config), "a run has nothing of its sweep"
+    assert jobs["5  head.head_num=2 seed=5"] == config.model_dump(), "a run has nothing of its sweep"
     assert list(Path().iterdir()) == []
 
 
@@ -85,9 +85,9 @@ def test_the_command_line_wins_over_the_preset() -> None:
     [
         (["sweep=hed"], "sweep has no option 'hed'; did you mean heads"),
         (["sweep.rsume=true"], "unknown setting 'sweep.rsume'; did you mean sweep.resume"),
-        (["sweep.resume=maybe"], "sweep.resume=maybe must be true or false"),
+        (["sweep.resume=maybe"], "sweep.resume='maybe' must be true or false"),
         (["sweep.jobs=0"], "sweep.jobs=0 must be an integer of at least 1"),
-        (["sweep.jobs=two"], "sweep.jobs=two must be an integer of at least 1"),
+        (["sweep.jobs=two"], "sweep.jobs='two' must be an integer of at least 1"),
         (["sweep.trials=0"], "sweep.trials=0 must be an integer of at least 1"),
         (["sweep.trials=1.5"], "sweep.trials=1.5 must be an integer of at least 1"),
         (["sweep.trial=3"], "unknown setting 'sweep.trial'; did you mean sweep.trials"),
@@ -448,7 +448,7 @@ def test_what_has_finished_is_not_trained_again(tmp_path: Path, monkeypatch: pyt
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match=r"has finished; noah evaluate"):
         train_in_processes(config, run_dir, resume=True)
-    cfg = OmegaConf.create({**config, "sweep": {"resume": True}})
+    cfg = OmegaConf.create({**config.model_dump(), "sweep": {"resume": True}})
     job._train_in_sweep(cfg, run_dir)
     looks = iter([False, True])
     monkeypatch.setattr(job, "has_finished", lambda _: next(looks))

@@ -17,7 +17,7 @@ from conftest import TINY, Answer, FinishedRun, call_noah
 from noah_lightning.callbacks.progress import EpochReport
 from noah_lightning.config.compose import compose_config
 from noah_lightning.config.schema import MixingSettings, OptimizerSettings, ScheduleSettings
-from noah_lightning.models.from_config import build_model
+from noah_lightning.models.classifier import build_model
 from noah_lightning.run_dir import RunDir
 from noah_lightning.task.mixing import BatchMixing
 from noah_lightning.train import make_task, make_trainer

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noah_lightning.config.schema import RunConfig
-from noah_lightning.models.from_config import build_model
+from noah_lightning.models.classifier import build_model
 from noah_lightning.models.official_checkpoints import convert_official
 from noah_lightning.models.rows import row_config
 from noah_lightning.train import make_task
@@ -28,7 +28,7 @@ def start(case: dict[str, Any], kernel: str) -> tuple[RunConfig, nn.Module]:
 
 
 def our_losses(config: RunConfig, model: nn.Module, dtype: torch.dtype) -> list[float]:
-    """Six steps of our task and our optimiser at the first epoch's rate."""
+    """Six steps of our task and our optimizer at the first epoch's rate."""
     task = make_task(config, model.to(dtype), batch=config.recipe.batch_size).train()
     task.log = lambda *args, **kwargs: None  # type: ignore[method-assign]  # there is no trainer to log to
     optimizer = task.configure_optimizers()

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from noah_lightning.errors import ConfigError, UnknownModelError, WeightsError
 from noah_lightning.models import make_backbone
 from noah_lightning.models.classifier import create_model
-from noah_lightning.models.timm_models import build_timm_model
-from noah_lightning.models.weights import read_weights
+from noah_lightning.models.timm_models import build_timm_model, read_weights
 
 HEADS = ["gap", "noah"]
 TINY_BEIT = {"embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -28,7 +27,7 @@ TINY_BEIT = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No network and an empty cache, whatever this machine has."""
+    """No network and an empty cache, on any machine."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
@@ -123,7 +122,7 @@ def test_the_norm_that_timm_puts_after_its_average_comes_along(
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_a_classifier_for_other_classes_is_left_out_and_starts_afresh(name: str, tmp_path: Path) -> None:
+def test_a_classifier_for_other_classes_is_left_out_and_is_drawn(name: str, tmp_path: Path) -> None:
     source = trained(name, num_classes=10)
     path = write(source.state_dict(), tmp_path / "weights.pt")
     classifier = source.pretrained_cfg["classifier"]
@@ -316,7 +315,7 @@ class MakesADirectory:
 
 
 @pytest.mark.parametrize("form", ["torch.save", "torch.save of old", "pickle"])
-def test_a_pickle_that_runs_code_is_refused_unrun(form: str, tmp_path: Path) -> None:
+def test_a_pickle_that_runs_code_is_refused_before_it_runs(form: str, tmp_path: Path) -> None:
     trace, path = tmp_path / "it-ran", tmp_path / "weights.pt"
     contents = {"state_dict": MakesADirectory(trace)}
     if form == "pickle":
@@ -328,7 +327,7 @@ def test_a_pickle_that_runs_code_is_refused_unrun(form: str, tmp_path: Path) -> 
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
     assert not trace.exists()
-    with suppress(RuntimeError):  # a bare pickle is no file of torch's, which it finds out too late
+    with suppress(RuntimeError):  # a bare pickle is not a file of torch, which it finds out too late
         torch.load(path, weights_only=False)
     assert trace.exists()  # so the file is a live one
 
@@ -345,7 +344,7 @@ def test_a_path_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", ["test_resnet", "test_resnet.r160_in1k", "vit_small_patch8_224"])
-def test_pretrained_without_network_is_told_in_one_line_at_once(name: str, head: str) -> None:
+def test_pretrained_without_network_is_one_line_at_once(name: str, head: str) -> None:
     started = time.monotonic()
     with pytest.raises(
         WeightsError, match=f"pretrained weights of {name} .*model.weights=.*pretrained=false"
@@ -357,8 +356,8 @@ def test_pretrained_without_network_is_told_in_one_line_at_once(name: str, head:
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("head", HEADS)
-def test_a_hub_model_without_network_is_told_in_one_line(head: str) -> None:
-    with pytest.raises(UnknownModelError, match="hf-hub:timm/test_resnet is not to be had") as error:
+def test_a_hub_model_without_network_is_one_line(head: str) -> None:
+    with pytest.raises(UnknownModelError, match="hf-hub:timm/test_resnet is not available") as error:
         create_model("hf-hub:timm/test_resnet", head, 10)
     assert "\n" not in str(error.value)
 

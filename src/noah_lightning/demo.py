@@ -15,8 +15,7 @@ from noah_lightning.data import create_data
 from noah_lightning.data.datamodule import LabeledImages
 from noah_lightning.errors import ConfigError
 from noah_lightning.loggers.console import duration, log
-from noah_lightning.models.classifier import Classifier
-from noah_lightning.models.from_config import load_model
+from noah_lightning.models.classifier import Classifier, load_model
 from noah_lightning.run_dir import Results
 from noah_lightning.train import train
 

@@ -8,8 +8,7 @@ from noah_lightning.config.plugins import load_plugins
 from noah_lightning.config.schema import OptimizerSettings, ScheduleSettings
 from noah_lightning.data import create_data
 from noah_lightning.errors import ConfigError
-from noah_lightning.models.compiled import compiled
-from noah_lightning.models.from_config import load_model
+from noah_lightning.models.classifier import compiled, load_model
 from noah_lightning.run_dir import RunDir
 from noah_lightning.task import ClassificationTask
 from noah_lightning.task.metrics import Accuracy

@@ -30,9 +30,8 @@ from noah_lightning.errors import ConfigError, RunFailed, UserError, one_line
 from noah_lightning.loggers import console
 from noah_lightning.loggers.factory import close_loggers, make_loggers
 from noah_lightning.loggers.wandb_run import WandbRun
-from noah_lightning.models.compiled import compiled
+from noah_lightning.models.classifier import build_model, compiled
 from noah_lightning.models.cost import count_parameters
-from noah_lightning.models.from_config import build_model
 from noah_lightning.run_dir import CHECKPOINTS, CONFIG, LOG, Results, RunDir
 from noah_lightning.task import ClassificationTask, check_options, scaled_to
 from noah_lightning.task.mixing import check_even

@@ -20,7 +20,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extensi
 from noah_lightning.errors import DataError, name_first
 
 VERSION = 2  # of the cache file
-# Two changes within one tick of the file system's clock cannot be told apart, so the index of a tree that has just
+# Two changes within one tick of the file system's clock look like one, so the index of a tree that has just
 # been changed is not cached. The coarsest clock, that of FAT, ticks every 2 s.
 TICK = 2 * 10**9  # ns
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from noah_lightning.distributed.environment import rank
 from noah_lightning.distributed.signals import SIGNALS, Stopped
 from noah_lightning.errors import FAILED, INTERRUPTED, MISTAKE, RunFailed, UserError
 
@@ -145,8 +146,8 @@ def _start(first_failure: Path, imports: str, work: Callable[..., Any], argument
 def _work(first_failure: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """Do the work in one of several processes, and report only the first failure.
 
-    The first process to fail writes its exit status and message to a file, or an empty file and prints a traceback.
-    The others then fail too, because it no longer answers, and report nothing.
+    The first process to fail writes its exit status and message to a file; an unexpected error is printed with its
+    traceback. The others then fail too, because it no longer answers, and report nothing.
     """
     try:
         return work(*arguments)
@@ -161,6 +162,7 @@ def _work(first_failure: Path, work: Callable[..., Any], arguments: tuple[Any, .
         if _interrupted.is_set():  # the error follows from the interruption
             raise SystemExit(1) from None
         text = traceback.format_exc()
-        with suppress(FileExistsError), first_failure.open("x"):
+        with suppress(FileExistsError), first_failure.open("x") as file:
             print(text, end="", file=sys.stderr, flush=True)
+            file.write(f"{FAILED} process {rank()} exited with status 1; see its traceback above")
         raise SystemExit(1) from None

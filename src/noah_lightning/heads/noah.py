@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from noah_lightning.config.choices import NoahHeadSettings
 from noah_lightning.config.parsing import parse
 from noah_lightning.errors import ConfigError, HeadSettingError
+from noah_lightning.heads import register_head
 from noah_lightning.heads.kernels import non_global_attention
-from noah_lightning.heads.registry import register_head
 
 
 class Explanation(NamedTuple):
-    """Why the logits are what they are.
+    """Logits with their parts: ``logits[b, k] == contribution[b, k].sum()``.
 
-    ``logits[b, k] == contribution[b, k].sum()``: how much each position adds to each class. ``attention`` says
-    where each head looks for each class; it sums to one over the positions.
+    ``contribution`` is how much each position adds to each class. ``attention`` is where each head looks for each
+    class; it sums to one over the positions.
     """
 
     logits: Tensor  # (B, K)
@@ -41,15 +41,15 @@ class NOAHHead(nn.Module):
         in_channels: width C of the feature map.
         num_classes: K.
         head_num: N, the number of attention blocks.
-        key_ratio: r in (0, 1), the share of channels that are keys; without ``kv_split`` nothing is shared out.
+        key_ratio: r in (0, 1), the share of channels that are keys; unused without ``kv_split``.
         dropout: probability with which a value is dropped while training (the official place: the values).
         head_split: each block reads its own 1/N of the channels; False: every block reads them all.
         kv_split: keys and values read separate channels; False: both read all C.
         init: starting weights of both convolutions (biases start at zero). ``official`` is Kaiming-normal by
             fan-out, std sqrt(2 / (N K)); ``lecun`` is normal by fan-in, which the official Mixer and gMLP
             use; ``small`` is normal with std 0.02, which keeps the attention soft when K is small.
-        kernel: who computes the logits, all to the same result: ``definition`` as the equation stands, ``sliced`` a
-            few images at a time without large tensors, ``fused`` by Triton on a GPU; ``auto`` is fused on a GPU
+        kernel: how the logits are computed, all to the same result: ``definition`` as the equation stands, ``sliced``
+            a few images at a time without large tensors, ``fused`` by Triton on a GPU; ``auto`` is fused on a GPU
             in half precision and sliced anywhere else. Only the definition has a second derivative.
 
     Raises:
@@ -69,13 +69,13 @@ class NOAHHead(nn.Module):
         kernel: Literal["auto", "fused", "sliced", "definition"] = "auto",
     ) -> None:
         super().__init__()
-        settings: dict[str, object] = {"head_num": head_num, "key_ratio": key_ratio, "dropout": dropout}
-        settings |= {"head_split": head_split, "kv_split": kv_split, "init": init, "kernel": kernel}
+        values: dict[str, object] = {"head_num": head_num, "key_ratio": key_ratio, "dropout": dropout}
+        values |= {"head_split": head_split, "kv_split": kv_split, "init": init, "kernel": kernel}
         try:
-            parse(NoahHeadSettings, settings, "head")
+            settings = parse(NoahHeadSettings, values, "head")
         except ConfigError as error:
             raise HeadSettingError(f"NOAH: {str(error).removeprefix('head.')}") from None
-        _check_channels(in_channels, num_classes, head_num, key_ratio, head_split, kv_split)
+        _check_width(in_channels, num_classes, settings)
         self.num_classes = num_classes
         self.head_num = head_num
         self.kv_split = kv_split
@@ -152,31 +152,26 @@ def _split_channels(in_channels: int, key_ratio: float, kv_split: bool) -> tuple
     return key, in_channels - key
 
 
-def _check_channels(
-    in_channels: int, num_classes: int, head_num: int, key_ratio: float, head_split: bool, kv_split: bool
-) -> None:
+def _check_width(in_channels: int, num_classes: int, settings: NoahHeadSettings) -> None:
     """Raise HeadSettingError for settings that do not fit the width, with settings that do."""
     for name, number in (("in_channels", in_channels), ("num_classes", num_classes)):
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise HeadSettingError(f"NOAH: {name}={number!r} must be an integer of at least 1")
-    key, value = _split_channels(in_channels, key_ratio, kv_split)
+    n, r = settings.head_num, settings.key_ratio
+    key, value = _split_channels(in_channels, r, settings.kv_split)
     if min(key, value) < 1:
         raise HeadSettingError(
-            f"NOAH: key_ratio={key_ratio} leaves {key} key channels of width {in_channels}; "
+            f"NOAH: key_ratio={r} leaves {key} key channels of width {in_channels}; "
             f"at least {1 / in_channels:.4g} is needed for one"
         )
-    if head_split and (key % head_num or value % head_num):
-        raise HeadSettingError(
-            f"NOAH: head_num={head_num} does not divide the {key} key and {value} value channels of width "
-            f"{in_channels} at key_ratio={key_ratio}; {_alternatives(in_channels, head_num, key_ratio, kv_split)}"
-        )
-
-
-def _alternatives(in_channels: int, head_num: int, key_ratio: float, kv_split: bool) -> str:
-    """Settings near the impossible one that work for this width."""
-    nearest = sorted(possible_head_nums(in_channels, key_ratio, kv_split), key=lambda n: abs(n - head_num))[:4]
+    if not settings.head_split or (key % n == 0 and value % n == 0):
+        return
+    nearest = sorted(possible_head_nums(in_channels, r, settings.kv_split), key=lambda other: abs(other - n))[:4]
     advice = f"head_num={', '.join(map(str, sorted(nearest)))} would work"
-    ratios = [r for r in (1 / 8, 1 / 4, 1 / 2, 3 / 4) if head_num in possible_head_nums(in_channels, r)]
-    if kv_split and ratios:
-        advice += f", or key_ratio={', '.join(map(str, ratios))} with head_num={head_num}"
-    return advice + ", or head_split=false"
+    ratios = [ratio for ratio in (1 / 8, 1 / 4, 1 / 2, 3 / 4) if n in possible_head_nums(in_channels, ratio)]
+    if settings.kv_split and ratios:
+        advice += f", or key_ratio={', '.join(map(str, ratios))} with head_num={n}"
+    raise HeadSettingError(
+        f"NOAH: head_num={n} does not divide the {key} key and {value} value channels of width {in_channels} at "
+        f"key_ratio={r}; {advice}, or head_split=false"
+    )

@@ -1,18 +1,25 @@
-"""The join: a backbone and a head become one image classifier."""
+"""Image classifiers: a backbone joined with a head, as code, a configuration or a run directory describes them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from noah_lightning.config.choices import GapHeadSettings
 from noah_lightning.config.parsing import parse
-from noah_lightning.errors import ConfigError
+from noah_lightning.config.schema import RunConfig
+from noah_lightning.errors import ConfigError, WeightsError, one_line
 from noah_lightning.heads import make_head
 from noah_lightning.heads.noah import Explanation
-from noah_lightning.models import FeatureMapBackbone, build_timm_model, make_backbone
+from noah_lightning.models.feature_extractor import FeatureMapBackbone, make_backbone
+from noah_lightning.models.timm_models import build_timm_model
+from noah_lightning.run_dir import CHECKPOINTS, CONFIG
 
-# Arguments of timm's that are asked for elsewhere, say where weights come from, or make something else than a model.
+# timm's arguments that are set elsewhere, choose the weights, or make something other than a model.
 _NOT_TIMMS_TO_SET = {
     *("num_classes", "in_chans", "pretrained", "checkpoint_path"),
     *("pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir", "model_name"),
@@ -32,10 +39,10 @@ class Classifier(nn.Module):
         return self.head(self.backbone(images))
 
     def explain(self, images: Tensor) -> Explanation:
-        """NOAH's logits with the attention and the contribution of every position.
+        """The logits with the attention and the contribution of every position, of any head that has ``explain``.
 
         Raises:
-            TypeError: another head, which cannot explain itself.
+            TypeError: the head has no such method.
         """
         explain: Callable[[Tensor], Explanation] | None = getattr(self.head, "explain", None)
         if explain is None:
@@ -89,7 +96,7 @@ def create_model(
     model_args = dict(model_args or {})
     if owned := sorted(_NOT_TIMMS_TO_SET & model_args.keys()):
         raise ConfigError(
-            f"model.args cannot set {', '.join(owned)}: images have 3 channels, the data knows its classes, "
+            f"model.args cannot set {', '.join(owned)}: images have 3 channels, the data has the number of classes, "
             "and weights come from model.pretrained or model.weights"
         )
     if head == "gap":
@@ -110,3 +117,77 @@ def _gap_settings(dropout: float = 0.0, **unknown: Any) -> dict[str, Any]:
         )
     parse(GapHeadSettings, {"dropout": dropout}, "head")
     return {"drop_rate": dropout} if dropout else {}
+
+
+def build_model(config: RunConfig) -> nn.Module:
+    """The model that a configuration describes.
+
+    Raises:
+        UserError: as :func:`create_model`.
+    """
+    regularization = {"drop_path_rate": config.recipe.drop_path, "proj_drop_rate": config.recipe.block_dropout}
+    return create_model(
+        name=config.model.name,
+        head=config.head.name,
+        num_classes=config.data.num_classes,
+        pretrained=config.model.pretrained,
+        weights=config.model.weights,
+        image_size=config.data.image_size,
+        class_token=config.model.class_token,
+        backbone_init=config.model.init,
+        # What a recipe asks of the inside of the model, as timm calls it; models that lack it refuse it.
+        model_args={name: rate for name, rate in regularization.items() if rate} | config.model.args,
+        **config.head.arguments("name"),
+    )
+
+
+def load_model(run_dir: Path, config: RunConfig, checkpoint: str = "best", ema: bool = False) -> nn.Module:
+    """The run's model with the weights of its ``best`` or ``last`` checkpoint, in evaluation mode.
+
+    With ``ema`` it has the average of the weights instead, and ``best`` is the epoch that was best for the average.
+
+    Raises:
+        WeightsError: the checkpoint is missing, unreadable or of another model, or the run has no average.
+    """
+    if ema and config.recipe.ema is None:
+        raise WeightsError(f"{run_dir} has no average of the weights: it was trained with recipe.ema=null")
+    name = "best_ema" if ema and checkpoint == "best" else checkpoint
+    path = run_dir / CHECKPOINTS / f"{name}.ckpt"
+    prefix = "ema.module." if ema else "model."
+    if not path.is_file():
+        raise WeightsError(f"there is no checkpoint {path}")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        state = {key.removeprefix(prefix): tensor for key, tensor in saved.items() if key.startswith(prefix)}
+    except Exception as error:  # torch, pickle and zipfile each raise their own
+        raise WeightsError(f"{path} cannot be read as a checkpoint: {one_line(error)}") from error
+    class_token = config.model.class_token
+    if class_token is None and config.head.name != "gap":  # as :func:`make_backbone` chose it
+        class_token = bool(config.model.pretrained or config.model.weights)
+    # The same architecture without fetching the weights it once started from.
+    model = build_model(config.replace("model", pretrained=False, weights=None, class_token=class_token))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit the model in {run_dir / CONFIG}: {one_line(error)}") from error
+    return model.eval()
+
+
+@contextmanager
+def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Compile the model, where that is wanted; torch does so at the first calls, which belong within.
+
+    It is compiled in place, which keeps its class and the names of its weights, and so its checkpoints.
+
+    Raises:
+        ConfigError: torch cannot compile it, for lack of a compiler for instance.
+    """
+    if not wanted:
+        yield
+        return
+    model.compile()
+    try:
+        yield
+    except TorchDynamoException as error:
+        what = one_line(error).partition(" Set TORCHDYNAMO_VERBOSE")[0]  # advice for torch's developers
+        raise ConfigError(f"trainer.compile=true: {what}; trainer.compile=false trains without") from error

@@ -4,15 +4,14 @@ There are two ways to the map:
 
 * unpooled: the model without its pooling, so that what it does between its trunk and its pooling (MobileNetV3's
   last convolution, ConvNeXt's norm) still runs, on every position. It returns NCHW, NHWC or tokens, some of them
-  class, distillation or register tokens, which are no positions and are dropped.
-* last stage: models that cannot do without pooling, or give back something else (class tokens only, lists, a 1×1
-  map), tell their last feature map through timm's ``forward_intermediates``.
+  class, distillation or register tokens, which are not positions and are dropped.
+* last stage: models that cannot do without pooling, or return something else (class tokens only, lists, a 1×1
+  map), give their last feature map through timm's ``forward_intermediates``.
 
 Which one a model takes is found by running it once on the ``meta`` device, which costs no arithmetic.
 """
 
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -70,48 +69,18 @@ def make_backbone(
     """
     if class_token is None:
         class_token = bool(pretrained or weights)
-    way = _find_way(name, class_token, model_args)
-    model: TimmModel = build_timm_model(name, 0, pretrained, weights, image_size, init, **way.model_args)
-    way.take(model)
-    for parameter_name in way.unused:
-        model.get_parameter(parameter_name).requires_grad_(False)
-    return FeatureMapBackbone(model, way.out_channels, way.last_stage)
-
-
-@dataclass(frozen=True)
-class _Way:
-    """How to get the feature map out of a model."""
-
-    model_args: dict[str, Any]
-    last_stage: bool
-    out_channels: int
-    unused: list[str]  # parameters without influence on the map
-
-    def take(self, model: TimmModel) -> None:
-        """Remove what comes after the map."""
-        if self.last_stage:
-            _prune_to_last_stage(model)
-        else:
-            _remove_pooling(model)
-
-
-def _find_way(name: str, class_token: bool, model_args: dict[str, Any]) -> _Way:
     size = to_2tuple(model_args.get("img_size") or default_image_size(name))
     images = torch.empty(2, 3, *size, device="meta")
-    return _unpooled_way(name, class_token, model_args, images) or _last_stage_way(name, model_args, images)
-
-
-def _unpooled_way(name: str, class_token: bool, model_args: dict[str, Any], images: Tensor) -> _Way | None:
-    try:
-        model, model_args = build_unpooled(name, class_token, model_args)
-    except AssertionError:  # how timm says that a model cannot do without
-        return None
-    output = model(images)
-    width, prefix_tokens = getattr(model, "head_hidden_size", 0), _prefix_tokens(model)
-    if not _is_map(output, width, prefix_tokens, images):
-        return None
-    features = _positions(output, width, prefix_tokens)
-    return _Way(model_args, False, width, _unused_parameters(model, features))
+    unpooled = _unpooled(name, class_token, model_args, images)
+    on_meta, features, model_args = unpooled or _pruned(name, model_args, images)
+    model = build_timm_model(name, 0, pretrained, weights, image_size, init, **model_args)
+    if unpooled:
+        _remove_pooling(model)
+    else:
+        _prune_to_last_stage(model)
+    for parameter_name in _unused_parameters(on_meta, features):
+        model.get_parameter(parameter_name).requires_grad_(False)
+    return FeatureMapBackbone(model, features.shape[1], last_stage=not unpooled)
 
 
 def build_unpooled(name: str, class_token: bool, model_args: dict[str, Any]) -> tuple[TimmModel, dict[str, Any]]:
@@ -121,27 +90,49 @@ def build_unpooled(name: str, class_token: bool, model_args: dict[str, Any]) -> 
         AssertionError: the model cannot do without pooling.
     """
     model: TimmModel = build_on_meta(name, **model_args)
-    if not class_token and _has_optional_class_token(model):
+    has_token = getattr(model, "cls_token", None) is not None
+    if not class_token and has_token and "class_token" in inspect.signature(type(model)).parameters:
         model_args = {**model_args, "class_token": False, "global_pool": ""}  # no token, no pooling by token
         model = build_on_meta(name, **model_args)
     _remove_pooling(model)
     return model, model_args
 
 
-def _last_stage_way(name: str, model_args: dict[str, Any], images: Tensor) -> _Way:
+def grid_shape(positions: int, aspect: float) -> tuple[int, int]:
+    """Rows and columns of a row-major grid of ``positions`` over an image whose height / width is ``aspect``."""
+    rows = max(1, round((positions * aspect) ** 0.5))
+    return rows, max(1, positions // rows)
+
+
+# --- the two ways: the model on meta, its features (2, C, L) or (2, C, H, W), and the arguments that build it so
+
+
+def _unpooled(
+    name: str, class_token: bool, model_args: dict[str, Any], images: Tensor
+) -> tuple[TimmModel, Tensor, dict[str, Any]] | None:
+    try:
+        model, model_args = build_unpooled(name, class_token, model_args)
+    except AssertionError:  # how timm says that a model cannot do without
+        return None
+    output = model(images)
+    width, prefix_tokens = getattr(model, "head_hidden_size", 0), _prefix_tokens(model)
+    if not _is_map(output, width, prefix_tokens, images):
+        return None
+    return model, _positions(output, width, prefix_tokens), model_args
+
+
+def _pruned(name: str, model_args: dict[str, Any], images: Tensor) -> tuple[TimmModel, Tensor, dict[str, Any]]:
     model: TimmModel = build_on_meta(name, **model_args)
     try:
         _prune_to_last_stage(model)
         features = _last_stage(model, images)
+        is_map = features.ndim == 4 and features[0, 0].numel() > 1
+        reason = "" if is_map else f"its last stage is {tuple(features.shape)}"
     except (AttributeError, NotImplementedError, TypeError) as error:
-        raise _no_map(name, one_line(error)) from error
-    if features.ndim != 4 or features[0, 0].numel() < 2:
-        raise _no_map(name, f"its last stage is {tuple(features.shape)}")
-    return _Way(model_args, True, features.shape[1], _unused_parameters(model, features))
-
-
-def _no_map(name: str, reason: str) -> NoSpatialMapError:
-    return NoSpatialMapError(f"{name} has no spatial feature map for a head to attend to ({reason}); use head=gap")
+        reason = one_line(error)
+    if reason:
+        raise NoSpatialMapError(f"{name} has no spatial feature map for a head to attend to ({reason}); use head=gap")
+    return model, features, model_args
 
 
 def _remove_pooling(model: TimmModel) -> None:
@@ -164,11 +155,6 @@ def _prefix_tokens(model: TimmModel) -> int:
     return getattr(model, "num_prefix_tokens", None) or 0
 
 
-def _has_optional_class_token(model: TimmModel) -> bool:
-    constructor = inspect.signature(type(model)).parameters
-    return getattr(model, "cls_token", None) is not None and "class_token" in constructor
-
-
 def _is_map(output: Any, width: int, prefix_tokens: int, images: Tensor) -> bool:
     """Whether the output is one map of this width over more than one position of a grid."""
     if not isinstance(output, Tensor):
@@ -177,8 +163,9 @@ def _is_map(output: Any, width: int, prefix_tokens: int, images: Tensor) -> bool
         return width in (output.shape[1], output.shape[3]) and output[0].numel() > width
     if output.ndim != 3 or output.shape[2] != width:
         return False
-    rows, columns = grid_shape(output.shape[1] - prefix_tokens, images.shape[2] / images.shape[3])
-    return rows * columns == output.shape[1] - prefix_tokens and rows * columns > 1
+    positions = output.shape[1] - prefix_tokens
+    rows, columns = grid_shape(positions, images.shape[2] / images.shape[3])
+    return rows * columns == positions > 1
 
 
 def _positions(output: Tensor, width: int, prefix_tokens: int) -> Tensor:
@@ -188,12 +175,6 @@ def _positions(output: Tensor, width: int, prefix_tokens: int) -> Tensor:
     if output.shape[1] != width:
         output = output.movedim(3, 1)  # (B, H, W, C) -> (B, C, H, W)
     return output.flatten(2)
-
-
-def grid_shape(positions: int, aspect: float) -> tuple[int, int]:
-    """Rows and columns of a row-major grid of ``positions`` over an image whose height / width is ``aspect``."""
-    rows = max(1, round((positions * aspect) ** 0.5))
-    return rows, max(1, positions // rows)
 
 
 def _unused_parameters(model: TimmModel, features: Tensor) -> list[str]:

@@ -1,4 +1,4 @@
-"""Checkpoints of the official release of NOAH: their layouts, their parameter names, and a strict way to ours."""
+"""Checkpoints of the official release of NOAH: their layouts, and their parameter names under ours."""
 
 import argparse
 import re
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from noah_lightning.errors import WeightsError, name_first, one_line
 from noah_lightning.models.classifier import Classifier
 from noah_lightning.models.rows import create_row
-from noah_lightning.models.zoo.mobilenetv3_small import MobileNetV3Small
+from noah_lightning.models.zoo.convolutional import MobileNetV3Small, ShuffleNetV2
 from noah_lightning.models.zoo.pvt_v1 import PyramidVisionTransformer
-from noah_lightning.models.zoo.shufflenet_v2 import ShuffleNetV2
 
 StateDict = dict[str, Tensor]
 
@@ -25,31 +24,23 @@ _RAW, _AVERAGED = ("state_dict", "model"), ("state_dict_ema", "model_ema")
 
 
 class _Ignored:
-    """Stands for what is not wanted: it takes anything and keeps nothing."""
+    """Stands for an object that is not needed: it accepts anything and keeps nothing."""
 
     def __init__(self, *_: Any) -> None: ...
 
     def __setstate__(self, _: Any) -> None: ...
 
 
-# What stands beside the weights in such files, by the names that pickle knows it by. An accuracy as numpy's number,
-# saved by numpy 1 or 2, is not made: numpy would take bytes from the file for addresses in memory.
+# What such files hold besides the weights, by the names that pickle knows it by. An accuracy as numpy's number, saved
+# by numpy 1 or 2, is ignored: numpy would take bytes from the file for addresses in memory.
 _HARMLESS: list[Any] = [
     argparse.Namespace,  # the arguments of the script
-    (_Ignored, "numpy.dtype"),
-    (_Ignored, "numpy.core.multiarray.scalar"),
-    (_Ignored, "numpy._core.multiarray.scalar"),
+    *((_Ignored, f"numpy.{name}") for name in ("dtype", "core.multiarray.scalar", "_core.multiarray.scalar")),
 ]
 
 _MOBILENETV2_STAGES = (0, 1, 3, 6, 10, 13, 16)  # blocks before each stage; the official code counts through
-_MOBILENETV2_LAYERS = {
-    "conv_pw": "conv.0.0",
-    "bn1": "conv.0.1",
-    "conv_dw": "conv.1.0",
-    "bn2": "conv.1.1",
-    "conv_pwl": "conv.2",
-    "bn3": "conv.3",
-}
+_MOBILENETV2_LAYERS = {"conv_pw": "conv.0.0", "bn1": "conv.0.1", "conv_dw": "conv.1.0", "bn2": "conv.1.1"}
+_MOBILENETV2_LAYERS |= {"conv_pwl": "conv.2", "bn3": "conv.3"}
 _MOBILENETV2_FIRST = {"conv_dw": "conv.0.0", "bn1": "conv.0.1", "conv_pw": "conv.1", "bn2": "conv.2"}
 
 
@@ -83,7 +74,7 @@ _RULES: dict[type[nn.Module], list[tuple[str, Any]]] = {
         (r"^blocks\.(\d+)\.5\.expand\.", _after(1, "features.{}.conv.5.fc.2.")),
         (r"^blocks\.(\d+)\.", _after(1, "features.{}.conv.")),
         (r"^conv_last\.", "features.12."),
-        (r"^conv_head\.", "features.14."),  # 13 is the pooling, which a model with NOAH lacks
+        (r"^conv_head\.", "features.14."),
         (r"^classifier\.", "classifier.1."),
     ],
     PyramidVisionTransformer: [
@@ -92,6 +83,8 @@ _RULES: dict[type[nn.Module], list[tuple[str, Any]]] = {
         (r"^stages\.(\d+)\.patch_embed\.", _after(1, "patch_embed{}.")),
     ],
 }
+# Without the pooling, which is features.13.
+_MOBILENETV3_WITH_NOAH = [(r"^head\.", "classifier."), (r"^conv_head\.", "features.13.")]
 
 
 def convert_official(state_dict: Mapping[str, Tensor], model: str, head: str) -> StateDict:
@@ -114,7 +107,7 @@ def convert_official(state_dict: Mapping[str, Tensor], model: str, head: str) ->
         target = create_row(model, head, row_overrides(model, state))
     ours = target.state_dict()
     names = official_names(target)  # ours -> official
-    what = f"these are no official weights of {model} with {head}"
+    what = f"these are not the official weights of {model} with {head}"
     official = set(names.values())
     if missing := [name for name in names.values() if name not in state]:
         raise WeightsError(f"{what}: {len(missing)} missing ({name_first(missing)}){_other_head(state, head)}")
@@ -128,17 +121,16 @@ def convert_official(state_dict: Mapping[str, Tensor], model: str, head: str) ->
 
 def official_names(model: nn.Module) -> dict[str, str]:
     """For each entry of the state dict of a row's model, its name in the official code, in our order."""
-    if not isinstance(model, Classifier):
-        return {name: _official_name(name, type(model)) for name in model.state_dict()}
-    names = {}
-    v3 = isinstance(model.backbone.model, MobileNetV3Small)
-    for name in model.state_dict():
-        if name.startswith("head."):
-            names[name] = name.replace("head.", "classifier.", 1) if v3 else name
-        else:
-            official = _official_name(name.removeprefix("backbone.model."), type(model.backbone.model))
-            names[name] = official.replace("features.14.", "features.13.") if v3 else official
-    return names
+    backbone: nn.Module = model.backbone.model if isinstance(model, Classifier) else model
+    rules = _RULES.get(type(backbone), [])
+    if isinstance(model, Classifier) and isinstance(backbone, MobileNetV3Small):
+        rules = [*_MOBILENETV3_WITH_NOAH, *rules]
+
+    def official(name: str) -> str:
+        name = name.removeprefix("backbone.model.")
+        return next((new for pattern, to in rules if (new := re.sub(pattern, to, name, count=1)) != name), name)
+
+    return {name: official(name) for name in model.state_dict()}
 
 
 def row_overrides(row: str, state: Mapping[str, Tensor]) -> list[str]:
@@ -184,14 +176,6 @@ def holds_average(path: Path) -> bool:
 
 def _is_state_dict(content: Any) -> bool:
     return isinstance(content, Mapping) and bool(content) and all(isinstance(t, Tensor) for t in content.values())
-
-
-def _official_name(name: str, kind: type[nn.Module]) -> str:
-    for pattern, replacement in _RULES.get(kind, []):
-        official, count = re.subn(pattern, replacement, name)
-        if count:
-            return official
-    return name
 
 
 def _other_head(state: Mapping[str, Tensor], head: str) -> str:

@@ -15,38 +15,19 @@ from noah_lightning.config.parsing import parse
 from noah_lightning.config.schema import ModelSettings, RunConfig
 from noah_lightning.errors import ConfigError, did_you_mean
 from noah_lightning.heads import NOAHHead
+from noah_lightning.models.classifier import build_model
 from noah_lightning.models.cost import count_parameters
 from noah_lightning.models.feature_extractor import build_unpooled
-from noah_lightning.models.from_config import build_model
 from noah_lightning.models.timm_models import build_on_meta
 
-ROWS = (
-    "resnet18",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "mobilenetv2_100",
-    "mobilenetv2_075",
-    "mobilenetv2_050",
-    "mobilenetv2_035",
-    "mobilenetv3_small",
-    "shufflenetv2_100",
-    "deit_base",
-    "deit_small",
-    "deit_tiny",
-    "deit_tiny_075",
-    "deit_tiny_050",
-    "pvt_tiny",
-    "pvt_tiny_075",
-    "pvt_tiny_050",
-    "mixer_b16",
-    "mixer_s16",
-    "mixer_s16_075",
-    "mixer_s16_050",
-    "gmlp_s16",
-    "gmlp_ti16",
-    "gmlp_ti16_075",
-    "gmlp_ti16_050",
+ROWS = (  # in the table's order
+    *("resnet18", "resnet50", "resnet101", "resnet152"),
+    *("mobilenetv2_100", "mobilenetv2_075", "mobilenetv2_050", "mobilenetv2_035"),
+    *("mobilenetv3_small", "shufflenetv2_100"),
+    *("deit_base", "deit_small", "deit_tiny", "deit_tiny_075", "deit_tiny_050"),
+    *("pvt_tiny", "pvt_tiny_075", "pvt_tiny_050"),
+    *("mixer_b16", "mixer_s16", "mixer_s16_075", "mixer_s16_050"),
+    *("gmlp_s16", "gmlp_ti16", "gmlp_ti16_075", "gmlp_ti16_050"),
 )
 HEADS = ("gap", "noah")
 NUM_CLASSES = 1000

@@ -1,21 +1,28 @@
-"""timm's models by name, with a user's mistakes told in one line."""
+"""timm's models by name: a user's mistakes in one line, weights from local files, the official starting weights."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+from timm.models import load_state_dict
+from timm.models.efficientnet import EfficientNet
+from timm.models.mlp_mixer import MlpMixer
+from timm.models.resnet import ResNet
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-import noah_lightning.models.zoo  # noqa: F401  # registers the paper's own architectures
+import noah_lightning.models.zoo.narrow  # noqa: F401  # registers its models
+from noah_lightning.config.parsing import parse
 from noah_lightning.config.plugins import load_installed_plugins
+from noah_lightning.config.schema import ModelSettings
 from noah_lightning.errors import ConfigError, UnknownModelError, WeightsError, did_you_mean, one_line
-from noah_lightning.models.official_init import start_officially
-from noah_lightning.models.weights import checked_weights, read_weights
+from noah_lightning.models.zoo.convolutional import MobileNetV3Small, ShuffleNetV2
+from noah_lightning.models.zoo.pvt_v1 import PyramidVisionTransformer
 
-# The operations in place that torch's and timm's initialisers are made of.
+# The operations in place that torch's and timm's initializers are made of.
 _DRAWING = {"normal_", "uniform_", "erfinv_", "clamp_", "mul_", "add_", "fill_", "zero_"}
 
 
@@ -42,24 +49,32 @@ def build_timm_model(
 
     Raises:
         UnknownModelError: timm has no such model.
-        WeightsError: weights that cannot be had, read or fitted.
+        WeightsError: weights that cannot be fetched, read or fitted.
         ConfigError: arguments the model does not take.
     """
     if pretrained and weights:
         raise ConfigError("model.pretrained and model.weights are both set; keep one of them")
-    if init not in ("timm", "official"):
-        raise ConfigError(f"model.init={init!r} must be timm or official")
     _require_known(name)
-    model_args |= _fit_image_size(name, image_size, model_args)
+    parse(ModelSettings, {"name": str(name), "init": init}, "model")
+    if image_size is not None and "img_size" not in model_args:
+        cfg = _default_cfg(name)
+        if cfg.fixed_input_size and cfg.input_size[1:] != (image_size, image_size):
+            model_args["img_size"] = image_size
     if weights:
-        checked = checked_weights(read_weights(weights), weights, name, partial(build_on_meta, name, **model_args))
         # timm's own loader then adapts layouts and position embeddings as it does for its own files
-        model_args |= {"pretrained": True, "pretrained_cfg_overlay": checked}
-    elif pretrained:
-        return _build_pretrained(name, num_classes, model_args)
+        overlay = _pretrained_cfg_overlay(read_weights(weights), weights, name, model_args)
+        return _build(name, num_classes, {**model_args, "pretrained": True, "pretrained_cfg_overlay": overlay})
+    if pretrained:
+        try:
+            return _build(name, num_classes, {"pretrained": True, **model_args})
+        except (OSError, RuntimeError) as error:  # no network, no such file on the hub, no weights for this name
+            raise WeightsError(
+                f"pretrained weights of {name} are not available ({one_line(error)}); "
+                "set model.weights=/path/to/file, or model.pretrained=false"
+            ) from error
     model = _build(name, num_classes, model_args)
-    if init == "official" and not weights:
-        start_officially(model)
+    if init == "official":
+        _start_officially(model)
     return model
 
 
@@ -89,43 +104,21 @@ def _build(name: str, num_classes: int, model_args: dict[str, Any]) -> nn.Module
     _require_known(name)
     try:
         return timm.create_model(name, num_classes=num_classes, **model_args)
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-    ) as error:  # args go unseen
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # timm does not check the arguments: any of these can be what comes of a wrong one
         raise ConfigError(f"{name} cannot be built with {sorted(model_args)}: {one_line(error)}") from error
     except OSError as error:
         if ":" not in name:  # then it is about the weights, not about the model
             raise
-        raise UnknownModelError(f"{name} is not to be had: {one_line(error)}") from error
-
-
-def _build_pretrained(name: str, num_classes: int, model_args: dict[str, Any]) -> nn.Module:
-    try:
-        return _build(name, num_classes, {"pretrained": True, **model_args})
-    except (OSError, RuntimeError) as error:  # no network, no such file on the hub, no weights for this name
-        advice = "set model.weights=/path/to/file, or model.pretrained=false"
-        raise WeightsError(f"pretrained weights of {name} are not to be had ({one_line(error)}); {advice}") from error
+        raise UnknownModelError(f"{name} is not available: {one_line(error)}") from error
 
 
 def _default_cfg(name: str) -> Any:
     _require_known(name)
     cfg = timm.get_pretrained_cfg(name)
-    if cfg is None:  # an hf-hub: or local-dir: model, or an old name of a renamed one: the model itself tells
+    if cfg is None:  # an hf-hub: or local-dir: model, or an old name of a renamed one: the model itself knows
         cfg = timm.models.PretrainedCfg(**getattr(build_on_meta(name), "pretrained_cfg", {}))
     return cfg
-
-
-def _fit_image_size(name: str, image_size: int | None, model_args: dict[str, Any]) -> dict[str, Any]:
-    """``img_size`` for a model with a fixed input size that the coming images would not have."""
-    if image_size is None or "img_size" in model_args:
-        return {}
-    cfg = _default_cfg(name)
-    return {"img_size": image_size} if cfg.fixed_input_size and cfg.input_size[1:] != (image_size,) * 2 else {}
 
 
 def _require_known(name: str) -> None:
@@ -141,3 +134,83 @@ def _require_known(name: str) -> None:
     except RuntimeError as error:  # a known model, an unknown tag
         tagged = timm.list_pretrained(f"{architecture}.*")
         raise UnknownModelError(f"timm {timm.__version__} has no {name!r}{did_you_mean(name, tagged)}") from error
+
+
+# --- weights from a local file
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """State dict from a ``.safetensors`` or ``torch.save`` file; nothing in the file is executed.
+
+    Raises:
+        WeightsError: no such file, or no weights in it.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"no weights file at {path}")
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # torch, pickle, zipfile and safetensors each raise their own
+        raise WeightsError(f"{path} cannot be read as model weights: {one_line(error)}") from error
+    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise WeightsError(f"{path} holds no model weights; a state dict is needed, bare or under 'state_dict'")
+    return state
+
+
+def _pretrained_cfg_overlay(
+    state: dict[str, Tensor], path: str, name: str, model_args: dict[str, Any]
+) -> dict[str, Any]:
+    """What makes timm load ``state``, once it is known to be a complete set of weights for the backbone ``name``.
+
+    timm loads leniently as soon as the class counts differ, so a file for another model could pass in silence.
+    Loading the backbone alone, strictly, into a model without memory catches that before anything is built. timm
+    drops the classifier if the class count differs.
+
+    Raises:
+        WeightsError: a missing, left-over or misshapen weight, with the first names.
+    """
+    model = build_on_meta(name, **model_args)  # first: arguments it does not take are not the file's fault
+    classifiers = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    names = (classifiers,) if isinstance(classifiers, str) else classifiers
+    final = [f"{classifier}.{kind}" for classifier in names for kind in ("weight", "bias")]
+    num_classes = next((len(state[key]) for key in final if key in state), 0)
+    backbone = {key: tensor.to("meta") for key, tensor in state.items() if key not in final}  # shapes suffice
+    if not backbone:  # timm would take no weights for none given, and fetch its own
+        raise WeightsError(f"{path} does not fit {name}: it holds a classifier and no backbone")
+    overlay = {"state_dict": backbone, "num_classes": 0}
+    try:
+        build_on_meta(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
+    except Exception as error:  # each of timm's adapters fails on another model's file in its own way
+        raise WeightsError(f"{path} does not fit {name}: {one_line(error)}") from error
+    return {"state_dict": dict(state), "num_classes": num_classes}
+
+
+# --- how the official code of NOAH starts its backbones, where that differs from timm's way
+
+
+def _start_officially(model: nn.Module) -> None:
+    """Draw the starting weights of a backbone of the paper by the official rule, its own classifier included.
+
+    Raises:
+        ConfigError: a model of a kind that the paper does not train.
+    """
+    if isinstance(model, ResNet | EfficientNet | MobileNetV3Small):
+        for module in model.modules():  # depthwise convolutions and the last norms of residual branches too
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.ones_(module.weight)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01)
+            else:
+                continue
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    elif isinstance(model, VisionTransformer):  # the linear layers and the position embedding are timm's already
+        if model.cls_token is not None:
+            nn.init.trunc_normal_(model.cls_token, std=0.02)
+    elif not isinstance(model, ShuffleNetV2 | PyramidVisionTransformer | MlpMixer):  # which start officially anyway
+        raise ConfigError(
+            f"model.init=official is known for the paper's models, not for {type(model).__name__}; "
+            "use model.init=timm"
+        )

@@ -87,7 +87,7 @@ class HeadCheck:
         import torch
 
         from noah_lightning.data import create_data
-        from noah_lightning.models.from_config import build_model
+        from noah_lightning.models.classifier import build_model
         from noah_lightning.task import check_options
 
         load_plugins(job.config.plugins)

@@ -135,7 +135,7 @@ class ClassificationTask(pl.LightningModule):
         self.train_accuracy.reset()
 
     def _log_now(self, metrics: dict[str, float], step: int) -> None:
-        """Log without Lightning's ``log``, which takes half its time in a step and writes only after the checkpoint."""
+        """Log without Lightning's ``log``, which takes half its time in a step and writes after the checkpoint."""
         for logger in self.trainer.loggers:
             logger.log_metrics({**metrics, "epoch": self.current_epoch}, step)
 

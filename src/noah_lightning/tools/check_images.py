@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
 from itertools import chain, islice
-from multiprocessing import forkserver, get_context, resource_tracker
+from multiprocessing import active_children, forkserver, get_context, resource_tracker
 from pathlib import Path
 
 import simplejpeg
@@ -82,9 +82,15 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         forkserver.ensure_running()  # inherits the blocked SIGINT, as do the processes that it forks
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    others = set(active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
     try:
         yield pool
+    except BaseException:
+        # Interrupted, or broken. A broken pool would wait forever for a process that it has started meanwhile.
+        for process in set(active_children()) - others:
+            process.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

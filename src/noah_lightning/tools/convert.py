@@ -11,8 +11,8 @@ from torch import nn
 
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, WeightsError, one_line
+from noah_lightning.models.classifier import build_model
 from noah_lightning.models.cost import count_parameters
-from noah_lightning.models.from_config import build_model
 from noah_lightning.models.official_checkpoints import convert_official, read_official, row_overrides
 from noah_lightning.models.rows import row_config
 

@@ -14,9 +14,9 @@ from noah_lightning.config.compose import compose_config
 from noah_lightning.errors import HeadSettingError
 from noah_lightning.heads import NOAHHead
 from noah_lightning.models import make_backbone
+from noah_lightning.models.classifier import build_model
 from noah_lightning.models.cost import count_parameters, kept_for_backward, multiply_adds
 from noah_lightning.models.feature_extractor import grid_shape
-from noah_lightning.models.from_config import build_model
 from noah_lightning.models.rows import ROWS, read_row, row_config
 from noah_lightning.models.timm_models import default_image_size
 

@@ -1,12 +1,19 @@
-"""The arithmetic of NOAH without tensors of B N K L elements: one operator, two kernels."""
+"""NOAH's logits as one operator of torch, without tensors of B N K L elements, computed by one of two kernels.
+
+The operator is opaque to autograd and to ``torch.compile``. It keeps the feature map and the weights for the backward
+pass and nothing else. There is no second derivative.
+"""
 
 from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
 from noah_lightning.errors import HeadSettingError
-from noah_lightning.heads.kernels.operator import logits
+from noah_lightning.heads.kernels import sliced
 
 __all__ = ["non_global_attention"]
 
@@ -28,11 +35,11 @@ def non_global_attention(
         kernel: ``fused``, ``sliced``, or ``auto``, which is fused on a GPU in half precision.
 
     Raises:
-        HeadSettingError: ``fused`` where it cannot be.
+        HeadSettingError: ``fused`` where the fused kernel cannot run.
     """
     obstacle = _obstacle(features)
     if kernel == "fused" and obstacle:
-        raise HeadSettingError(f"NOAH: kernel=fused {obstacle}; kernel=auto takes it where it can")
+        raise HeadSettingError(f"NOAH: kernel=fused {obstacle}; kernel=auto uses it where it can run")
     # Not in float32: tensor cores would round, and without them torch's own matrix products are the faster ones.
     fused = kernel == "fused" or (kernel == "auto" and not obstacle and _precision(features) in _HALF)
     if fused:
@@ -44,19 +51,138 @@ def non_global_attention(
 
 
 def _precision(features: Tensor) -> torch.dtype:
-    """That of autocast, where it is on."""
+    """That of autocast, where it is on; not for the meta device, which autocast does not have."""
     device = features.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
 
 
 def _obstacle(features: Tensor) -> str:
-    """Why the fused kernel cannot be, or nothing."""
+    """Why the fused kernel cannot run, or nothing."""
     if not features.is_cuda:
         return "needs a GPU"
     if not _HAS_TRITON:
         return "needs Triton"
     if features.dtype not in (*_HALF, torch.float32):
-        return f"does not know {features.dtype}"
+        return f"does not support {features.dtype}"
     if features.shape[2] > _MOST_POSITIONS:
-        return f"holds {_MOST_POSITIONS} positions at most, not {features.shape[2]}"
+        return f"supports at most {_MOST_POSITIONS} positions, not {features.shape[2]}"
     return ""
+
+
+@torch.library.custom_op("noah::logits", mutates_args=())
+def logits(
+    features: Tensor,
+    query: Tensor,
+    query_bias: Tensor,
+    value: Tensor,
+    value_bias: Tensor,
+    groups: int,
+    classes: int,
+    dropout: float,
+    seed: Tensor,
+    fused: bool,
+) -> Tensor:
+    """Logits (B, K).
+
+    Args:
+        features: (B, C, L).
+        query, value: weights of the 1x1 convolutions, (N K, D, 1, 1).
+        query_bias: (N K,). It shifts all positions alike and cancels in the softmax; its gradient is exactly zero.
+        value_bias: (N K,).
+        groups: G, of both convolutions.
+        classes: K.
+        dropout: probability with which a value is dropped.
+        seed: int64 on the CPU, without dimensions; the same seed drops the same values.
+        fused: whether Triton's kernel does the work, in the precision of the features.
+    """
+    weights = _grouped(query, value, value_bias, groups)
+    with torch.autocast(features.device.type, enabled=False):
+        result = _kernel(fused).logits(features, weights, classes, dropout, int(seed))
+    return result.to(_result_type(features, value_bias))
+
+
+@torch.library.custom_op("noah::logits_backward", mutates_args=())
+def logits_backward(
+    grad: Tensor,
+    features: Tensor,
+    query: Tensor,
+    value: Tensor,
+    value_bias: Tensor,
+    groups: int,
+    dropout: float,
+    seed: Tensor,
+    fused: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of features, query, value and value_bias from that of the logits, (B, K)."""
+    weights = _grouped(query, value, value_bias, groups)
+    with torch.autocast(features.device.type, enabled=False):
+        grad_features, sums = _kernel(fused).backward(grad, features, weights, dropout, int(seed))
+    parameters = zip(sums, (query, value, value_bias), strict=True)
+    grads = (total.view(parameter.shape).to(parameter.dtype) for total, parameter in parameters)
+    return grad_features.to(features.dtype), *grads
+
+
+@logits.register_fake
+def _(features, query, query_bias, value, value_bias, groups, classes, dropout, seed, fused):  # type: ignore[no-untyped-def]
+    return features.new_empty((features.shape[0], classes), dtype=_result_type(features, value_bias))
+
+
+@logits_backward.register_fake
+def _(grad, features, query, value, value_bias, groups, dropout, seed, fused):  # type: ignore[no-untyped-def]
+    return tuple(torch.empty_like(tensor) for tensor in (features, query, value, value_bias))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, query, _, value, value_bias, ctx.groups, _, ctx.dropout, seed, ctx.fused = inputs
+    ctx.save_for_backward(features, query, value, value_bias, seed)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    features, query, value, value_bias, seed = ctx.saved_tensors
+    grad_features, grad_query, grad_value, grad_bias = logits_backward(
+        grad, features, query, value, value_bias, ctx.groups, ctx.dropout, seed, ctx.fused
+    )
+    grad_query_bias = torch.zeros_like(value_bias)
+    return grad_features, grad_query, grad_query_bias, grad_value, grad_bias, None, None, None, None, None
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError("NOAH has a second derivative with kernel='definition' only")
+
+
+logits.register_autograd(_differentiate, setup_context=_keep)
+logits_backward.register_autograd(_no_second_derivative)
+
+
+@register_flop_formula(torch.ops.noah.logits)
+def _flops(features, query, query_bias, value, *args, **kwargs):  # type: ignore[no-untyped-def]
+    """Two per multiply-add of both projections, counted as for the convolutions of the definition."""
+    (batch, _, positions), rows = features, query[0]
+    return 2 * batch * positions * rows * (query[1] + value[1])
+
+
+@register_flop_formula(torch.ops.noah.logits_backward)
+def _backward_flops(grad, features, query, value, *args, **kwargs):  # type: ignore[no-untyped-def]
+    """The forward pass again, then the gradients of weights and features."""
+    return 3 * _flops(features, query, None, value)
+
+
+def _kernel(fused: bool) -> ModuleType:
+    """The module whose ``logits`` and ``backward`` do the work."""
+    if fused:
+        from noah_lightning.heads.kernels import fused as fused_kernel  # imports Triton
+
+        return fused_kernel
+    return sliced
+
+
+def _grouped(query: Tensor, value: Tensor, value_bias: Tensor, groups: int) -> sliced.Weights:
+    """Weights (N K, D, 1, 1) and bias (N K,) → (G, M, D) and (G, M, 1)."""
+    return sliced.Weights(
+        query.view(groups, -1, query.shape[1]), value.view(groups, -1, value.shape[1]), value_bias.view(groups, -1, 1)
+    )
+
+
+def _result_type(features: Tensor, value_bias: Tensor) -> torch.dtype:
+    """Under autocast, with half features and whole weights, float32, as the softmax of the definition gives."""
+    return torch.promote_types(features.dtype, value_bias.dtype)

@@ -1,7 +1,7 @@
 """NOAH's logits and gradients with Triton: a tile of classes against all positions stays in a GPU's registers.
 
 Going forward nothing larger than the logits of each head leaves the chip. Going backward attention and values are
-computed once more, and what is written out, a slice of the batch at a time, are the gradients of scores and values,
+recomputed, and what is written out, a slice of the batch at a time, are the gradients of scores and values,
 for torch's own matrix products to finish.
 
 Shapes: B images, C channels, L positions, N heads, K classes, D channels that a row of a projection reads.
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from noah_lightning.heads.kernels.projection import Weights, gradients
+from noah_lightning.heads.kernels.sliced import Weights, gradients
 
 _TILE = 2**13  # elements: scores and values of that many, and what comes of them, fit into the registers
 _SLICE = 2**23  # elements of each of the two gradients that are in memory at a time
@@ -83,29 +83,12 @@ class _Launch:
 
 @triton.jit
 def _logits_kernel(
-    keys_ptr,  # (B, N)
-    logits_ptr,  # (B, N, K), written
-    features_ptr,  # (B, C, L)
-    stride_b,
-    stride_c,
-    stride_l,
-    query_ptr,  # (N K, Dk)
-    value_ptr,  # (N K, Dv)
-    bias_ptr,  # (N K,)
-    heads,
-    classes,
-    positions,
-    key_width,
-    value_width,
-    first_value,
-    drop_below,
-    scale,
-    SPLIT: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    keys_ptr, logits_ptr,  # (B, N); (B, N, K), written
+    features_ptr, stride_b, stride_c, stride_l,  # (B, C, L)
+    query_ptr, value_ptr, bias_ptr,  # (N K, Dk); (N K, Dv); (N K,)
+    heads, classes, positions, key_width, value_width, first_value, drop_below, scale,
+    SPLIT: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     tile, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     k = tile * BLOCK_K + tl.arange(0, BLOCK_K)
     attention, values, kept = _attend(
@@ -121,31 +104,11 @@ def _logits_kernel(
 
 @triton.jit
 def _slopes_kernel(
-    keys_ptr,  # (b, N)
-    grad_ptr,  # (b, K)
-    grad_scores_ptr,  # (N, K, b, L), written
-    grad_values_ptr,  # (N, K, b, L), written
-    features_ptr,
-    stride_b,
-    stride_c,
-    stride_l,
-    query_ptr,
-    value_ptr,
-    bias_ptr,
-    heads,
-    classes,
-    positions,
-    key_width,
-    value_width,
-    first_value,
-    drop_below,
-    scale,
-    SPLIT: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    keys_ptr, grad_ptr, grad_scores_ptr, grad_values_ptr,  # (b, N); (b, K); both (N, K, b, L), written
+    features_ptr, stride_b, stride_c, stride_l, query_ptr, value_ptr, bias_ptr,  # as above
+    heads, classes, positions, key_width, value_width, first_value, drop_below, scale,
+    SPLIT: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     tile, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     k = tile * BLOCK_K + tl.arange(0, BLOCK_K)
     attention, values, kept = _attend(

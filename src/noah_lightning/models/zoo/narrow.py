@@ -3,35 +3,13 @@
 from collections import OrderedDict
 from typing import Any
 
+from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.layers import GatedMlp
-from timm.models import build_model_with_cfg, register_model
 from timm.models.mlp_mixer import MlpMixer, SpatialGatingBlock
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from noah_lightning.models.zoo.pretrained_cfg import INCEPTION, untrained
-
-default_cfgs = {
-    **untrained(
-        "deit_tiny_075_patch16_224",
-        "deit_tiny_050_patch16_224",
-        interpolation="bicubic",
-        fixed_input_size=True,
-        first_conv="patch_embed.proj",
-        classifier="head",
-    ),
-    **untrained(
-        "mixer_s16_075_224",
-        "mixer_s16_050_224",
-        "gmlp_ti16_075_224",
-        "gmlp_ti16_050_224",
-        interpolation="bicubic",
-        fixed_input_size=True,
-        first_conv="stem.proj",
-        classifier="head",
-        **INCEPTION,
-    ),
-}
+from noah_lightning.models.zoo import register
 
 
 class NarrowDeiT(VisionTransformer):
@@ -73,61 +51,40 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def _deit(name: str, width: int, pretrained: bool, **kwargs: Any) -> nn.Module:
-    shape = {"patch_size": 16, "embed_dim": width, "depth": 12, "num_heads": 3}
-    return build_model_with_cfg(
-        NarrowDeiT, name, pretrained, pretrained_filter_fn=_fit_image_size, **{**shape, **kwargs}
-    )
-
-
 def _fit_image_size(state: dict[str, Tensor], model: VisionTransformer) -> dict[str, Tensor]:
     """timm's way of fitting loaded position embeddings, which leaves out the layer before the classifier."""
     own = {key: tensor for key, tensor in state.items() if key.startswith("pre_logits.")}
     return {**checkpoint_filter_fn(state, model), **own}
 
 
-def _mixer(name: str, width: int, pretrained: bool, **kwargs: Any) -> nn.Module:
-    shape = {"patch_size": 16, "num_blocks": 8, "embed_dim": width}
-    return build_model_with_cfg(MlpMixer, name, pretrained, **{**shape, **kwargs})
-
-
-def _gmlp(name: str, width: int, pretrained: bool, **kwargs: Any) -> nn.Module:
-    blocks = {"block_layer": SpatialGatingBlock, "mlp_layer": GatedMlp, "mlp_ratio": 6}
-    shape = {"patch_size": 16, "num_blocks": 30, "embed_dim": width, **blocks}
-    return build_model_with_cfg(MlpMixer, name, pretrained, **{**shape, **kwargs})
-
-
-@register_model
-def deit_tiny_075_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DeiT-Tiny ×0.75."""
-    return _deit("deit_tiny_075_patch16_224", 144, pretrained, **kwargs)
-
-
-@register_model
-def deit_tiny_050_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DeiT-Tiny ×0.5."""
-    return _deit("deit_tiny_050_patch16_224", 96, pretrained, **kwargs)
-
-
-@register_model
-def mixer_s16_075_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Mixer-S/16 ×0.75."""
-    return _mixer("mixer_s16_075_224", 384, pretrained, **kwargs)
-
-
-@register_model
-def mixer_s16_050_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Mixer-S/16 ×0.5."""
-    return _mixer("mixer_s16_050_224", 256, pretrained, **kwargs)
-
-
-@register_model
-def gmlp_ti16_075_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """gMLP-Ti/16 ×0.75."""
-    return _gmlp("gmlp_ti16_075_224", 96, pretrained, **kwargs)
-
-
-@register_model
-def gmlp_ti16_050_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """gMLP-Ti/16 ×0.5."""
-    return _gmlp("gmlp_ti16_050_224", 64, pretrained, **kwargs)
+_DEIT = {"patch_size": 16, "depth": 12, "num_heads": 3}
+_MIXER = {"patch_size": 16, "num_blocks": 8}
+_GMLP: dict[str, Any] = {"patch_size": 16, "num_blocks": 30, "mlp_ratio": 6}
+_GMLP |= {"block_layer": SpatialGatingBlock, "mlp_layer": GatedMlp}
+register(
+    NarrowDeiT,
+    {
+        "deit_tiny_075_patch16_224": {**_DEIT, "embed_dim": 144},
+        "deit_tiny_050_patch16_224": {**_DEIT, "embed_dim": 96},
+    },
+    pretrained_filter_fn=_fit_image_size,
+    interpolation="bicubic",
+    fixed_input_size=True,
+    first_conv="patch_embed.proj",
+    classifier="head",
+)
+register(
+    MlpMixer,
+    {
+        "mixer_s16_075_224": {**_MIXER, "embed_dim": 384},
+        "mixer_s16_050_224": {**_MIXER, "embed_dim": 256},
+        "gmlp_ti16_075_224": {**_GMLP, "embed_dim": 96},
+        "gmlp_ti16_050_224": {**_GMLP, "embed_dim": 64},
+    },
+    interpolation="bicubic",
+    fixed_input_size=True,
+    first_conv="stem.proj",
+    classifier="head",
+    mean=IMAGENET_INCEPTION_MEAN,
+    std=IMAGENET_INCEPTION_STD,
+)

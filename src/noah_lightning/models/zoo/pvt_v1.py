@@ -8,46 +8,12 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath, Mlp, PatchEmbed, calculate_drop_path_rates, resample_abs_pos_embed, trunc_normal_
-from timm.models import build_model_with_cfg, register_model
+from timm.models.pvt_v2 import Attention
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
-from noah_lightning.models.zoo.pretrained_cfg import untrained
-
-default_cfgs = untrained(
-    "pvt_v1_tiny",
-    "pvt_v1_tiny_075",
-    "pvt_v1_tiny_050",
-    interpolation="bicubic",
-    first_conv="stages.0.patch_embed.proj",
-    classifier="head",
-)
+from noah_lightning.models.zoo import TimmStyleModel, register
 
 _STRIDES = (4, 2, 2, 2)  # of the patch embeddings
-
-
-class ReducedAttention(nn.Module):
-    """Attention whose keys and values come from a map ``reduction`` times smaller in height and width."""
-
-    def __init__(self, width: int, heads: int, reduction: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
-        if reduction > 1:
-            self.sr = nn.Conv2d(width, width, reduction, reduction)
-            self.norm = nn.LayerNorm(width)
-        self.reduction = reduction
-
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        source = x
-        if self.reduction > 1:
-            source = self.sr(x.transpose(1, 2).unflatten(2, size))  # (B, L, C) -> (B, C, H/R, W/R)
-            source = self.norm(source.flatten(2).transpose(1, 2))  # (B, L/R², C)
-        q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, C/heads)
-        k, v = self.kv(source).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L/R², C/heads)
-        return self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # (B, L, C)
 
 
 class Block(nn.Module):
@@ -56,7 +22,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, mlp_ratio: int, reduction: int, drop_path: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = ReducedAttention(width, heads, reduction)
+        self.attn = Attention(width, heads, reduction)  # to a map `reduction` times smaller in height and width
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, width * mlp_ratio)
         self.drop_path = DropPath(drop_path)
@@ -70,13 +36,7 @@ class Stage(nn.Module):
     """Patches embedded, their positions added, and transformer blocks."""
 
     def __init__(
-        self,
-        inputs: int,
-        width: int,
-        stride: int,
-        grid: tuple[int, int],
-        prefix_tokens: int,
-        blocks: Sequence[Block],
+        self, inputs: int, width: int, stride: int, grid: tuple[int, int], prefix_tokens: int, blocks: Sequence[Block]
     ) -> None:
         super().__init__()
         self.grid, self.prefix_tokens = grid, prefix_tokens
@@ -86,8 +46,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, prefix: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
         """Map (B, C', H', W') → tokens (B, L, C), after those of ``prefix`` (1, P, C), and their (H, W)."""
-        stride = self.patch_embed.patch_size
-        size = (x.shape[2] // stride[0], x.shape[3] // stride[1])
+        size = self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3]))
         x = self.patch_embed(x)  # (B, L, C)
         if prefix is not None:
             x = torch.cat([prefix.expand(len(x), -1, -1), x], dim=1)  # (B, P + L, C)
@@ -99,7 +58,7 @@ class Stage(nn.Module):
         return x, size
 
 
-class PyramidVisionTransformer(nn.Module):
+class PyramidVisionTransformer(TimmStyleModel):
     """Images (B, 3, H, W), H and W multiples of 32 → logits (B, K).
 
     Args:
@@ -113,6 +72,8 @@ class PyramidVisionTransformer(nn.Module):
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0 over all blocks.
     """
+
+    classifier_name = "head"
 
     def __init__(
         self,
@@ -132,6 +93,7 @@ class PyramidVisionTransformer(nn.Module):
         super().__init__()
         self.num_features = self.head_hidden_size = widths[-1]
         self.num_prefix_tokens = int(class_token)
+        self.poolings = ("token", "avg", "") if class_token else ("avg", "")
         self.cls_token = nn.Parameter(torch.empty(1, 1, widths[-1])) if class_token else None
         drop_path: Iterator[Any] = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -164,18 +126,6 @@ class PyramidVisionTransformer(nn.Module):
         """Parameters that weight decay spares although they have more than one dimension."""
         return {"cls_token", *(f"stages.{i}.pos_embed" for i in range(len(self.stages)))}
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier for ``num_classes`` (0: none), and pooling ``token``, ``avg`` or ``""``."""
-        if global_pool is not None:
-            assert global_pool in ("token", "avg", ""), "pooling is token, avg or none"
-            assert global_pool != "token" or self.cls_token is not None, "token pooling needs the class token"
-            self.global_pool = global_pool
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
     def forward_features(self, x: Tensor) -> Tensor:
         """Images → normed tokens (B, P + L, C) of the last stage, P = 1 with a class token."""
         *earlier, last = self.stages
@@ -189,29 +139,17 @@ class PyramidVisionTransformer(nn.Module):
             return x
         x = x[:, 0] if self.global_pool == "token" else x[:, self.num_prefix_tokens :].mean(1)  # (B, C)
         x = self.head_drop(x)
-        return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+        return x if pre_logits else self.get_classifier()(x)
 
 
-def _pvt(name: str, widths: Sequence[int], pretrained: bool, **kwargs: Any) -> nn.Module:
-    return build_model_with_cfg(PyramidVisionTransformer, name, pretrained, **{"widths": widths, **kwargs})
-
-
-@register_model
-def pvt_v1_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """PVT-Tiny."""
-    return _pvt("pvt_v1_tiny", (64, 128, 320, 512), pretrained, **kwargs)
-
-
-@register_model
-def pvt_v1_tiny_075(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """PVT-Tiny ×0.75."""
-    return _pvt("pvt_v1_tiny_075", (48, 96, 240, 384), pretrained, **kwargs)
-
-
-@register_model
-def pvt_v1_tiny_050(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """PVT-Tiny ×0.5."""
-    return _pvt("pvt_v1_tiny_050", (32, 64, 160, 256), pretrained, **kwargs)
+register(
+    PyramidVisionTransformer,
+    {
+        "pvt_v1_tiny": {"widths": (64, 128, 320, 512)},
+        "pvt_v1_tiny_075": {"widths": (48, 96, 240, 384)},
+        "pvt_v1_tiny_050": {"widths": (32, 64, 160, 256)},
+    },
+    interpolation="bicubic",
+    first_conv="stages.0.patch_embed.proj",
+    classifier="head",
+)

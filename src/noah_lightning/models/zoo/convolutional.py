@@ -1,17 +1,9 @@
-"""The paper's MobileNetV3-Small: 2.94 M parameters, where the model that timm has under this name has 2.54 M.
+"""The paper's convolutional networks that timm lacks: MobileNetV3-Small and ShuffleNetV2."""
 
-It differs in its squeeze-and-excitation (before the activation, without biases), in the first block, which expands
-too, and in a wider last layer. Source: the official release of NOAH (arXiv 2402.02377).
-"""
-
-from typing import Any
-
-from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
+from torchvision.models import ShuffleNetV2 as TorchvisionShuffleNetV2
 
-from noah_lightning.models.zoo.pretrained_cfg import untrained
-
-default_cfgs = untrained("mobilenetv3_small_noah", first_conv="stem.0", classifier="classifier")
+from noah_lightning.models.zoo import TimmStyleModel, register
 
 # kernel, expansion width, output width, squeeze-and-excitation, activation, stride
 _BLOCKS = (
@@ -66,12 +58,16 @@ class InvertedResidual(nn.Sequential):
         return x + super().forward(x) if self.residual else super().forward(x)
 
 
-class MobileNetV3Small(nn.Module):
-    """Images (B, 3, H, W) → logits (B, K).
+class MobileNetV3Small(TimmStyleModel):
+    """The paper's MobileNetV3-Small: images (B, 3, H, W) → logits (B, K).
 
-    The last convolution comes after pooling in the published model; with ``global_pool=""`` it runs on every
-    position of the map, as in the official model with NOAH.
+    It has 2.94 M parameters; timm's model of this name has 2.54 M. It differs in its squeeze-and-excitation (before
+    the activation, without biases), in the first block, which expands too, and in a wider last layer. The last
+    convolution comes after pooling; with ``global_pool=""`` it runs on every position of the map, as in the official
+    model with NOAH. Source: the official release of NOAH (arXiv 2402.02377).
     """
+
+    classifier_name = "classifier"
 
     def __init__(
         self, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg", drop_rate: float = 0.0
@@ -89,17 +85,6 @@ class MobileNetV3Small(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier for ``num_classes`` (0: none), and pooling ``avg`` or ``""``."""
-        if global_pool is not None:
-            assert global_pool in ("avg", ""), "pooling is avg or none"
-            self.global_pool = global_pool
-        self.num_classes = num_classes
-        self.classifier = nn.Linear(_HIDDEN, num_classes) if num_classes else nn.Identity()
-
-    def get_classifier(self) -> nn.Module:
-        return self.classifier
-
     def forward_features(self, x: Tensor) -> Tensor:
         return self.conv_last(self.blocks(self.stem(x)))  # (B, 576, H/32, W/32)
 
@@ -107,10 +92,7 @@ class MobileNetV3Small(nn.Module):
         if not self.global_pool:
             return self.act(self.conv_head(x))  # (B, 1280, H/32, W/32)
         x = self.act(self.conv_head(x.mean((2, 3), keepdim=True))).flatten(1)  # (B, 1280)
-        return x if pre_logits else self.classifier(self.head_drop(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+        return x if pre_logits else self.get_classifier()(self.head_drop(x))
 
 
 def _conv_bn_act(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
@@ -119,7 +101,41 @@ def _conv_bn_act(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequ
     )
 
 
-@register_model
-def mobilenetv3_small_noah(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """MobileNetV3-Small as in the official release of NOAH."""
-    return build_model_with_cfg(MobileNetV3Small, "mobilenetv3_small_noah", pretrained, **kwargs)
+class ShuffleNetV2(TimmStyleModel, TorchvisionShuffleNetV2):
+    """torchvision's ShuffleNetV2 (arXiv 1807.11164) as a timm-style model: images (B, 3, H, W) → logits (B, K)."""
+
+    classifier_name = "fc"
+
+    def __init__(
+        self,
+        stages_repeats: list[int],
+        stages_out_channels: list[int],
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
+        assert in_chans == 3, "torchvision's ShuffleNetV2 takes images of 3 channels"
+        super().__init__(stages_repeats, stages_out_channels)
+        self.num_features = self.head_hidden_size = stages_out_channels[-1]
+        self.head_drop = nn.Dropout(drop_rate)
+        self.reset_classifier(num_classes, global_pool)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.conv1(x))  # type: ignore[operator]  # (B, 24, H/4, W/4)
+        return self.conv5(self.stage4(self.stage3(self.stage2(x))))  # type: ignore[operator]  # (B, C, H/32, W/32)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        if not self.global_pool:
+            return x
+        x = x.mean((2, 3))  # (B, C, H/32, W/32) -> (B, C)
+        return x if pre_logits else self.get_classifier()(self.head_drop(x))
+
+
+register(MobileNetV3Small, {"mobilenetv3_small_noah": {}}, first_conv="stem.0", classifier="classifier")
+register(
+    ShuffleNetV2,
+    {"shufflenetv2_100": {"stages_repeats": [4, 8, 4], "stages_out_channels": [24, 116, 232, 464, 1024]}},
+    first_conv="conv1.0",
+    classifier="fc",
+)
