@@ -645,7 +645,7 @@ def test_processes_that_nobody_asked_for_are_refused(
     answer = call_noah("train", *TINY, "trainer.accelerator=cpu")
     assert (answer.status, answer.out) == (2, "")
     assert answer.err == (
-        "noah: 2 processes were started, but trainer.devices and trainer.num_nodes ask for 1; add trainer=ddp\n"
+        "noah: 2 processes were started, but trainer.devices and trainer.num_nodes require 1; add trainer=ddp\n"
     )
     assert files_in(tmp_path) == []
 
