@@ -47,7 +47,7 @@ class SlurmConf:
     timeout_min: int = 1440  # time limit of a job
     cpus_per_task: int = 8  # DataLoader workers and the training loop
     mem_gb: float | None = None  # per node; null: the cluster's default
-    gpus_per_node: int | None = None  # null: one per task where the devices are GPUs
+    gpus_per_node: int | None = None  # null: one per task if the devices are GPUs
     max_jobs: int = 64  # jobs running at the same time
     setup: list[str] = field(default_factory=list)  # shell lines before each job, such as [module load cuda]
     # further options of sbatch: +hydra.launcher.additional.qos=high

@@ -43,7 +43,7 @@ class HeatMap:
     title: str
     head_nums: list[float]  # rows
     key_ratios: list[float]  # columns
-    top1: np.ndarray  # percent (rows, columns), NaN where there is no run
+    top1: np.ndarray  # percent (rows, columns), NaN if there is no run
 
 
 @matplotlib.rc_context(STYLE)

@@ -89,8 +89,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> UserError:
         ]
         advice = did_you_mean(unknown[1], known) or "; choose a launcher that has it, such as hydra/launcher=slurm"
         return ConfigError(f"hydra/launcher={name} has no setting {unknown[1]!r}{advice}")
-    if refused := re.fullmatch(r"Error merging override (.*)", str(error)):
-        return ConfigError(f"{refused[1]!r} cannot be set: {str(error.__context__).partition(chr(10))[0]}")
+    if rejected := re.fullmatch(r"Error merging override (.*)", str(error)):
+        return ConfigError(f"{rejected[1]!r} cannot be set: {str(error.__context__).partition(chr(10))[0]}")
     return explain(error, overrides)
 
 

@@ -41,7 +41,7 @@ def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any, impo
     Raises:
         UserError, RunFailed: raised by the first process that failed; the others are stopped.
         RunFailed: a process failed in another way, after its traceback was printed.
-        Stopped: a signal asked for it.
+        Stopped: the run was stopped by a signal.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

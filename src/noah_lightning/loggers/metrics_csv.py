@@ -43,7 +43,7 @@ class MetricsFile(CSVLogger):
 
 
 class WholeRows(ExperimentWriter):
-    """Lightning's writer, but a new metric does not rewrite the file in place, where a crash could empty it.
+    """Lightning's writer, but a new metric does not rewrite the file in place, when a crash could empty it.
 
     The length of the file is counted in rows, because a new metric makes all rows longer.
 

@@ -13,7 +13,7 @@ from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, one_line
 from noah_lightning.run_dir import SWEEP, Results
 
-LONGEST_TAG = 64  # characters; W&B refuses longer ones
+LONGEST_TAG = 64  # characters; maximum of W&B
 
 
 class WandbRun(WandbLogger):
