@@ -1,5 +1,5 @@
-# make demo: everything from an empty clone to a trained pair of heads, a table and a picture.
-# make test: the test suite.
+# make demo: install everything, train both heads, print a table and draw a picture.
+# make test: run the test suite.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	@echo "Installing into $(VENV): PyTorch and what goes with it, some gigabytes, a few minutes"
+	@echo "Installing PyTorch and other packages into $(VENV): several gigabytes, a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
@@ -20,13 +20,13 @@ demo: install
 test: install
 	$(BIN)/python -m pytest --numprocesses 2
 
-coverage: install # takes twice as long as test
+coverage: install # twice as slow as test
 	$(BIN)/python -m pytest --numprocesses 2 --cov --cov-fail-under 90
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-test-faults: install # twenty times SIGKILL and SIGTERM, with one process and with two: a quarter of an hour
+test-faults: install # SIGKILL and SIGTERM at random times, with one and two processes: about 15 minutes
 	$(BIN)/python tests/faults.py --kills 20
 	$(BIN)/python tests/faults.py --kills 20 --devices 2
 	$(BIN)/python tests/faults.py --kills 10 --signal SIGTERM
@@ -36,17 +36,17 @@ test-faults: install # twenty times SIGKILL and SIGTERM, with one process and wi
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
 
-test-slurm: install # installs and starts a SLURM on this host, for the time of the tests; Debian, as root
+test-slurm: install # installs SLURM on this host and runs it during the tests; requires Debian and root
 	tests/slurm.sh $(BIN)/python
 
-test-ray: install # adds Ray, some hundred megabytes
+test-ray: install # installs Ray, several hundred megabytes
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
 	$(BIN)/python -m pytest -m ray
 
-test-browser: install # installs Chromium; Debian, as root
+test-browser: install # installs Chromium; requires Debian and root
 	tests/browser.sh $(BIN)/python
 
-fuzz: install # a minute for each reader of files; Atheris is kept apart, as not every Python has a wheel of it
+fuzz: install # one minute per file reader; Atheris is installed separately, as it has no wheels for some versions of Python
 	test -d $(VENV)/atheris || $(BIN)/python -m pip install --quiet --target $(VENV)/atheris 'atheris>=3'
 	cd tests && for reader in config checkpoint shard results; do \
 		OMP_NUM_THREADS=1 PYTHONPATH=../$(VENV)/atheris:. ../$(BIN)/python -m fuzz.atheris_reader $$reader 60 || exit 1; \

@@ -12,7 +12,7 @@ from noah_lightning.sweep.job import train_job
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
-    """Train as composed; returns the best top-1 in percent, which a sweeper may optimize."""
+    """Train by the composed configuration; returns the best top-1 in percent, which a sweeper can optimize."""
     return train_job(cfg)
 
 

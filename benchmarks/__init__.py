@@ -1,1 +1,1 @@
-"""Benchmarks: ours beside the alternative, in one process, in turns; the result is a ratio."""
+"""Benchmarks against an alternative, alternating in the same process; the result is a ratio."""

@@ -1,4 +1,4 @@
-"""What it costs to save the state of a run, beside the training steps between two checkpoints."""
+"""Benchmark of checkpoints: time to save the state of a run, relative to the steps between two checkpoints."""
 
 import time
 import warnings
@@ -22,14 +22,14 @@ from noah_lightning.loggers.factory import close_loggers, make_loggers
 from noah_lightning.train import make_callbacks, make_task, make_trainer
 
 EVERY = 100  # steps between two checkpoints
-STEPS = 10  # that are timed between two checkpoints here
+STEPS = 10  # timed between two checkpoints in this benchmark
 
 
 def bench_checkpoint(rounds: int) -> Report:
-    """Saves a ResNet-18 in training, optimiser and all, as ``noah train`` does, between its steps.
+    """Save a ResNet-18 and its optimizer during training, as ``noah train`` does.
 
     Args:
-        rounds: checkpoints that count, each after 10 steps; one more goes ahead.
+        rounds: number of timed checkpoints, each after 10 steps, after one for warm-up.
     """
     case = CASES[0]
     with TemporaryDirectory(prefix="noah_bench_") as name, warnings.catch_warnings():
@@ -54,7 +54,7 @@ def bench_checkpoint(rounds: int) -> Report:
 
 
 class _Turns:
-    """The batches for the trainer; after every so many steps the state is saved."""
+    """Batches for the trainer; saves the state every ``STEPS`` steps."""
 
     def __init__(self, batches: Iterator[Any], rounds: int) -> None:
         self.batches, self.rounds = batches, rounds
@@ -72,10 +72,10 @@ class _Turns:
             wait_for_device()
             change = time.perf_counter()
             self.save()
-            if turn > 0:  # the first one fills caches
+            if turn > 0:  # the first one is for warm-up
                 self.seconds["steps"].append(change - begin)
                 self.seconds["save"].append(time.perf_counter() - change)
-        yield next(self.batches)  # so that the trainer comes back after the last turn
+        yield next(self.batches)  # so that the trainer returns after the last turn
 
 
 def _train(model: torch.nn.Module, size: int, rounds: int, folder: Path) -> dict[str, list[float]]:
@@ -95,7 +95,7 @@ def _train(model: torch.nn.Module, size: int, rounds: int, folder: Path) -> dict
 
 
 def main() -> None:
-    options = make_parser("What it costs to save a run, beside its steps.").parse_args()
+    options = make_parser("Time to save a checkpoint, relative to the steps between two.").parse_args()
     run(lambda: bench_checkpoint(options.rounds), options.json)
 
 

@@ -1,4 +1,4 @@
-"""``noah bench data``: training images per second, torchvision's reference pipeline beside ours."""
+"""Benchmark of data loading: training images per second, compared with torchvision's reference pipeline."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -26,30 +26,30 @@ from noah_lightning.data.transforms import OnDevice, train_transform
 
 SIZE = 224  # pixels
 BATCH = 64
-PHOTOGRAPHS = 512  # in the tree that is made where none is given, and seen in a round
-OFFICIAL, OURS, NORMALIZED = "torchvision, PIL", "noah_lightning", "noah_lightning, then normalised"
+PHOTOGRAPHS = 512  # in the generated folder tree, and per round
+OFFICIAL, OURS, NORMALIZED = "torchvision, PIL", "noah_lightning", "noah_lightning, then normalized"
 
 
 def bench_data(root: Path | None, workers: int, rounds: int) -> Report:
-    """Loads the same photographs through both pipelines in turns, each from the file to the batch.
+    """Load the same photographs through both pipelines alternately, from files to batches.
 
-    torchvision's images arrive as normalised floats. Ours arrive as bytes, which the training device normalises; the
-    third line adds what that costs where this CPU is the device.
+    torchvision's pipeline yields normalized floats. Ours yields bytes, which the training device normalizes; the
+    third row includes the normalization on this CPU.
 
     Args:
-        root: folder that holds train/<class>/, of which 512 images are seen; None: photographs made for the occasion.
-        workers: loading processes of each loader; 0: load in line.
-        rounds: how often each pipeline is measured.
+        root: folder with train/<class>/, of which 512 images are loaded; None to generate photographs.
+        workers: DataLoader workers; 0 to load in the main process.
+        rounds: number of measurements of each pipeline.
 
     Raises:
-        DataError: no class folders in root/train, or an image that cannot be read.
+        DataError: there are no class folders in root/train, or an image cannot be read.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_one_thread())
         if root is None:
             root = Path(stack.enter_context(TemporaryDirectory(prefix="noah_bench_")))
             make_photographs(root, PHOTOGRAPHS)
-        own = _loader(ours(root), workers)  # first: it tells the user's mistakes in a line
+        own = _loader(ours(root), workers)  # first, because it reports user errors in one line
         theirs = _loader(official(root), workers)
         seen: dict[str, int] = {}
         work: dict[str, Callable[[], object]] = {
@@ -67,7 +67,7 @@ def bench_data(root: Path | None, workers: int, rounds: int) -> Report:
 
 
 def official(root: Path) -> ImageFolder:
-    """As in torchvision's reference for ImageNet: float (3, S, S)."""
+    """torchvision's reference pipeline for ImageNet: float (3, S, S)."""
     steps = [
         transforms.RandomResizedCrop(SIZE),
         transforms.RandomHorizontalFlip(),
@@ -78,7 +78,7 @@ def official(root: Path) -> ImageFolder:
 
 
 def ours(root: Path) -> FolderImages:
-    """As ``data=imagefolder`` loads with the plain recipe: uint8 (3, S, S)."""
+    """The pipeline of ``data=imagefolder`` with the plain recipe: uint8 (3, S, S)."""
     return FolderImages(root, "train", train_transform(SIZE, AugmentSettings(), IMAGENET_DEFAULT_MEAN))
 
 
@@ -93,7 +93,7 @@ def make_photographs(root: Path, count: int) -> None:
         image = Image.fromarray(load_sample_image(f"{name}.jpg"))
         image = image.resize((500, 375), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
         pixels = np.asarray(image)[:, :: rng.choice((-1, 1))]
-        noisy = pixels + rng.normal(0, 3, (375, 500, 1))  # a camera's grain: without it the files are too small
+        noisy = pixels + rng.normal(0, 3, (375, 500, 1))  # film grain, without which the files are too small
         file = root / "train" / name / f"{i}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, quality=95, subsampling="4:2:0")
@@ -129,7 +129,7 @@ def _loader(dataset: Any, workers: int) -> DataLoader[Any]:
 
 
 def _drain(loader: DataLoader[Any], then: Callable[[torch.Tensor], object] | None = None) -> int:
-    """Number of images that came."""
+    """Load all images, apply ``then`` to each batch, and return the number of images."""
     count = 0
     for images, _ in loader:
         count += len(images)
@@ -140,7 +140,7 @@ def _drain(loader: DataLoader[Any], then: Callable[[torch.Tensor], object] | Non
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """As in a loading process."""
+    """Use one thread, as in a DataLoader worker."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -150,8 +150,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def main() -> None:
-    parser = make_parser("Training images per second beside torchvision's reference pipeline, in turns.")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="with train/<class>/; default: made here")
+    parser = make_parser("Training images per second, compared with torchvision's reference pipeline.")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="folder with train/<class>/; default: generated")
     parser.add_argument(
         "--workers", type=partial(at_least, 0), default=0, metavar="N", help="DataLoader workers; default: none"
     )

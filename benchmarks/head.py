@@ -1,4 +1,4 @@
-"""NOAH's head beside the definition and beside GAP with a linear layer, and both in a whole training step."""
+"""Benchmark of NOAH's head against its definition and against GAP, alone and in complete training steps."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -40,9 +40,9 @@ class _GAP(nn.Module):
 
 
 def bench_head(rounds: int) -> Report:
-    """Seconds of the head alone: forward and backward with and without dropout, and forward in evaluation.
+    """Time of the head alone: forward and backward with and without dropout, and forward in evaluation mode.
 
-    On a CPU 64 images in float32; on a GPU 256 under bfloat16 autocast.
+    With 64 images in float32 on a CPU, and 256 with bfloat16 autocast on a GPU.
     """
     device = _device()
     figures, cells = [], []
@@ -52,7 +52,7 @@ def bench_head(rounds: int) -> Report:
             work = _heads(shape, dropout, training=mode == "train", device=device)
             seconds = alternate(work, rounds)
             gain = ratio(seconds, "definition", "ours")
-            # forward, its repetition, the gradients of features and of weights, or forward alone
+            # forward, recomputation, gradients of features and of weights; or only forward
             passes = 4 if mode == "train" else 1
             floor = passes * 2 * _batch(device) * positions * CLASSES * channels / rate
             medians = {name: statistics.median(times) for name, times in seconds.items()}
@@ -76,7 +76,7 @@ def bench_head(rounds: int) -> Report:
 
 
 def bench_memory() -> Report:
-    """Bytes at the peak of a training step of the head alone, dropout 0.1, beyond features and parameters."""
+    """Peak memory of a training step of the head alone with dropout 0.1, without features and parameters."""
     device = _device()
     figures, cells = [], []
     for shape in SHAPES:
@@ -86,17 +86,15 @@ def bench_memory() -> Report:
         figures.append({"shape": shape, "bytes": peaks, "ours_over_definition": share})
         cells.append([shape, *(f"{peak / 1e6:,.1f} MB" for peak in peaks.values()), f"{100 * share:.1f} %"])
     table = Table(["shape", "definition", "ours", "GAP", "ours / definition"], cells, left=("shape",))
-    note = (
-        f"forward and backward, {_batch(device)} images, {CLASSES} classes, the gradients that are returned included"
-    )
+    note = f"forward and backward, {_batch(device)} images, {CLASSES} classes, including the returned gradients"
     return Report("head --profile", table, figures, [note])
 
 
 def bench_models(rows: Sequence[str], rounds: int) -> Report:
-    """Seconds of whole training steps of rows of the paper, with NOAH and with their own classifier.
+    """Time of complete training steps of rows of the paper, with NOAH and with their own classifier.
 
     Raises:
-        UserError: a row that there is not.
+        UserError: an unknown row.
     """
     device = _device()
     figures, cells = [], []
@@ -121,7 +119,7 @@ def _batch(device: torch.device) -> int:
 
 
 def _heads(shape: str, dropout: float, training: bool, device: torch.device) -> dict[str, Work]:
-    """The definition, ours and GAP over the same features."""
+    """The definition, our implementation and GAP over the same features."""
     channels, positions, heads, key_ratio = SHAPES[shape]
     torch.manual_seed(0)
     features = torch.randn(_batch(device), channels, positions, device=device, requires_grad=training)
@@ -153,7 +151,7 @@ def _evaluate(module: nn.Module, features: Tensor, gradient: Tensor) -> Work:
 
 
 def _training_step(row: str, head: str, device: torch.device) -> Work:
-    """A step of a row of the paper at 224 pixels: on a GPU channels last and in bfloat16."""
+    """A training step of a row of the paper at 224 pixels, in bfloat16 on a GPU."""
     torch.manual_seed(0)
     model = create_row(row, head)
     model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -205,10 +203,10 @@ def _times(value: Spread, digits: int = 2) -> str:
 
 
 def main() -> None:
-    parser = make_parser("NOAH beside its definition and beside GAP, in turns.")
+    parser = make_parser("NOAH compared with its definition and with GAP.")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--profile", action="store_true", help="memory instead of time")
-    what.add_argument("--models", nargs="+", metavar="ROW", help="whole training steps of rows of the paper instead")
+    what.add_argument("--models", nargs="+", metavar="ROW", help="complete training steps of rows instead")
     options = parser.parse_args()
     if options.profile:
         run(bench_memory, options.json)

@@ -1,21 +1,20 @@
-"""The most memory that a piece of work needs at a time."""
+"""Peak memory of a function."""
 
 import os
 from collections.abc import Callable
 
 import torch
 
-# Of Kineto, torch's profiler, which reports on itself; it reads this when first used.
+# Silences Kineto, torch's profiler; must be set before its first use.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> int:
-    """Bytes of tensors at the peak, beyond those that were there before, the results included.
+    """Peak size in bytes of the tensors that ``work`` allocates, including its results.
 
-    On a CPU counted from the allocations and releases that the profiler saw; what a matrix library takes for itself
-    is not in it.
+    On a CPU it is computed from the allocations recorded by the profiler, without internal buffers of libraries.
     """
-    work()  # once ahead, for what stays
+    work()  # warm-up, for allocations that persist
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -1,4 +1,4 @@
-"""Images that cost nothing to load: noise in memory."""
+"""Data set of random images in memory, which take no time to load."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noah_lightning.config.choices import DataSettings
-from noah_lightning.data.datamodule import ImageDataModule, LabelledImages, Split
+from noah_lightning.data.datamodule import ImageDataModule, LabeledImages, Split
 
 
 class NoiseImages:
-    """So many random images, uint8 (3, S, S); there are ``different`` ones, which come again and again."""
+    """``count`` random images, uint8 (3, S, S), of which ``different`` are distinct."""
 
     def __init__(self, size: int, count: int, classes: int, different: int = 256) -> None:
         self.classes = [str(number) for number in range(classes)]
@@ -27,34 +27,25 @@ class NoiseImages:
 
 
 class NoiseDataModule(ImageDataModule):
-    """Noise, normalised like all other images, for one epoch of ``batches`` training batches; loaded in line.
+    """Random images for one epoch of ``batches`` training batches, loaded in the main process.
 
     Attributes:
-        given_batches: what the trainer is given instead of :meth:`loader`, where it is set.
+        given_batches: if set, training batches to use instead of :meth:`loader`.
     """
 
     def __init__(self, size: int, batch: int, batches: int, classes: int) -> None:
-        gray = [0.5] * 3
-        super().__init__(
-            DataSettings(
-                name="noise",
-                num_classes=classes,
-                mean=gray,
-                std=gray,
-                image_size=size,
-                batch_size=batch,
-                num_workers=0,
-            )
-        )
+        half = [0.5] * 3
+        images = DataSettings(name="noise", num_classes=classes, mean=half, std=half, image_size=size)
+        super().__init__(images.model_copy(update={"batch_size": batch, "num_workers": 0}))
         self.batches = batches
         self.given_batches: Any = None
 
-    def build(self, split: Split) -> LabelledImages:
+    def build(self, split: Split) -> LabeledImages:
         batches = self.batches if split == "train" else 1
         return NoiseImages(self.image_size, batches * self.batch_size, self.num_classes)
 
     def loader(self) -> DataLoader[Any]:
-        """The training batches, the same ones in the same order at each call."""
+        """The training batches, the same ones at each call."""
         return super().train_dataloader()
 
     def train_dataloader(self) -> Any:

@@ -1,4 +1,4 @@
-"""What a benchmark found, with the machine it was found on."""
+"""Report and command line of a benchmark."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,12 @@ from noah_lightning.loggers.console import silence_libraries
 
 @dataclass(frozen=True)
 class Report:
-    """A table for people, the same figures for machines.
-
-    Attributes:
-        name: of the benchmark.
-        table: as it is shown.
-        figures: one mapping per measured case; seconds, bytes, ratios.
-        conclusions: lines below the table.
-    """
+    """Result of a benchmark, as a table and as JSON."""
 
     name: str
     table: Table
-    figures: Sequence[Mapping[str, Any]]
-    conclusions: Sequence[str] = ()
+    figures: Sequence[Mapping[str, Any]]  # seconds, bytes and ratios of each case
+    conclusions: Sequence[str] = ()  # lines below the table
     machine: Mapping[str, Any] = field(default_factory=lambda: machine())
 
     def show(self) -> None:
@@ -54,7 +48,7 @@ class Report:
 
 
 def machine() -> dict[str, Any]:
-    """What runs the benchmark."""
+    """Hardware and versions."""
     return {
         "cpu": _cpu_name(),
         "cores": cores(),
@@ -75,38 +69,29 @@ def _cpu_name() -> str:
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """The options that all benchmarks share."""
+    """Parser with the options of all benchmarks."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="default: 7")
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--rounds", type=partial(at_least, 1), default=7, metavar="N", help="default: 7")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
-def positive(text: str) -> int:
-    """argparse's type of an integer of at least 1."""
-    return at_least(1, text)
-
-
 def at_least(low: int, text: str) -> int:
-    """An option that is an integer of at least ``low``."""
+    """Parse an integer of at least ``low``."""
     if not text.isdecimal() or int(text) < low:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least {low}")
     return int(text)
 
 
 def run(benchmark: Callable[[], Report], as_json: bool) -> None:
-    """Run a benchmark from the command line and print its report; a user's mistake is one line and exit status 2."""
+    """Run a benchmark and print its report; a user error is one line and exit status 2."""
     silence_libraries()
     try:
         report = benchmark()
     except UserError as error:
-        sys.exit(_refused(error))
+        print(f"benchmark: {error}", file=sys.stderr)
+        sys.exit(MISTAKE)
     if as_json:
         print(report.json())
     else:
         report.show()
-
-
-def _refused(error: UserError) -> int:
-    print(f"benchmark: {error}", file=sys.stderr)
-    return MISTAKE

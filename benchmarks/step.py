@@ -1,4 +1,4 @@
-"""What a training step costs here, beside what it costs in a bare loop of PyTorch."""
+"""Benchmark of training steps, compared with a bare PyTorch loop."""
 
 import copy
 import time
@@ -28,7 +28,7 @@ from noah_lightning.train import make_callbacks, make_task, make_trainer
 
 CLASSES, BATCH = 100, 32
 BARE, OURS = "bare", "ours"
-# As `noah train recipe=resnet` has it; the rate is small, as the labels mean nothing.
+# As in `noah train recipe=resnet`, with a small learning rate because the labels are random.
 SETTINGS = ["model=resnet18", "head=gap", "data=digits", f"data.num_classes={CLASSES}", "recipe=resnet"]
 SETTINGS += [f"recipe.batch_size={BATCH}", "recipe.optimizer.lr=1e-3", "recipe.optimizer.lr_batch=null"]
 SETTINGS += ["trainer.max_epochs=1", "trainer.num_sanity_val_steps=0"]
@@ -36,7 +36,7 @@ SETTINGS += ["trainer.max_epochs=1", "trainer.num_sanity_val_steps=0"]
 
 @dataclass(frozen=True)
 class Case:
-    """A model, the side of its images in pixels, and the steps of a turn."""
+    """A model, the size of its images in pixels, and the number of steps per turn."""
 
     name: str
     make: Callable[[], nn.Module]
@@ -46,27 +46,27 @@ class Case:
 
 CASES = (
     Case("ResNet-18", lambda: create_model("resnet18", num_classes=CLASSES), 64, 5),
-    # Next to no arithmetic: what is left is what Python does.
+    # Almost no arithmetic, so this measures the overhead of Python.
     Case("one linear layer", lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, CLASSES)), 8, 200),
 )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of each turn, and both models in the end: alike, having done the same."""
+    """Seconds of each turn, and both models at the end, which must be identical."""
 
     seconds: dict[str, list[float]]
     models: dict[str, nn.Module]
 
 
 def bench_step(rounds: int) -> Report:
-    """Trains the same model on the same batches in both ways, in turns, with the same optimiser.
+    """Train the same model on the same batches in both ways, alternately, with the same optimizer.
 
     Ours is a run of Lightning's trainer with the task, data module, callbacks and logger of ``noah train``; all that
-    it does from batch to batch counts. Validation and checkpoints come when the turns are over.
+    happens between two batches is timed. Validation and checkpoints follow after the timed turns.
 
     Args:
-        rounds: turns of each way that count; one more goes ahead.
+        rounds: number of timed turns of each way, after one for warm-up.
     """
     figures = [_figures(case, compare(case, rounds).seconds) for case in CASES]
     columns = ("model", "bare ms/step", "ours ms/step", "ours - bare", "ours / bare")
@@ -76,7 +76,7 @@ def bench_step(rounds: int) -> Report:
 
 
 def compare(case: Case, rounds: int) -> Comparison:
-    """Train one model in both ways, in turns."""
+    """Train one model in both ways, alternately."""
     config = compose_config([*SETTINGS])
     torch.manual_seed(0)
     ours = case.make()
@@ -100,7 +100,7 @@ def compare(case: Case, rounds: int) -> Comparison:
 def bare_loop(
     model: nn.Module, settings: OptimizerSettings, data: NoiseDataModule, batches: Iterator[Any]
 ) -> Iterator[None]:
-    """What a training step is by definition; one at each ``next``."""
+    """A minimal training loop, one step per ``next``."""
     optimizer = make_optimizer(model.train(), settings)
     device = next(model.parameters()).device
     for images, labels in batches:
@@ -113,7 +113,7 @@ def bare_loop(
 
 
 class Turns:
-    """The batches for our trainer; whenever it has done its steps and asks for more, the bare loop has its turn."""
+    """Batches for our trainer; after each turn of it, the bare loop has its turn."""
 
     def __init__(self, batches: Iterator[Any], steps: int, rounds: int, bare_step: Callable[[], None]) -> None:
         self.batches, self.steps, self.rounds, self.bare_step = batches, steps, rounds, bare_step
@@ -132,11 +132,11 @@ class Turns:
             for _ in range(self.steps):
                 self.bare_step()
             wait_for_device()
-            if turn > 0:  # the first one fills caches
+            if turn > 0:  # the first one is for warm-up
                 self.seconds[OURS].append(change - begin)
                 self.seconds[BARE].append(time.perf_counter() - change)
         self.bare_step()
-        yield next(self.batches)  # one more, or the trainer would have no need to come back after the last turn
+        yield next(self.batches)  # so that the trainer returns after the last turn
 
 
 def _figures(case: Case, seconds: dict[str, list[float]]) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _row(figure: dict[str, Any]) -> tuple[str, ...]:
 
 
 def main() -> None:
-    options = make_parser("Our training step beside a bare PyTorch loop, in turns.").parse_args()
+    options = make_parser("Training steps compared with a bare PyTorch loop.").parse_args()
     run(lambda: bench_step(options.rounds), options.json)
 
 

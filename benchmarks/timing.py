@@ -1,4 +1,4 @@
-"""Timing pieces of work side by side, so that a machine's moods meet all of them alike."""
+"""Alternating timing of several functions, so that variations of the machine affect all of them equally."""
 
 import statistics
 import time
@@ -18,9 +18,9 @@ class Spread:
 
 
 def alternate(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each piece of work in each round. A round runs all of them, each time another one first.
+    """Seconds of each function in each round; a round runs all of them, each time starting with another one.
 
-    One round more goes ahead, untimed: it fills caches and compiles what is compiled.
+    An untimed round for warm-up and compilation comes first.
     """
     names = list(work)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -37,7 +37,7 @@ def alternate(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str
 
 
 def spread(values: list[float]) -> Spread:
-    """Median and quartiles; of fewer than 2 values the value thrice."""
+    """Median and quartiles, all equal for a single value."""
     if len(values) < 2:
         return Spread(values[0], values[0], values[0])
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -45,11 +45,11 @@ def spread(values: list[float]) -> Spread:
 
 
 def ratio(seconds: Mapping[str, list[float]], slow: str, fast: str) -> Spread:
-    """How many times longer ``slow`` took than ``fast``: of the quotients of each round."""
+    """Spread over the rounds of the time of ``slow`` divided by that of ``fast``."""
     return spread([a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)])
 
 
 def wait_for_device() -> None:
-    """Until a GPU has done what it was given."""
+    """Wait until the GPU, if there is one, has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

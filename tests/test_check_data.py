@@ -139,7 +139,7 @@ def test_text_names_the_first_and_ends_with_the_verdict(planted: tuple[Path, dic
         "    train/bee/1.jpg = train/cat/conflict.jpg",
         "    val/bee/0.jpg = val/wasp/0.jpg",
         "    val/bee/1.jpg = val/wasp/1.jpg",
-        "    … and 3 more; --json has all",
+        "    … and 3 more; see --json",
     ]
     assert lines[-1].endswith("problems of 12 kinds in 41 images, 2 notes")
 

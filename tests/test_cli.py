@@ -62,7 +62,7 @@ HEAVY = {"torch", "timm", "lightning", "torchvision", "torchmetrics", "numpy", "
     [
         (["--cfg", "job", "--resolve", "experiment=demo"], 0),
         (["--cfg", "job", "--resolve", "data=imagefolder", "data.root=."], 0),  # its classes are counted
-        (["experiment=demo", "trainer=ddp", "trainer.devices=3"], 2),  # a batch that cannot be split
+        (["experiment=demo", "trainer=ddp", "trainer.devices=3"], 2),  # a batch that cannot be divided
         (["experiment=demo", "seed=abc"], 2),
         (["headd.head_num=4"], 2),
     ],

@@ -299,7 +299,7 @@ def test_a_group_is_paired_with_its_baseline_by_seed(tmp_path: Path) -> None:
     assert entry.paired.p == pytest.approx(binomtest(3, 17).pvalue)
     assert entry.paired.low < entry.difference < entry.paired.high
     assert entry.group.top1 == pytest.approx(100 * (28 + 13 + 40) / 120)
-    assert any("of seeds 0, 1" in remark for remark in remarks(comparison))
+    assert any("use seeds 0, 1" in remark for remark in remarks(comparison))
 
 
 def test_class_gains_count_images_of_paired_seeds(tmp_path: Path) -> None:
@@ -336,8 +336,8 @@ def test_predictions_that_cannot_be_paired_are_not_tested(tmp_path: Path, spoil:
     assert entry.paired is None
     assert entry.difference == pytest.approx(15 if spoil == "other epoch" else 12.5)
     reasons = {
-        "labels": "not the baseline's",
-        "missing": "no predictions",
+        "labels": "differ from those of the baseline",
+        "missing": "does not contain predictions",
         "other epoch": "not of the epoch",
     }
     assert reasons[spoil] in summary(comparison)[0]
@@ -386,7 +386,7 @@ def test_one_seed_is_never_enough(tmp_path: Path) -> None:
     make_run(tmp_path / "gap", "gap", correct=first(10))
     make_run(tmp_path / "noah", correct=first(30))
     (sentence,) = summary(compare([tmp_path]))
-    assert "significant on these images, but with one seed each another training run may say otherwise" in sentence
+    assert "significant on these images, but with one seed each, another training run may differ" in sentence
     assert "p < 0.001" in sentence
 
 

@@ -448,7 +448,7 @@ def test_a_key_that_another_option_lacks_is_not_suggested() -> None:
         ("head=noha", "head has no option 'noha'; did you mean noah?"),
         ("data=digit", "data has no option 'digit'; did you mean digits?"),
         ("experiment=dmo", "experiment has no option 'dmo'; did you mean demo?"),
-        ("logger=mlflow", "logger has no option 'mlflow'; there are csv, tensorboard, wandb"),
+        ("logger=mlflow", "logger has no option 'mlflow'; choose from csv, tensorboard, wandb"),
         (
             "model=resnet999",
             "model has no option 'resnet999'; did you mean resnet50 or resnet18 or resnet152? "

@@ -97,7 +97,7 @@ def test_without_runs_or_without_the_package_it_is_one_line(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"no W&B run under .*empty; logger=wandb makes one"):
+    with pytest.raises(ConfigError, match=r"no W&B run in .*empty; logger=wandb creates one"):
         dashboard([tmp_path / "empty"], dry_run=True)
     monkeypatch.setattr(dashboard_module, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"needs wandb-workspaces: pip install 'noah-lightning\[dashboard\]'"):

@@ -148,7 +148,7 @@ def test_the_next_image_takes_the_place_and_the_draw_of_one_that_cannot_be_read(
             assert torch.equal(here[:, 0], expected)
             assert torch.equal(labels, expected.long())
             assert torch.equal(here[:, 1:], there[:, 1:])
-    lines = [f"{number}.jpg cannot be read; the next one takes its place" for number in (49, 7, 8)]
+    lines = [f"{number}.jpg cannot be read; it is replaced by the next one" for number in (49, 7, 8)]
     assert sorted(told) == lines  # once each, in two epochs
 
 
@@ -159,7 +159,7 @@ def test_more_than_may_be_unreadable_end_the_run(workers: int) -> None:
         with pytest.raises(DataError) as caught:
             list(loader(Broken(*numbers), 1, workers))
         assert re.fullmatch(
-            r"2 unreadable training images, and data\.max_unreadable=1; noah check-data finds all of a folder tree; "
+            r"2 unreadable training images, and data\.max_unreadable=1; noah check-data lists all of them; "
             r"the last one: \d+\.jpg cannot be read",
             str(caught.value),
         )

@@ -227,7 +227,7 @@ class TestSetup:
 
     @pytest.mark.parametrize(("lengths", "split"), [((0, 5), "train"), ((5, 0), "val")])
     def test_empty_split(self, lengths: tuple[int, int], split: str) -> None:
-        with pytest.raises(DataError, match=f"^the {split} set holds no image$"):
+        with pytest.raises(DataError, match=f"^the {split} set has no images$"):
             ready(lengths)
 
     def test_other_class_count(self) -> None:

@@ -319,9 +319,9 @@ def test_folders_that_are_no_pack(tree: Path, tmp_path: Path, noah: Noah) -> Non
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     for root, message in (
-        ("nowhere", "does not exist: noah pack TREE nowhere makes it from a folder tree"),
-        ("file", "is not a folder: it must be what noah pack has written"),
-        ("empty", "has no pack.json: it must be what noah pack has written"),
+        ("nowhere", "does not exist: noah pack TREE nowhere creates it from a folder tree"),
+        ("file", "is not a folder: it must be a folder written by noah pack"),
+        ("empty", "has no pack.json: it must be a folder written by noah pack"),
         (tree, f"is a folder tree: add data=imagefolder, or pack it with noah pack {tree} OUT"),
     ):
         answer = noah("train", "data=packed", f"data.root={root}")

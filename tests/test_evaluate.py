@@ -139,7 +139,7 @@ def test_bad_checkpoints_are_refused_in_one_line(run_copy: Path, how: str) -> No
     ("text", "says"),
     [
         ("model: [", "not valid YAML"),
-        ("- a\n- b\n", "no run's configuration"),
+        ("- a\n- b\n", "not a run's configuration"),
         (
             "model: {}\ndata: {}\nhead: {}\nrecipe: {}\ntrainer: {}\nseed: ${oc.env:HOME}\n",
             "refers to other settings",

@@ -83,7 +83,7 @@ def test_an_unreadable_training_image_is_replaced_where_it_may_be(noah: Noah, jp
     answer = noah("train", *folder_run(jpeg_tree), "data.max_unreadable=1")
     assert answer.status == 0, answer.err
     assert answer.out.count("train/ant/3.jpg cannot be read as an image") == 1  # in two epochs
-    assert "; the next one takes its place" in answer.out
+    assert "; it is replaced by the next one" in answer.out
 
 
 def test_too_many_unreadable_training_images_end_the_run(noah: Noah, jpeg_tree: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_full_disk_is_told_and_the_run_is_finished_later(noah: Noah, monkeypat
         answer = noah("train", *RUN)
     line = lines(answer, 1)
     assert line.startswith("run/results.json cannot be written") or "results.json cannot be written" in line
-    assert "make room, then noah resume" in line
+    assert "free some space, then noah resume" in line
     for name in ("metrics.csv", "train.log"):
         assert answer.out.count(f"{name} cannot be written") == 1
     assert "Traceback" not in answer.out

@@ -271,7 +271,7 @@ def test_convert_overwrites_nothing(noah: Noah, checkpoint: Path) -> None:
     Path("converted/precious.txt").write_text("mine")
     answer = convert(noah, checkpoint)
     assert answer.status == 2
-    assert "converted exists already" in answer.err
+    assert "converted already exists" in answer.err
     assert [path.name for path in Path("converted").iterdir()] == ["precious.txt"]
 
 

@@ -155,13 +155,13 @@ def test_what_exists_is_never_touched(photos: Path, noah: Noah) -> None:
     before = contents(Path("out"))
     for name in ("out", "empty", "link"):
         answer = noah("pack", str(photos), name)
-        expected = f"noah: {name} exists already and stays as it is: give a new folder\n"
+        expected = f"noah: {name} already exists and is not overwritten: choose a new folder\n"
         assert (answer.status, answer.out, answer.err) == (2, "", expected)
     assert contents(Path("out")) == before
     Path("new.unfinished").mkdir()
     Path("new.unfinished/thesis.txt").touch()
     answer = noah("pack", str(photos), "new")
-    expected = "noah: new.unfinished was not made by noah pack: move it away, or give another folder\n"
+    expected = "noah: new.unfinished was not written by noah pack: move it, or choose another folder\n"
     assert (answer.status, answer.err) == (2, expected)
     assert os.listdir("new.unfinished") == ["thesis.txt"]
 
@@ -210,9 +210,7 @@ def test_an_interrupted_pack_is_not_taken_for_finished(photos: Path, noah: Noah,
     trained = noah("train", "data=packed", "data.root=out")
     assert trained.status == 2
     if how == signal.SIGKILL:
-        assert trained.err == (
-            "noah: data.root=out is a pack that was never finished: run its noah pack command again\n"
-        )
+        assert trained.err == ("noah: data.root=out is an incomplete pack: run its noah pack command again\n")
         (part / "val-000099.tar").touch()  # it might have been another tree
     else:
         assert Path("out.err").read_text() == ""
@@ -237,7 +235,7 @@ def test_killed_just_before_the_end(photos: Path, tmp_path: Path) -> None:
         pack(photos, out, SHARD)
     os.waitpid(child, 0)
     assert (tmp_path / "out.unfinished" / "pack.json").exists()
-    with pytest.raises(DataError, match="never finished"):
+    with pytest.raises(DataError, match="incomplete pack"):
         read_index(out, "train")
     pack(photos, out, SHARD)
     assert len(read_index(out, "train")) == 27

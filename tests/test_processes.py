@@ -170,18 +170,18 @@ def test_all_passes_of_all_processes_make_one_batch(devices: object, nodes: int,
 @pytest.mark.parametrize(
     ("batch", "trainer", "message"),
     [
-        (64, trainer_settings(3), "recipe.batch_size=64 cannot be split over 3 processes; 63 or 66 can"),
-        (2, trainer_settings(3), "recipe.batch_size=2 cannot be split over 3 processes; 3 can"),
-        (64, trainer_settings(3, nodes=2), "recipe.batch_size=64 cannot be split over 6 processes; 60 or 66 can"),
+        (64, trainer_settings(3), "recipe.batch_size=64 cannot be divided among 3 processes; use 63 or 66"),
+        (2, trainer_settings(3), "recipe.batch_size=2 cannot be divided among 3 processes; use 3"),
+        (64, trainer_settings(3, nodes=2), "recipe.batch_size=64 cannot be divided among 6 processes; use 60 or 66"),
         (
             64,
             trainer_settings(3, passes=2),
-            "recipe.batch_size=64 cannot be split over 3 processes × 2 accumulated passes; 60 or 66 can",
+            "recipe.batch_size=64 cannot be divided among 3 processes × 2 accumulated passes; use 60 or 66",
         ),
         (
             64,
             trainer_settings(1, passes=3),
-            "recipe.batch_size=64 cannot be split over 3 accumulated passes; 63 or 66 can",
+            "recipe.batch_size=64 cannot be divided among 3 accumulated passes; use 63 or 66",
         ),
     ],
 )
@@ -645,7 +645,7 @@ def test_processes_that_nobody_asked_for_are_refused(
     answer = call_noah("train", *TINY, "trainer.accelerator=cpu")
     assert (answer.status, answer.out) == (2, "")
     assert answer.err == (
-        "noah: 2 processes were started, but trainer.devices and trainer.num_nodes ask for 1; add trainer=ddp\n"
+        "noah: 2 processes were started, but trainer.devices and trainer.num_nodes require 1; add trainer=ddp\n"
     )
     assert files_in(tmp_path) == []
 

@@ -185,7 +185,7 @@ class TestForce:
         before = Path("run/config.yaml").read_bytes()
         refused = noah("resume", "run", word)
         assert refused.status == 2
-        assert "others are accepted with --force, which restarts the epoch\n" in refused.err
+        assert "changes are accepted with --force, which restarts the epoch\n" in refused.err
         assert Path("run/config.yaml").read_bytes() == before
         answer = noah("resume", "run", "--force", word)
         assert (answer.status, answer.err) == (0, "")
@@ -220,7 +220,10 @@ class TestForce:
         for word, message in (
             ("recipe.optimizer.lr=1", "was started with recipe.optimizer.lr=0.003, not 1"),
             ("data.batch_size=16", "data.batch_size follows from recipe.batch_size and the processes"),
-            ("trainer.accumulate_grad_batches=5", "recipe.batch_size=32 cannot be split over 5 accumulated passes"),
+            (
+                "trainer.accumulate_grad_batches=5",
+                "recipe.batch_size=32 cannot be divided among 5",
+            ),
         ):
             answer = noah("resume", "run", "--force", word)
             assert answer.status == 2
@@ -272,7 +275,7 @@ def test_a_sweep_is_resumed_by_its_command(noah: Noah) -> None:
     Path("sweep/sweep.json").write_text('{"command": []}')
     answer = noah("resume", "sweep")
     assert answer.status == 2
-    assert answer.err.endswith("; a sweep resumes when its command is given again with sweep.resume=true\n")
+    assert answer.err.endswith("; to resume a sweep, repeat its command with sweep.resume=true\n")
 
 
 def test_damaged_checkpoints_are_passed_over(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:

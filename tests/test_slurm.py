@@ -110,7 +110,7 @@ def test_jobs_that_slurm_refuses_are_one_line(
     words = ["seed=0,1", "hydra/launcher=slurm", "hydra.launcher.partition=nowhere", "sweep.dir=sweep"]
     answer = noah("train", "-m", *TINY, *words)
     assert answer.status == 2
-    assert answer.err.startswith("noah: SLURM refuses the jobs (")
+    assert answer.err.startswith("noah: SLURM rejects the jobs (")
     assert "invalid partition specified: nowhere" in answer.err
     assert answer.err.count("\n") == 1
 
@@ -135,7 +135,7 @@ def test_a_job_is_what_the_settings_ask_for(noah: Callable[..., Answer], monkeyp
             return SimpleNamespace(job_id="7", done=lambda: True, exception=lambda: None, results=lambda: [outcome])
 
     monkeypatch.setattr(submitit, "SlurmExecutor", Executor)
-    monkeypatch.setattr(clusters, "_SECONDS_BETWEEN_LOOKS", 0)
+    monkeypatch.setattr(clusters, "_POLL_SECONDS", 0)
     words = ["trainer.max_epochs=1", "seed=0,1", "recipe.optimizer.lr=0.01", "sweep.dir=sweep"]
     answer = noah("train", "-m", *TINY, *SLURM, *words, "+hydra.launcher.additional.qos=high")
     assert answer.status == 0, answer.err

@@ -156,7 +156,7 @@ ALSO = {
     "recipe.head_dropout": ["head.dropout"],
     "recipe.epochs": ["trainer.max_epochs"],
     "recipe.gradient_clip": ["trainer.gradient_clip_val"],
-    "trainer.accumulate_grad_batches": ["recipe.batch_size"],  # cannot be split
+    "trainer.accumulate_grad_batches": ["recipe.batch_size"],  # cannot be divided
     "trainer.num_nodes": ["recipe.batch_size"],
     "trainer.devices": ["recipe.batch_size"],
     "model.noah.head_num": ["head.head_num"],

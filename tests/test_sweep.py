@@ -92,25 +92,25 @@ def test_the_command_line_wins_over_the_preset() -> None:
         (["sweep.trials=1.5"], "sweep.trials=1.5 must be an integer of at least 1"),
         (["sweep.trial=3"], "unknown setting 'sweep.trial'; did you mean sweep.trials"),
         (["head.hed_num=1,2"], "unknown setting 'head.hed_num'"),
-        (["seed=interval(0,5)"], "seed=interval(…) has no end of values; add sweep.trials=N to search it"),
+        (["seed=interval(0,5)"], "seed=interval(…) cannot be enumerated; add sweep.trials=N to search it"),
         (["model=resnet18,resnet999"], "model has no option 'resnet999'"),
         (["head=noah", "head.head_num=5,7"], "no job of the sweep is possible: NOAH: head_num=5 does not divide"),
-        (["seed=0,1", "sweep.resume=true"], "there is no sweep of this very command in runs/"),
+        (["seed=0,1", "sweep.resume=true"], "found no sweep with this command in runs/"),
         (["recipe.epochs=3,0"], "recipe.epochs=0 must be a"),
         (["head.head_num=1,0"], "head.head_num=0 must be a"),
         (["recipe.optimizer.lr=0.1,-1"], "recipe.optimizer.lr=-1 must be a number of at least 0"),
         (["recipe.schedule.warmup_epochs=0,9"], "recipe.schedule.warmup_epochs=9 must be at most the 3 epochs"),
-        (["trainer.devices=[2,3]", "seed=0,1"], "a sweep hands out the GPUs: give trainer.devices their number"),
+        (["trainer.devices=[2,3]", "seed=0,1"], "a sweep assigns the GPUs: set trainer.devices to their number"),
         (["sweep.dir=/dev/null", "seed=0,1"], "/dev/null cannot be written ("),
         (["data.num_fragments=0,-1"], "data.num_fragments=-1 must be a"),
         (
             ["hydra.launcher.partition=gpu"],
-            "hydra/launcher=local has no setting 'partition'; add hydra/launcher=",
+            "hydra/launcher=local has no setting 'partition'; choose a launcher",
         ),
         (["hydra/launcher=slrm"], "hydra/launcher has no option 'slrm'; did you mean slurm"),
         (["hydra.searchpath=[file:///nowhere]"], "path=/nowhere is not available"),
         (["--config-dir=nowhere"], "nowhere' not found"),
-        (["--cfg=hydra"], "a sweep shows its jobs, --cfg job: leave -m out for the rest"),
+        (["--cfg=hydra"], "a sweep only supports --cfg job; use other --cfg options without -m"),
         (["--cfg=job", "sweep.trials=3", "seed=0,1"], "the jobs of a search are not known in advance"),
     ],
 )
@@ -137,13 +137,13 @@ def test_missing_data_trains_nothing(noah: Noah) -> None:
 @pytest.mark.parametrize("word", ["sweep.resume=true", "sweep=heads", "hydra/launcher=slurm", "hydra.sweep.dir=x"])
 def test_a_setting_of_sweeps_needs_a_sweep(noah: Noah, word: str) -> None:
     answer = noah("train", *QUICK, word)
-    assert (answer.status, answer.err) == (2, "noah: sweep… and hydra/launcher are for several runs: add -m\n")
+    assert (answer.status, answer.err) == (2, "noah: sweep… and hydra/launcher are for sweeps: add -m\n")
     assert not Path("runs").exists()
 
 
 def test_a_sweep_does_not_run_under_torchrun(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    assert "leave torchrun or srun out" in noah("train", "-m", *QUICK, "seed=0,1").err
+    assert "run it without torchrun or srun" in noah("train", "-m", *QUICK, "seed=0,1").err
 
 
 # --- the course
@@ -204,7 +204,7 @@ def test_resuming_goes_on_only_with_what_failed(with_failures: tuple[Path, Answe
 def test_a_sweep_never_overwrites_another(with_failures: tuple[Path, Answer, Answer], noah: Noah) -> None:
     answer = noah("train", "-m", *QUICK, "seed=0,1", f"sweep.dir={with_failures[0]}")
     assert answer.status == 2
-    assert "holds a sweep already; sweep.resume=true resumes it" in answer.err
+    assert "already contains a sweep; sweep.resume=true resumes it" in answer.err
 
 
 def test_impossible_jobs_are_told_and_skipped(noah: Noah) -> None:

@@ -114,7 +114,7 @@ def test_a_run_is_never_overwritten(finished_run: FinishedRun) -> None:
     before = {path: path.read_bytes() for path in finished_run.path.rglob("*") if path.is_file()}
     answer = call_noah("train", *TINY, "head=gap", f"hydra.run.dir={finished_run.path}")
     assert answer.status == 2
-    assert answer.err == f"noah: {finished_run.path} holds a run already; give another hydra.run.dir=…\n"
+    assert answer.err == f"noah: {finished_run.path} already contains a run; choose another hydra.run.dir=…\n"
     assert before == {path: path.read_bytes() for path in finished_run.path.rglob("*") if path.is_file()}
 
 

@@ -95,14 +95,14 @@ def test_choices_have_no_order_and_intervals_are_numbers(word: str, expected: Ba
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["seed=0"], "sweep.trials needs something to choose, such as head.head_num=1,2,4 or KEY=interval(0,1)"),
-        (["recipe.ema=interval(0.5,0.1)"], "recipe.ema=interval(0.5,0.1) must rise"),
-        (["recipe.ema=interval(0.5,0.5)"], "recipe.ema=interval(0.5,0.5) must rise"),
+        (["seed=0"], "sweep.trials needs a setting to search, such as head.head_num=1,2,4 or KEY=interval(0,1)"),
+        (["recipe.ema=interval(0.5,0.1)"], "recipe.ema=interval(0.5,0.1) must increase"),
+        (["recipe.ema=interval(0.5,0.5)"], "recipe.ema=interval(0.5,0.5) must increase"),
         (
             ["recipe.ema=tag(log,interval(0,1))"],
-            "recipe.ema=interval(0,1) must rise from above 0, as it is tagged log",
+            "recipe.ema=interval(0,1) must increase and be above 0, because of its tag log",
         ),
-        (["recipe.ema=tag(lg,interval(0,1))"], "recipe.ema: 'lg' is not a tag of an interval, only log is"),
+        (["recipe.ema=tag(lg,interval(0,1))"], "recipe.ema: 'lg' is not a tag of an interval; the only one is log"),
         (["head.hed_num=1,2"], "unknown setting 'head.hed_num'; did you mean"),
         (["seed=0,1", "model.name=test_resnet,rsnet"], "rsnet"),
         (
@@ -205,7 +205,7 @@ def test_values_that_do_not_fit_together_fail_and_the_search_goes_on(
     assert answer.status == 1
     told = [line for line in answer.err.splitlines() if line.startswith("failed")]
     assert [int(line.split()[1]) for line in told] == 2 * odd
-    assert told[0].endswith("recipe.batch_size=16 cannot be split over 3 processes; 15 or 18 can")
+    assert told[0].endswith("recipe.batch_size=16 cannot be divided among 3 processes; use 15 or 18")
     assert len(started) == 6 - len(odd)
 
 
@@ -253,18 +253,16 @@ def test_a_grid_is_not_resumed_as_a_search(noah: Noah, pretend: Callable[[Fake],
     command = ["train", "-m", *QUICK, "head.head_num=1,2"]
     assert noah(*command).status == 0
     answer = noah(*command, "sweep.trials=2", "sweep.resume=true")
-    assert (
-        answer.err == "noah: there is no search of this very command in runs/; leave sweep.resume out to begin one\n"
-    )
+    assert answer.err == "noah: found no search with this command in runs/; remove sweep.resume to start one\n"
     assert noah(*command, "sweep.trials=2", "sweep.dir=s").status == 0
     answer = noah(*command, "sweep.dir=s", "sweep.resume=true")
-    assert answer.err == "noah: s is a search: give sweep.trials=N too\n"
+    assert answer.err == "noah: s is a search: add sweep.trials=N\n"
 
 
 @pytest.mark.parametrize("line", ["{", '{"op_code": 0}', "[]"])
 def test_a_journal_that_is_not_optunas_is_one_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "trials.log").write_text(f"{line}\n{line}\n")
-    with pytest.raises(ConfigError, match=r"trials\.log is not a journal of Optuna's: "):
+    with pytest.raises(ConfigError, match=r"trials\.log is not a journal of Optuna: "):
         _study(tmp_path)
 
 

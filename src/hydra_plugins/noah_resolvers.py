@@ -1,4 +1,4 @@
-"""OmegaConf resolvers of the files in ``conf/``. Hydra imports this module before it composes anything."""
+"""OmegaConf resolvers used in ``conf/``; Hydra imports this module before it composes a configuration."""
 
 from omegaconf import OmegaConf
 

@@ -7,7 +7,7 @@ from hydra.core.config_store import ConfigStore
 
 from noah_lightning.sweep import clusters, launchers, sweeper
 
-# Hydra accepts classes of this module only.
+# Hydra only accepts classes defined in this module.
 
 
 class NoahSweeper(sweeper.Sweeper):
@@ -29,8 +29,8 @@ class RayLauncher(clusters.RayLauncher):
 @dataclass
 class SweeperConf:
     _target_: str = "hydra_plugins.noah_sweep.NoahSweeper"
-    max_batch_size: int | None = None  # jobs that a launcher of another package gets at a time; null: all
-    params: dict[str, str] | None = field(default_factory=dict)  # what to sweep, as a preset gives it
+    max_batch_size: int | None = None  # jobs passed to a launcher of another package at a time; null: all
+    params: dict[str, str] | None = field(default_factory=dict)  # settings to sweep, such as those of a preset
     show: bool = False  # print the configurations of the jobs: -m --cfg job
 
 
@@ -44,11 +44,11 @@ class SlurmConf:
     _target_: str = "hydra_plugins.noah_sweep.SlurmLauncher"
     partition: str | None = None  # null: the cluster's default
     account: str | None = None
-    timeout_min: int = 1440  # longest time of a job
+    timeout_min: int = 1440  # time limit of a job
     cpus_per_task: int = 8  # DataLoader workers and the training loop
     mem_gb: float | None = None  # per node; null: the cluster's default
     gpus_per_node: int | None = None  # null: one per task where the devices are GPUs
-    max_jobs: int = 64  # of the sweep at a time
+    max_jobs: int = 64  # jobs running at the same time
     setup: list[str] = field(default_factory=list)  # shell lines before each job, such as [module load cuda]
     # further options of sbatch: +hydra.launcher.additional.qos=high
     additional: dict[str, Any] = field(default_factory=dict)
@@ -57,11 +57,9 @@ class SlurmConf:
 @dataclass
 class RayConf:
     _target_: str = "hydra_plugins.noah_sweep.RayLauncher"
-    address: str | None = None  # of a cluster: auto, or HOST:PORT; null: $RAY_ADDRESS, or a Ray of this machine alone
-    cpus_per_device: float = 1  # that each job occupies for a device of its own, a GPU or not
-    init: dict[str, Any] = field(
-        default_factory=dict
-    )  # further arguments of ray.init: +hydra.launcher.init.num_cpus=4
+    address: str | None = None  # of the cluster: auto or HOST:PORT; null: $RAY_ADDRESS, or a local Ray
+    cpus_per_device: float = 1  # CPUs reserved for each device of a job
+    init: dict[str, Any] = field(default_factory=dict)  # arguments of ray.init: +hydra.launcher.init.num_cpus=4
 
 
 for group, name, node in (

@@ -1,4 +1,4 @@
-"""noah_lightning: a laboratory for classification heads, and the reference implementation of NOAH."""
+"""Training and comparison of image-classification heads, and the reference implementation of NOAH."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch and timm only when something of theirs is asked for, so that the command line starts at once."""
+    """Import torch and timm only when they are needed, so that the command line starts fast."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""``python -m noah_lightning`` is ``noah``."""
+"""Entry point of ``python -m noah_lightning``, the same as ``noah``."""
 
 import sys
 

@@ -1,19 +1,15 @@
-"""Atomic writing of files: a reader finds the old or the new one, never a part."""
+"""Atomic file writing: readers see the old or the new file, never an incomplete one."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-PART = ".part"  # end of a name: not yet whole
+PART = ".part"  # suffix of incomplete files
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let ``write`` fill a new file and put it in the place of ``path``; if anything fails, the old one stays.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Replace ``path`` by a new file filled by ``write``; on an error, such as OSError, the old file is kept."""
     part = path.with_name(path.name + PART)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,13 +20,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that the new name, too, survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(folder)  # so that the new name survives a power cut, too
     finally:
-        os.close(handle)
+        os.close(folder)

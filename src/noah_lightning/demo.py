@@ -12,7 +12,7 @@ from noah_lightning.callbacks.attention_images import attention_of_guess, draw_c
 from noah_lightning.config.compose import compose_config
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.data import create_data
-from noah_lightning.data.datamodule import LabelledImages
+from noah_lightning.data.datamodule import LabeledImages
 from noah_lightning.errors import ConfigError
 from noah_lightning.loggers.console import duration, log
 from noah_lightning.models.classifier import Classifier, load_model
@@ -26,8 +26,8 @@ def demo(overrides: Sequence[str] = ()) -> Path:
     """Train ``experiment=demo`` with each head; returns the folder that holds both runs and ``demo.png``.
 
     Raises:
-        UserError: overrides that cannot work.
-        RunFailed, Stopped: as ``train.train``.
+        UserError: invalid overrides.
+        RunFailed, Stopped: raised by ``train.train``.
     """
     if any(pair.startswith("head=") for pair in overrides):
         raise ConfigError("noah demo trains both heads; remove head=…, or use noah train experiment=demo head=…")
@@ -56,7 +56,7 @@ def comparison_table(results: dict[str, Results]) -> Table:
 
 
 def verdict(results: dict[str, Results]) -> str:
-    """Which head is right more often on the validation images, and by how much."""
+    """Sentence with the head of higher validation accuracy and the difference."""
     gap, noah = results["gap"], results["noah"]
     if noah.correct == gap.correct:
         return "Both heads are right equally often."
@@ -64,7 +64,7 @@ def verdict(results: dict[str, Results]) -> str:
     points = abs(noah.top1 - gap.top1)
     return (
         f"{winner} wins by {points:.2f} points ({abs(noah.correct - gap.correct)} images), "
-        f"one seed each; another may say otherwise: noah demo seed=1"
+        f"with one seed each; another seed may differ: noah demo seed=1"
     )
 
 
@@ -87,7 +87,7 @@ def draw_demo(folder: Path, configs: dict[str, RunConfig], count: int = 6) -> Pa
     return path
 
 
-def _one_per_class(dataset: LabelledImages, count: int) -> tuple[Tensor, list[int]]:
+def _one_per_class(dataset: LabeledImages, count: int) -> tuple[Tensor, list[int]]:
     """The first image of each of the first ``count`` classes found: uint8 (count, 3, H, W), and the labels."""
     found: dict[int, Tensor] = {}
     for index in range(len(dataset)):

@@ -1,7 +1,7 @@
-"""Mistakes a user can mend.
+"""Errors that a user can fix, and their one-line messages.
 
-Every class here carries one line that says what is wrong and what to do about it. The command line prints
-that line and exits with status 2; anything else that escapes is a bug and keeps its traceback.
+A ``UserError`` is one line: what is wrong and what to do. The command line prints that line and exits with status 2.
+Any other exception is a bug and keeps its traceback.
 """
 
 from collections.abc import Iterable
@@ -9,34 +9,34 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Base of all mistakes a user can mend; ``str(error)`` is one line."""
+    """Base class of errors that a user can fix; ``str(error)`` is one line."""
 
 
 class ConfigError(UserError):
-    """The composed configuration asks for something that does not exist or cannot work."""
+    """Invalid configuration or command."""
 
 
 class HeadSettingError(UserError, ValueError):
-    """Head settings that cannot work for the width at hand."""
+    """Head settings that do not fit the number of channels."""
 
 
 class UnknownModelError(UserError, ValueError):
-    """A backbone name that timm does not know."""
+    """Unknown name of a backbone."""
 
 
 class NoSpatialMapError(UserError, ValueError):
-    """The backbone has no map over positions that a head could attend to."""
+    """A backbone without a spatial feature map for the head."""
 
 
 class WeightsError(UserError, ValueError):
-    """A weights file or checkpoint that is missing, unreadable or made for another model."""
+    """A weights file or checkpoint that is missing, unreadable or of another model."""
 
 
 class DataError(UserError, ValueError):
-    """Data that is missing, mislaid or unreadable.
+    """Data that is missing, misplaced or unreadable.
 
-    A loading process hands its error over as the whole traceback in one text, whose last line is
-    "noah_lightning.errors.DataError: " and the message; only the message is for the user.
+    A DataLoader worker passes its error on as the text of a whole traceback, whose last line is
+    "noah_lightning.errors.DataError: " and the message; only the message is kept.
     """
 
     def __init__(self, message: str) -> None:
@@ -44,20 +44,20 @@ class DataError(UserError, ValueError):
 
 
 class RunFailed(Exception):
-    """A run, or a job of a sweep, failed; ``str(error)`` is one line, and what can be told has been told."""
+    """A run, or a job of a sweep, failed; ``str(error)`` is one line, and details have been reported."""
 
 
 class RunFailedEverywhere(RunFailed):
-    """All processes of the run meet it in the same step; it is for the first one to tell."""
+    """A failure that all processes of a run raise in the same step and that only rank 0 reports."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown ``word``: the nearest known ones, or all where they are few."""
+    """End of a message about an unknown ``word``: the closest known words, or all of them if there are few."""
     known = list(known)
     near = get_close_matches(word, known, n=3, cutoff=0.5)
     if near:
         return f"; did you mean {' or '.join(near)}?"
-    return f"; there are {', '.join(known)}" if 0 < len(known) <= 12 else ""
+    return f"; choose from {', '.join(known)}" if 0 < len(known) <= 12 else ""
 
 
 def name_first(names: list[str]) -> str:

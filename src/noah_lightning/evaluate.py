@@ -1,4 +1,4 @@
-"""Validation of a finished run, or of a converted model, from its directory alone."""
+"""Validation of a finished run or a converted model, from its directory."""
 
 import tempfile
 from collections.abc import Sequence
@@ -21,14 +21,17 @@ HERE = ("trainer.devices=1", "trainer.num_nodes=1", "trainer.strategy=auto")  # 
 def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = (), ema: bool = False) -> Accuracy:
     """Accuracy of a run's ``best`` or ``last`` checkpoint, or of a converted model, on the validation set.
 
-    It runs in this process, no matter how many the training had; the counts are the same.
+    Runs in a single process; the counts are the same as those of a training with several.
 
-    With ``ema`` it is that of the average of the weights, as in :func:`load_model`.
-    ``overrides`` such as ``data.root=/elsewhere`` change the recorded configuration for this evaluation only. A
-    converted model has the configuration of its row, in which they may choose the data too: ``data=imagefolder``.
+    Args:
+        folder: run directory, or folder written by ``noah convert``.
+        checkpoint: ``best`` or ``last``.
+        overrides: change the recorded configuration for this evaluation, such as ``data.root=/elsewhere``. A
+            converted model has the configuration of its row, for which ``data=imagefolder`` is possible too.
+        ema: evaluate the average of the weights, as in :func:`load_model`.
 
     Raises:
-        UserError: neither a run nor a converted model, weights that do not fit, missing data.
+        UserError: neither a run nor a converted model, weights that do not fit, or missing data.
     """
     if is_converted(folder):
         if ema or checkpoint != "best":
@@ -45,7 +48,7 @@ def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = 
     )
     with tempfile.TemporaryDirectory() as nowhere:  # an evaluation leaves nothing in the run directory
         trainer = make_trainer(config, Path(nowhere), logger=False, enable_checkpointing=False)
-        # Compiled where the run was, for what is rounded otherwise may be counted otherwise.
+        # Compiled if the run was, because other rounding can change the counts.
         with compiled(model, config.trainer.compile):
             trainer.validate(task, datamodule=data, verbose=False)
     assert task.validated is not None

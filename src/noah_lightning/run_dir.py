@@ -1,19 +1,19 @@
-"""Run directories: each file that a run leaves behind, with its only writer and reader.
+"""Run directories: the files of a run, each with its only writer and reader.
 
 config.yaml                the resolved configuration; paths in it are absolute
-config-until-step-N.yaml   the one before ``noah resume --force`` changed it
-train.log                  the lines of the console
+config-until-step-N.yaml   the configuration before ``noah resume --force`` changed it
+train.log                  the console output
 metrics.csv                losses, accuracies and learning rates
 checkpoints/best.ckpt      the epoch with the highest validation accuracy
 checkpoints/best_ema.ckpt  the same for the average of the weights
 checkpoints/last.ckpt      the latest state; a link to step-<steps>.ckpt until the run has finished
-predictions.npz            what the best epoch predicts for every validation image
+predictions.npz            predictions of the best epoch for every validation image
 nonfinite.json             images of the batch whose loss was not finite
 results.json               written when training has finished
-mistake.txt                the error that ended the first attempt of a sweep's job
+mistake.txt                user error that ended the first attempt of a job of a sweep
 
 Every checkpoint holds the model's weights as ``model.*``, and their average as ``ema.module.*``. A run directory may
-be untrusted: nothing in it is executed or fetched, and each kind of damage is one line. Torch is not needed.
+be untrusted: nothing in it is executed or downloaded, and damage is reported in one line. Torch is not imported.
 """
 
 import csv
@@ -34,25 +34,25 @@ from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, RunFailed, one_line
 
 if TYPE_CHECKING:
-    import numpy as np  # takes a tenth of a second, which composing a configuration need not wait for
+    import numpy as np  # takes a tenth of a second to import
 
 try:
     import fcntl
-except ImportError:  # Windows has no such lock: a second process is not refused there
+except ImportError:  # Windows has no such lock; a second process is not rejected there
     fcntl = None  # type: ignore[assignment]
 
 CONFIG, LOG, METRICS, RESULTS = "config.yaml", "train.log", "metrics.csv", "results.json"
 PREDICTIONS, CHECKPOINTS, NONFINITE = "predictions.npz", "checkpoints", "nonfinite.json"
 SWEEP = "sweep.json"  # in the folder of a sweep
-ASIDE = ".unfinished"  # there too: attempts that were set aside
+ASIDE = ".unfinished"  # there too: unfinished attempts that could not be resumed
 DEPTH = 3  # runs/DATE/TIME_sweep/NUMBER lies three below runs
 
 
 @dataclass(frozen=True)
 class Results:
-    """Results of a finished run; accuracies are counts, so that nothing is lost in rounding.
+    """Results of a finished run; accuracies are exact, as counts.
 
-    Those that begin with ``ema`` are of the average of the weights, and None without one.
+    Fields that begin with ``ema`` are of the average of the weights, and None without one.
     """
 
     parameters: int
@@ -91,23 +91,19 @@ class Predictions:
 
 @dataclass(frozen=True)
 class RunDir:
-    """The directory of one run; ``settings`` and ``outcome`` are read once, and all else at each call."""
+    """The directory of one run; ``settings`` and ``outcome`` are cached, and all else is read at each call."""
 
     path: Path
 
     def claim(self, config: RunConfig) -> None:
-        """Start a run here by writing its configuration.
-
-        Raises:
-            ConfigError: the directory holds a run already, or cannot be written.
-        """
+        """Start a run by writing its configuration; raises ConfigError if there is a run already, or it fails."""
         with self._writable():
             if (self.path / CONFIG).exists():
-                raise ConfigError(f"{self.path} holds a run already; give another hydra.run.dir=…")
+                raise ConfigError(f"{self.path} already contains a run; choose another hydra.run.dir=…")
             (self.path / CONFIG).write_text(recorded.as_yaml(config))
 
     def replace_config(self, config: RunConfig, steps: int) -> None:
-        """Change the settings of the run; a file keeps those up to ``steps``. Raises ConfigError as :meth:`claim`."""
+        """Change the settings of the run and keep the old ones, valid up to ``steps``, in a file."""
         path, new = self.path / CONFIG, recorded.as_yaml(config).encode()
         before = path.read_bytes()
         with self._writable():
@@ -116,20 +112,20 @@ class RunDir:
                 write_whole(path, lambda file: file.write(new))
 
     def config(self, overrides: Sequence[str] | None = None) -> RunConfig:
-        """The recorded configuration; to rebuild the run from it, give the ``key=value`` pairs to set, if only ().
+        """The recorded configuration, or if ``overrides`` are given, even (), that to rebuild the run with.
 
         Raises:
-            ConfigError: there is no run, its file is not ours, the pairs do not fit, or the model to rebuild has to
-                be fetched from elsewhere and they do not name it.
+            ConfigError: there is no run, its configuration or an override is invalid, or with ``overrides``: they do
+                not name a plug-in or a downloaded model of the run.
         """
         path = self._config_file()
         return recorded.parse_recorded(path) if overrides is None else recorded.parse_with(path, overrides)
 
     def config_to_resume(self, overrides: Sequence[str], force: bool = False) -> RunConfig:
-        """The configuration to resume an unfinished run with; with ``force`` its batch may be divided otherwise.
+        """The configuration to resume an unfinished run; with ``force`` its batch may be divided differently.
 
         Raises:
-            ConfigError: as :meth:`config`, the run has finished, or the settings may not change so.
+            ConfigError: as :meth:`config`, the run has finished, or an override changes a fixed setting.
         """
         self.check_unfinished()
         config = recorded.parse_with(self._config_file(), overrides, split_again=force)
@@ -137,23 +133,23 @@ class RunDir:
         return config
 
     def check_same(self, config: RunConfig, force: bool = False) -> None:
-        """Raise ConfigError for settings other than the run's; with ``force`` its batch may be divided otherwise."""
+        """Raise ConfigError for changed settings; with ``force`` the batch may be divided differently."""
         recorded.check_same(self._config_file(), config, force)
 
     def check_unfinished(self) -> None:
-        """Raise ConfigError for a run that has finished: training it again would overwrite its results."""
+        """Raise ConfigError if the run has finished, because training would overwrite its results."""
         if (self.path / RESULTS).is_file():
             raise ConfigError(f"{self.path} has finished; noah evaluate {self.path} repeats its validation")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep the directory for this process. The system releases it when the process ends, however it ends.
+        """Lock the directory; the system releases the lock when the process ends in any way.
 
         Raises:
-            ConfigError: another process trains here, or the directory cannot be written.
+            ConfigError: another process is training here, or the directory cannot be written.
         """
         with self._writable():
-            handle = os.open(self.path / LOG, os.O_RDWR | os.O_CREAT, 0o644)  # any file would do
+            handle = os.open(self.path / LOG, os.O_RDWR | os.O_CREAT, 0o644)  # any file will do
         try:
             if fcntl:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -166,17 +162,13 @@ class RunDir:
             os.close(handle)
 
     def write_results(self, results: Results) -> None:
-        """Mark the run as finished.
-
-        Raises:
-            RunFailed: the file cannot be written.
-        """
+        """Mark the run as finished; raises RunFailed if the file cannot be written."""
         path, text = self.path / RESULTS, json.dumps(asdict(results), indent=2) + "\n"
         try:
             write_whole(path, lambda file: file.write(text.encode()))
         except OSError as error:
             what = f"{path} cannot be written ({one_line(error)})"
-            raise RunFailed(f"{what}; make room, then noah resume {self.path}") from error
+            raise RunFailed(f"{what}; free some space, then noah resume {self.path}") from error
 
     def results(self) -> Results:
         """Results of a finished run; entries of other versions are ignored.
@@ -192,17 +184,13 @@ class RunDir:
                 if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
                     raise ValueError(f"{name}={value!r} is not a number")
             if not 0 <= results.correct <= results.images > 0:
-                raise ValueError(f"{results.correct} of {results.images} images are not a share")
+                raise ValueError(f"{results.correct} of {results.images} images is not possible")
             return results
         except (OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
-            raise ConfigError(f"{self.path} does not hold a finished run: {one_line(error)}") from error
+            raise ConfigError(f"{self.path} does not contain a finished run: {one_line(error)}") from error
 
     def write_predictions(self, labels: "np.ndarray", guesses: "np.ndarray", class_names: Sequence[str]) -> None:
-        """Keep the predictions of the best epoch so far; labels and guesses are int32 (images,).
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Save predictions, int32 (images,); raises OSError if the file cannot be written."""
         import numpy as np
 
         path, names = self.path / PREDICTIONS, np.array(class_names)
@@ -212,7 +200,7 @@ class RunDir:
         """Predictions of a finished run for every validation image.
 
         Raises:
-            ConfigError: there are none, or they are not those that the run's accuracy was counted from.
+            ConfigError: there are none, or they do not match the accuracy of the run.
         """
         import numpy as np
 
@@ -226,15 +214,15 @@ class RunDir:
             integers = both.ndim == 2 and both.dtype.kind in "iu"
             if not integers or both.min() < 0 or both.max() >= len(found.class_names):
                 raise ValueError("labels and guesses must be numbers of classes")
-        except Exception as error:  # numpy and zipfile raise a handful of unrelated types on damaged files
-            raise ConfigError(f"{path} holds no predictions: {one_line(error)}") from error
+        except Exception as error:  # numpy and zipfile raise several unrelated types for damaged files
+            raise ConfigError(f"{path} does not contain predictions: {one_line(error)}") from error
         counted = (int(found.right.sum()), len(found.labels))
         if counted != (results.correct, results.images):
             raise ConfigError(f"{path} is not of the epoch in {RESULTS}: {counted[0]} of {counted[1]} right")
         return found
 
     def curve(self, column: str) -> dict[int, float]:
-        """A column of metrics.csv by epoch, counted from 1; empty where there is none."""
+        """A column of metrics.csv by epoch, counted from 1; empty if it cannot be read."""
         values: dict[int, float] = {}
         try:
             with (self.path / METRICS).open(newline="") as file:
@@ -247,15 +235,16 @@ class RunDir:
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
-        """The recorded settings by their dotted names (``head.head_num``), of other versions too.
+        """Recorded settings by dotted name (``head.head_num``), also of other versions.
 
         Raises:
-            ConfigError: there is no run, or its file is not ours.
+            ConfigError: there is no run, or its configuration is invalid.
         """
         path = self._config_file()
         settings = dict(flat(recorded.read_recorded(path)))
-        for key, kind, name in (("seed", int, "an integer"), ("model.name", str, "text"), ("head.name", str, "text")):
+        for key, kind in (("seed", int), ("model.name", str), ("head.name", str)):
             if not isinstance(settings.get(key), kind):
+                name = "an integer" if kind is int else "a string"
                 wrong = f"{key}={settings[key]!r} is not {name}" if key in settings else f"{key} missing"
                 raise ConfigError(f"{path} is not a run's configuration: {wrong}")
         return settings
@@ -266,7 +255,7 @@ class RunDir:
 
     @cached_property
     def outcome(self) -> Results | None:
-        """The results, or None for a run without any that can be read."""
+        """The results, or None if there are none that can be read."""
         try:
             return self.results()
         except ConfigError:
@@ -274,7 +263,7 @@ class RunDir:
 
     @property
     def reason(self) -> str:
-        """Why the outcome is missing: the last error in the log; without one, the last line of the log."""
+        """Why the results are missing: the last error in the log, or else its last line."""
         if (self.path / RESULTS).exists():
             return f"its {RESULTS} cannot be read"
         try:
@@ -287,32 +276,31 @@ class RunDir:
         return f"no error in its log, it may still be training; last line: {last}"
 
     def _config_file(self) -> Path:
-        """config.yaml; raises ConfigError where there is none."""
+        """Path of config.yaml; raises ConfigError if it does not exist."""
         if (self.path / CONFIG).is_file():
             return self.path / CONFIG
         inside = sorted(str(config.parent) for config in self.path.glob(f"*/{CONFIG}"))
         advice = f"; there are runs inside: {', '.join(inside)}" if inside else ""
         if (self.path / SWEEP).is_file():
-            advice += "; a sweep resumes when its command is given again with sweep.resume=true"
+            advice += "; to resume a sweep, repeat its command with sweep.resume=true"
         raise ConfigError(f"{self.path} is not a run directory: it has no {CONFIG}{advice}")
 
     @contextmanager
     def _writable(self) -> Iterator[None]:
-        """Make the directory; what cannot be written in it becomes a ConfigError."""
+        """Make the directory, and turn errors of writing into ConfigError."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             yield
         except OSError as error:
             what = f"{self.path} cannot be written ({one_line(error)})"
-            raise ConfigError(f"{what}; give another hydra.run.dir=…") from error
+            raise ConfigError(f"{what}; choose another hydra.run.dir=…") from error
 
 
 def find_runs(folders: Sequence[Path]) -> list[RunDir]:
-    """Every run in ``folders``, each once; a folder is a run directory, or holds runs at most three levels down.
+    """Every run in ``folders``, each once; a folder is a run directory, or contains runs at most three levels down.
 
     Raises:
-        ConfigError: a folder is missing, unreadable or without a run, or a named run has a configuration that is not
-            ours.
+        ConfigError: a folder is missing, unreadable or without runs, or a named run has an invalid configuration.
     """
     found: dict[Path, RunDir] = {}
     for folder in folders:
@@ -320,15 +308,17 @@ def find_runs(folders: Sequence[Path]) -> list[RunDir]:
             raise ConfigError(f"{folder} is not a folder")
         runs = [RunDir(folder)] if (folder / CONFIG).is_file() else list(_inside(folder, DEPTH))
         if not runs:
-            raise ConfigError(f"{folder} does not hold a run: no {CONFIG} of one in it, nor {DEPTH} levels below")
+            raise ConfigError(
+                f"{folder} does not contain a run: no {CONFIG} of a run in it or up to {DEPTH} levels below"
+            )
         for run in runs:
-            _ = run.settings  # raises where it is not a run
+            _ = run.settings  # raises if it is not a run
             found.setdefault(run.path.resolve(), run)
     return list(found.values())
 
 
 def _inside(folder: Path, depth: int) -> Iterator[RunDir]:
-    """Runs below ``folder``; other programs' folders, and what lies inside a run (a logger's own files), are not."""
+    """Runs below ``folder``; folders inside a run, such as those of loggers, are not searched."""
     if depth == 0:
         return
     try:
@@ -342,7 +332,7 @@ def _inside(folder: Path, depth: int) -> Iterator[RunDir]:
             run = RunDir(path)
             try:
                 _ = run.settings
-            except ConfigError:  # some other program's config.yaml
+            except ConfigError:  # config.yaml of another program
                 continue
             yield run
         else:

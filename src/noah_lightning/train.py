@@ -1,4 +1,4 @@
-"""One training run: config → model → data → task → trainer, and nothing else."""
+"""Training of one run: config → model → data → task → trainer."""
 
 import logging
 from collections.abc import Sequence
@@ -40,36 +40,36 @@ log = logging.getLogger("noah_lightning")
 
 
 def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = False) -> Results:
-    """Train as the resolved configuration says, and leave everything about it in ``run_dir``.
+    """Train by a resolved configuration, with all output in ``run_dir``.
 
-    Everything is built before the run directory is claimed, so a mistake leaves nothing behind. With ``resume`` a run
-    that is there already resumes from its last checkpoint, bit for bit as if it had not been interrupted; with
-    ``force`` also where its batch is divided otherwise now, which restarts its epoch.
+    Everything is built before the run directory is claimed, so an invalid configuration leaves no files. With
+    ``resume`` an existing run resumes from its last checkpoint, bitwise identical to an uninterrupted run; with
+    ``force`` also if its batch is divided differently now, which restarts its epoch.
 
     Raises:
         UserError: anything that the user can fix.
         RunFailed: memory, the disk or a DataLoader worker failed, or a loss was not finite.
-        Stopped: a signal asked for it, and the state is saved.
+        Stopped: the run was stopped by a signal, after its state was saved.
     """
     load_plugins(config.plugins)
     check_options(config.recipe.optimizer)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    model = build_model(config)  # before the data, which may take long to look through
+    model = build_model(config)  # before the data, which may take long to list
     data = create_data(**config.data.arguments())
     report, stop = EpochReport(), StopRequest()
     loggers = make_loggers(config, run_dir)
     callbacks = make_callbacks(config, run_dir, loggers, report, data, stop)
     trainer = make_trainer(config, run_dir, logger=loggers, callbacks=callbacks)
-    if trainer.world_size != processes_started():  # each would train a model of its own
+    if trainer.world_size != processes_started():  # each process would train its own model
         raise ConfigError(
-            f"{processes_started()} processes were started, but trainer.devices and trainer.num_nodes ask for "
+            f"{processes_started()} processes were started, but trainer.devices and trainer.num_nodes require "
             f"{trainer.world_size}; add trainer=ddp"
         )
     if config.trainer.sync_batchnorm and isinstance(trainer.accelerator, CPUAccelerator):
-        raise ConfigError("trainer.sync_batchnorm=true works on GPUs only; leave it false")
+        raise ConfigError("trainer.sync_batchnorm=true works on GPUs only; set it to false")
     run, split = RunDir(run_dir), batch_split(config, data)
     task = make_task(config, model, split.in_step)
-    if rank() == 0:  # the other processes are told by Lightning when the data is there
+    if rank() == 0:  # in the other processes, Lightning waits for the data
         _prepare(data, task)
     results = None
     with ExitStack() as until_the_end:
@@ -93,27 +93,27 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
             raise
         except MisconfigurationException as error:
             raise ConfigError(one_line(error)) from error
-        except SystemExit as exit_:  # how Lightning ends a run at Ctrl-C
+        except SystemExit as exit_:  # raised by Lightning on Ctrl-C
             if trainer.interrupted:
                 log.info("interrupted in epoch %d; noah resume %s", task.current_epoch + 1, run_dir)
                 raise KeyboardInterrupt from exit_
             raise
         except (UserError, RunFailed) as error:
-            console.write_to_log_only(str(error))  # the console is told where the error ends up
+            console.write_to_log_only(str(error))  # the caller prints it on the console
             raise
 
 
 def _prepare(data: ImageDataModule, task: ClassificationTask) -> None:
-    """Look through the data before the run directory is claimed."""
+    """Check the data before the run directory is claimed."""
     data.prepare_data()
     data.setup("fit")
     if task.mixing is not None:
         assert data.train_dataset is not None
-        check_even(min(data.batch_size, len(data.train_dataset)))  # a set below one batch is one batch
+        check_even(min(data.batch_size, len(data.train_dataset)))  # a data set smaller than one batch is one batch
 
 
 def _claim(run: RunDir, config: RunConfig, resume: bool, force: bool) -> None:
-    """Start a run, or make sure that it is the one that resumes."""
+    """Start a run, or check that its settings and state allow it to resume."""
     if resume and (run.path / CONFIG).exists():
         run.check_same(config, force)
         run.check_unfinished()  # another process may have finished it since the last check
@@ -130,7 +130,7 @@ def _announce(config: RunConfig, run_dir: Path, task: ClassificationTask, data: 
 
 
 def _rate(config: RunConfig, scaled: OptimizerSettings) -> str:
-    """``0.1 × 64/256 = 0.025``, or the rate alone where it holds for every batch."""
+    """``0.1 × 64/256 = 0.025``, or only the rate if it does not depend on the batch size."""
     if scaled.lr_batch is None:
         return f"{scaled.lr:g}"
     base = config.recipe.optimizer
@@ -164,14 +164,10 @@ def _conclude(run: RunDir, task: ClassificationTask, report: EpochReport) -> Res
 
 
 def make_task(config: RunConfig, model: nn.Module, batch: int) -> ClassificationTask:
-    """The training task of a recipe, around a model, with the rate for ``batch`` images per optimiser step.
-
-    Raises:
-        ConfigError: recipe settings out of their range.
-    """
+    """The training task of a recipe, with the learning rate for ``batch`` images per optimizer step."""
     optimizer = config.recipe.optimizer
     if str(config.trainer.precision) in ("16", "16-mixed") and config.trainer.gradient_clip_val:
-        # Lightning has no gradients to clip where a fused optimizer is to unscale them.
+        # Lightning cannot clip gradients that a fused optimizer unscales.
         optimizer = optimizer.model_copy(update={"options": {"fused": False} | optimizer.options})
     return ClassificationTask(
         model,
@@ -187,7 +183,7 @@ def make_task(config: RunConfig, model: nn.Module, batch: int) -> Classification
 
 
 def batch_split(config: RunConfig, data: ImageDataModule) -> BatchSplit:
-    """How the processes of this run divide the images of a step."""
+    """How the processes of this run divide an optimizer step."""
     return BatchSplit(processes_started(), data.batch_size, config.trainer.accumulate_grad_batches)
 
 
@@ -199,13 +195,7 @@ def make_callbacks(
     data: ImageDataModule,
     stop: StopRequest,
 ) -> list[Callback]:
-    """The trainer's callbacks: checks and progress, ``report``, the best predictions, checkpoints, pictures.
-
-    ``stop`` is asked after each step.
-
-    Raises:
-        ConfigError: settings of the logger out of range.
-    """
+    """Callbacks of the trainer, including ``report``; after each step they check ``stop``."""
     return [
         NonFiniteCheck(),  # before callbacks that save
         progress(config.trainer.log_every_n_steps),
@@ -217,17 +207,18 @@ def make_callbacks(
 
 
 def make_trainer(config: RunConfig, run_dir: Path, **arguments: Any) -> pl.Trainer:
-    """Lightning's trainer with the settings of ``config.trainer``, in a process that keeps the memory of a step.
+    """Lightning's trainer with ``config.trainer``, in a process that keeps the memory that a step frees.
 
     Raises:
-        ConfigError: settings Lightning does not accept.
+        ConfigError: settings that Lightning does not accept.
     """
     keep_freed_memory()
+    devices: Any = config.trainer.devices
     try:
         trainer = pl.Trainer(
             **config.trainer.arguments("devices", "channels_last", "compile", "nonfinite"),
-            devices=_devices(config),
-            use_distributed_sampler=False,  # the data module shares out the images
+            devices=processes_per_node(config.trainer) if devices in ("auto", -1) else devices,
+            use_distributed_sampler=False,  # the data module distributes the images
             default_root_dir=run_dir,
             enable_model_summary=False,
             enable_progress_bar=console.on_terminal(),
@@ -235,22 +226,14 @@ def make_trainer(config: RunConfig, run_dir: Path, **arguments: Any) -> pl.Train
             **arguments,
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
-        advice = (
-            f"; trainer.accelerator={config.trainer.accelerator} finds none here" if "backend" in str(error) else ""
-        )
-        raise ConfigError(f"trainer: {one_line(error)}{advice}") from error
+        missing = f"; found no {config.trainer.accelerator} accelerator" if "backend" in str(error) else ""
+        raise ConfigError(f"trainer: {one_line(error)}{missing}") from error
     use_our_signal_handlers(trainer)
     return trainer
 
 
-def _devices(config: RunConfig) -> Any:
-    """``trainer.devices`` as Lightning takes it; ``auto`` becomes the number of processes that there are."""
-    devices = config.trainer.devices
-    return processes_per_node(config.trainer) if devices in ("auto", -1) else devices
-
-
 def _checkpoints(run_dir: Path, config: RunConfig, split: BatchSplit, stop: StopRequest) -> list[Callback]:
-    """The weights of the best epoch, and the whole state as the run goes."""
+    """Callbacks that save the weights of the best epoch, and the whole state."""
     best: list[Callback] = [BestWeights(run_dir, "best", "val/top1")]
     if config.recipe.ema is not None:
         best.append(BestWeights(run_dir, "best_ema", "val/ema_top1"))

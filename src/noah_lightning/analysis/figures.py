@@ -19,8 +19,8 @@ from noah_lightning.analysis.statistics import Entry
 N, R = "head.head_num", "head.key_ratio"
 
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # letters stay letters: smaller, and the reader's own font
-    "svg.hashsalt": "noah",  # the same figure is the same text every time
+    "svg.fonttype": "none",  # text instead of paths: smaller files
+    "svg.hashsalt": "noah",  # reproducible output
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
     "axes.titlesize": 10,
@@ -29,7 +29,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "legend.frameon": False,
     "grid.alpha": 0.25,
-    "text.parse_math": False,  # a label's dollar sign is a dollar sign
+    "text.parse_math": False,  # labels may contain dollar signs
 }
 
 # Distinguishable with red-green blindness.
@@ -48,7 +48,7 @@ class HeatMap:
 
 @matplotlib.rc_context(STYLE)
 def draw_figures(entries: Sequence[Entry]) -> tuple[list[tuple[str, str]], str | None]:
-    """Title and image of each heat map, and the image of the learning curves, None without any; data URIs of SVG."""
+    """Title and image of each heat map, and the learning curves or None; images are data URIs of SVG."""
     maps = [(heat.title, _data_uri(_draw_heat_map(heat))) for heat in heat_maps(entries)]
     curves = draw_curves([entry.group for entry in entries])
     return maps, _data_uri(curves) if curves else None
@@ -61,10 +61,10 @@ def _data_uri(figure: Figure) -> str:
 
 
 def group_curve(group: Group, column: str) -> np.ndarray | None:
-    """A column of metrics.csv over the epochs that every seed has; None if there are none.
+    """A column of metrics.csv over the epochs that all seeds have; None if there are none.
 
     Returns:
-        float (4, epochs): the epoch from 1 on, and over the seeds the mean, the lowest and the highest value.
+        float (4, epochs): epoch from 1, and mean, minimum and maximum over the seeds.
     """
     of_seeds = [run.curve(column) for run in group.runs.values()]
     epochs = sorted(set.intersection(*map(set, of_seeds)))
@@ -101,14 +101,14 @@ def _draw_curve(axes: Axes, curve: np.ndarray, color: Any) -> Line2D:
 
 
 def _color(index: int, number: int) -> Any:
-    """One of eight well apart; of more groups, a step along a scale without its nearly black ends."""
+    """One of eight distinct colors; for more groups, a color of a scale without its almost black ends."""
     if number <= len(_COLORS):
         return _COLORS[index]
     return matplotlib.colormaps["turbo"](0.1 + 0.82 * index / (number - 1))
 
 
 def heat_maps(entries: Sequence[Entry]) -> list[HeatMap]:
-    """One for each set of groups in which both settings take at least two values."""
+    """A heat map for each set of groups in which N and r each have at least two values."""
     sets: defaultdict[object, list[Entry]] = defaultdict(list)
     for entry in entries:
         settings = entry.group.settings
@@ -120,7 +120,7 @@ def heat_maps(entries: Sequence[Entry]) -> list[HeatMap]:
 
 
 def _is_plotted(value: object) -> bool:
-    """A run directory may hold anything under these names."""
+    """Whether a setting is a number; an untrusted run directory may contain any value."""
     return isinstance(value, int | float) and 0 < value < 1e9
 
 
@@ -137,7 +137,7 @@ def _heat_map(title: str, entries: Sequence[Entry]) -> HeatMap:
 
 
 def _draw_heat_map(heat: HeatMap) -> Figure:
-    """Cells with their value; the color scale runs from the lowest to the highest."""
+    """Heat map with the value in each cell; colors range from the lowest to the highest value."""
     rows, columns = heat.top1.shape
     figure = Figure(figsize=(1.6 + 0.8 * columns, 1 + 0.42 * rows), layout="constrained")
     axes = figure.subplots()

@@ -10,7 +10,7 @@ from noah_lightning.run_dir import Results, RunDir
 
 Settings = Mapping[str, Any]  # dotted names
 
-BASELINE = "gap"  # the head that the others are compared with
+BASELINE = "gap"  # head that others are compared with
 _NAMES = ("model.name", "head.name")  # always in the label
 
 
@@ -18,8 +18,8 @@ _NAMES = ("model.name", "head.name")  # always in the label
 class Group:
     """Finished runs by seed, with the settings that they share."""
 
-    label: str  # model=… head=… and the settings in which the groups differ
-    short: str  # the same without the model if all groups have the same one
+    label: str  # model=…, head=… and settings in which the groups differ
+    short: str  # without the model if all groups share it
     settings: Settings
     runs: Mapping[int, RunDir]  # by seed; of runs with the same seed, the last by path
     repeated: tuple[RunDir, ...] = ()  # the others
@@ -39,26 +39,26 @@ class Group:
 
     @property
     def top1(self) -> float:
-        """Percent, the mean over the seeds."""
+        """Mean over the seeds, in percent."""
         return self.mean("top1")
 
     @property
     def deviation(self) -> float | None:
-        """Sample standard deviation of top-1 over the seeds, in points; None for one seed."""
+        """Sample standard deviation of top-1 over the seeds, in percentage points; None for one seed."""
         return statistics.stdev(o.top1 for o in self.outcomes.values()) if len(self.runs) > 1 else None
 
     @property
     def peak_memory(self) -> int | None:
-        """Bytes, the largest of the seeds."""
+        """Maximum over the seeds, in bytes."""
         return max((o.peak_memory for o in self.outcomes.values() if o.peak_memory is not None), default=None)
 
     def mean(self, field: str) -> float:
-        """The mean over the seeds of one of the outcome's fields."""
+        """Mean over the seeds of a field of the results."""
         return statistics.fmean(getattr(outcome, field) for outcome in self.outcomes.values())
 
 
 def group_runs(runs: Iterable[RunDir]) -> list[Group]:
-    """The finished ones among ``runs``, grouped; sorted by model, the baseline first."""
+    """Groups of the finished ``runs``, sorted by model, the baseline first."""
     members: defaultdict[object, list[RunDir]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: str(run.path)):
         if run.outcome is not None:
@@ -75,10 +75,7 @@ def group_runs(runs: Iterable[RunDir]) -> list[Group]:
 
 
 def _shared(settings: Settings) -> dict[str, Any]:
-    """All settings except the seed, what follows from it, and where metrics go.
-
-    ``model.noah`` is left out because it only proposes what ``head`` holds in the end.
-    """
+    """Settings without seeds and logger, and without ``model.noah``, the defaults of ``head``."""
     return {
         key: value
         for key, value in settings.items()
@@ -87,16 +84,16 @@ def _shared(settings: Settings) -> dict[str, Any]:
 
 
 def identity(settings: Settings, keep: Callable[[str], bool] = lambda key: True) -> frozenset[tuple[str, Hashable]]:
-    """Equal for runs that share all settings but the seed, or all those for which ``keep(name)`` is true."""
+    """Key that is equal for runs that share all settings but the seed, or all those with ``keep(name)``."""
     return frozenset((key, _comparable(value)) for key, value in _shared(settings).items() if keep(key))
 
 
 def make_labels(groups: Sequence[Settings]) -> list[str]:
-    """One label each, all different: model, head, and the settings in which the groups differ."""
+    """A unique label for each group: model, head, and the settings in which the groups differ."""
     keys = _varying(groups)
     labels = [_write(settings, keys) for settings in groups]
     for label, count in Counter(labels).items():
-        if count > 1:  # they differ only in having a setting at all
+        if count > 1:  # they differ only in whether a setting exists
             same = [i for i, other in enumerate(labels) if other == label]
             more = _differing([groups[i] for i in same], absent_counts=True)
             for i in same:
@@ -105,9 +102,9 @@ def make_labels(groups: Sequence[Settings]) -> list[str]:
 
 
 def _varying(groups: Sequence[Settings]) -> list[str]:
-    """Settings that differ between groups of one model or, for those of the head, between groups of one head.
+    """Settings that differ between groups of the same model, or, for settings of the head, of the same head.
 
-    Each model has its own recipe and each head its own settings, so across models and heads the name is enough.
+    Each model has its own recipe and each head its own settings, so their names identify different ones.
     """
     keys = {key for key in _differing(groups) if key == "data.name"}
     for name in _NAMES:
@@ -128,7 +125,7 @@ def _differing(groups: Sequence[Settings], absent_counts: bool = False) -> list[
 
 
 def _write(settings: Settings, keys: Sequence[str]) -> str:
-    """``head_num=4``, or ``head.head_num=4`` if another of the keys ends in the same word."""
+    """Label such as ``head_num=4``, or ``head.head_num=4`` if the last part of the key is ambiguous."""
     used = Counter(map(_last, (*_NAMES, *keys)))
     present = [*_NAMES, *(key for key in keys if key in settings)]
     return " ".join(
@@ -153,14 +150,14 @@ def _show(value: Any) -> str:
 
 
 def _comparable(value: Any) -> Hashable:
-    """1 and 1.0 are equal, 1 and true are not, and NaN equals itself."""
+    """Hashable value, in which 1 equals 1.0 but not true, and NaN equals itself."""
     if isinstance(value, list):
         return tuple(map(_comparable, value))
     return value if isinstance(value, int | float) and type(value) is not bool and value == value else repr(value)
 
 
 def _order(group: Group) -> tuple[object, ...]:
-    """By model, the baseline first, then word by word with numbers by size."""
+    """Sort key: model, the baseline first, then the words of the label, with numbers by value."""
     words = [word.partition("=") for word in group.label.split()]
     return group.model, group.head != BASELINE, [_word_order(key, value) for key, _, value in words]
 

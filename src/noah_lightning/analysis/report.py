@@ -1,4 +1,4 @@
-"""Reports of a comparison: for a terminal, as Markdown, LaTeX, CSV, and as one HTML page."""
+"""Reports of a comparison: for a terminal, and as Markdown, LaTeX, CSV and HTML."""
 
 from collections.abc import Iterable
 from importlib.resources import files
@@ -15,18 +15,18 @@ from noah_lightning.loggers.console import duration
 from noah_lightning.run_dir import CONFIG
 
 NONE = "–"  # in a cell
-FEW = 3  # up to so many differences are all reported; of more, only the highest
+FEW = 3  # number of differences up to which all are reported; of more, only the highest
 
 
 def signed(points: float) -> str:
-    """``+0.55``, ``−0.30``; what rounds to zero has no sign."""
+    """``+0.55`` or ``−0.30``; without a sign if it rounds to zero."""
     text = f"{abs(points):.2f}"
     sign = "" if float(text) == 0 else "−" if points < 0 else "+"
     return sign + text
 
 
 def p_value(p: float) -> str:
-    """``p = 0.21``, and ``p < 0.001`` below that."""
+    """``p = 0.21``, or ``p < 0.001``."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
@@ -36,12 +36,12 @@ def count(number: int, thing: str) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` with control characters escaped: a terminal obeys some, and logs and paths may be untrusted."""
+    """``text`` with control characters escaped, because logs and paths may be untrusted."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def main_table(comparison: Comparison) -> Table:
-    """One row per group, rounded; there is a memory column if a run used a GPU."""
+    """One row per group, rounded; with a memory column if a run used a GPU."""
     memory = any(entry.group.peak_memory is not None for entry in comparison.entries)
     columns = ["group", "seeds", "top-1 %", "difference", f"{LEVEL} % interval", "McNemar"]
     columns += ["parameters", "images/s", *(["GPU memory"] if memory else []), "time", "best epoch"]
@@ -59,7 +59,7 @@ def main_table(comparison: Comparison) -> Table:
 
 
 def _against_baseline(entry: Entry) -> list[str]:
-    """Difference, interval, p."""
+    """Cells of difference, interval and p value."""
     if entry.difference is None:
         return [NONE] * 3
     if entry.paired is None:
@@ -69,7 +69,7 @@ def _against_baseline(entry: Entry) -> list[str]:
 
 
 def full_table(comparison: Comparison) -> Table:
-    """Every number in full precision, empty where there is none; lists are separated by spaces."""
+    """One row per group in full precision; missing values are empty, and lists are separated by spaces."""
     facts = [_facts(entry) for entry in comparison.entries]
     rows = [["" if value is None else printable(str(value)) for value in row.values()] for row in facts]
     return Table(list(facts[0]) if facts else ["group"], rows, left=["group"])
@@ -127,8 +127,8 @@ def summary(comparison: Comparison) -> list[str]:
     best = max(measured, key=lambda entry: entry.difference or 0)
     return [
         _difference(best),
-        f"That is the highest of {len(measured)} groups; choosing the highest on the images it is measured with "
-        "flatters it, and p values are not corrected for the number of groups.",
+        f"This is the highest of {len(measured)} groups; choosing it on the images it is evaluated on is optimistic, "
+        "and p values are not corrected for the number of groups.",
     ]
 
 
@@ -155,7 +155,7 @@ def _difference(entry: Entry) -> str:
     if not paired.significant:
         verdict = "not significant"
     elif paired.seeds == 1:
-        verdict = "significant on these images, but with one seed each another training run may say otherwise"
+        verdict = "significant on these images, but with one seed each, another training run may differ"
     elif not paired.one_sign:
         verdict = "significant on these images, but the seeds disagree in the sign"
     else:
@@ -164,12 +164,12 @@ def _difference(entry: Entry) -> str:
 
 
 def remarks(comparison: Comparison) -> list[str]:
-    """What the table cannot say: tests that were not made, runs that were ignored, runs that did not finish."""
+    """Notes on missing tests, ignored runs and unfinished runs."""
     entries = comparison.entries
     untested = [f"{entry.group.label}: not tested, {entry.untested}" for entry in entries if entry.untested]
     partial = [
-        f"{entry.group.label}: difference and test are of {'seed' if len(entry.seeds) == 1 else 'seeds'} "
-        f"{', '.join(map(str, entry.seeds))}, which its baseline {entry.baseline.label} has too"
+        f"{entry.group.label}: difference and test only use {'seed' if len(entry.seeds) == 1 else 'seeds'} "
+        f"{', '.join(map(str, entry.seeds))}, in common with its baseline {entry.baseline.label}"
         for entry in entries
         if entry.baseline and entry.seeds and set(entry.seeds) != set(entry.group.runs) | set(entry.baseline.runs)
     ]
@@ -191,7 +191,7 @@ def show(comparison: Comparison) -> None:
 
 
 def markdown(comparison: Comparison) -> str:
-    """Summary, table and remarks."""
+    """Summary, table and remarks as Markdown."""
     table = main_table(comparison).markdown() if comparison.entries else ""
     listed = "\n".join(f"* {remark}" for remark in remarks(comparison))
     return "\n\n".join(part for part in (" ".join(summary(comparison)), table, listed) if part)
@@ -208,7 +208,7 @@ def csv(comparison: Comparison) -> str:
 
 
 def html(comparison: Comparison) -> str:
-    """A page that needs no other file: summary, tables, figures, remarks, configurations."""
+    """A self-contained page: summary, tables, figures, remarks, configurations."""
     from jinja2 import Environment, StrictUndefined
 
     from noah_lightning.analysis.figures import draw_figures  # matplotlib takes half a second to import
@@ -249,11 +249,7 @@ def _commands_and_configuration(group: Group) -> tuple[str, list[str], Path, str
 
 
 def write_html(comparison: Comparison, path: Path) -> None:
-    """Write the page to ``path``; an older file there is replaced.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
+    """Write the page to ``path``, replacing an existing file; raises ConfigError if it cannot be written."""
     try:
         path.write_text(html(comparison), encoding="utf-8", errors="backslashreplace")  # some paths are not UTF-8
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Paired comparison of groups of runs with their baselines: differences, tests, gains by class."""
+"""Paired comparison of groups of runs with their baselines: differences, tests, gains per class."""
 
 import statistics
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from noah_lightning.errors import ConfigError
 from noah_lightning.run_dir import Predictions, RunDir, find_runs
 
 RESAMPLES, LEVEL = 2000, 95  # LEVEL in percent
-SHOWN = 10  # classes that gain most, and that lose most
+SHOWN = 10  # classes with the largest gains and losses
 
 
 @dataclass(frozen=True)
 class Paired:
     """Test of a group against its baseline, image by image; the interval is in points of top-1."""
 
-    better: int  # pairs (image, seed) that only the group has right
-    worse: int  # that only the baseline has right
-    images: int  # of one seed
+    better: int  # pairs (image, seed) that only the group classifies correctly
+    worse: int  # that only the baseline classifies correctly
+    images: int  # per seed
     seeds: int
     low: float
     high: float
@@ -35,13 +35,13 @@ class Paired:
 
 
 def compare_paired(group: Sequence[np.ndarray], baseline: Sequence[np.ndarray], same_images: bool) -> Paired:
-    """Test which images are right, bool (images,) per seed, in the same order of seeds and images.
+    """Test a group against its baseline by which images are correct, bool (images,) per seed.
 
     Args:
         group: one array per seed.
-        baseline: of the same seeds.
-        same_images: every seed was validated with the same images; an image is then resampled together with all its
-            seeds. Otherwise each seed's images are resampled separately.
+        baseline: arrays of the same seeds and images.
+        same_images: whether all seeds have the same validation images, so that an image is resampled together with
+            all its seeds. Otherwise the images of each seed are resampled separately.
     """
     differences = [g.astype(int) - b.astype(int) for g, b in zip(group, baseline, strict=True)]  # -1, 0, 1
     better, worse = (sum(int((d == sign).sum()) for d in differences) for sign in (1, -1))
@@ -55,22 +55,22 @@ def compare_paired(group: Sequence[np.ndarray], baseline: Sequence[np.ndarray], 
 
 def mcnemar(better: int, worse: int) -> float:
     """McNemar's exact test: the two-sided p value of a binomial test with probability 1/2."""
-    from scipy.special import bdtr  # scipy.stats.binomtest is the same, and takes half a second longer to import
+    from scipy.special import bdtr  # scipy.stats.binomtest, without half a second of imports
 
     return min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5)))
 
 
 def bootstrap(sets: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the mean over sets of their means, each set's values being drawn with replacement.
+    """Bootstrap percentile interval of the mean over ``sets`` of the mean of each set.
 
-    The values are few different ones, so their counts are drawn instead: the same distribution, only faster.
+    There are few distinct values, so their counts are drawn: the same distribution, but faster.
     """
     random = np.random.default_rng(seed)
     means = np.zeros(resamples)
     for values in sets:
-        different, counts = np.unique(values, return_counts=True)
+        distinct, counts = np.unique(values, return_counts=True)
         drawn = random.multinomial(len(values), counts / len(values), size=resamples)
-        means += drawn @ different / (len(values) * len(sets))
+        means += drawn @ distinct / (len(values) * len(sets))
     margin = (100 - LEVEL) / 2
     low, high = np.percentile(means, [margin, 100 - margin])
     return float(low), float(high)
@@ -78,21 +78,21 @@ def bootstrap(sets: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int 
 
 @dataclass(frozen=True)
 class ClassGain:
-    """One class; all counts are sums over the seeds."""
+    """Results of one class; all counts are sums over the seeds."""
 
     name: str
     images: int
     correct: int
-    baseline: int  # correct by the baseline
+    baseline: int  # correct with the baseline
 
     @property
     def points(self) -> float:
-        """Difference of the class's accuracies, in points."""
+        """Difference in accuracy, in percentage points."""
         return 100 * (self.correct - self.baseline) / self.images
 
 
 def class_gains(group: Sequence[Predictions], baseline: Sequence[Predictions]) -> list[ClassGain]:
-    """Every class that has images, the largest gain first; the predictions are paired by seed."""
+    """Gains of all classes with images, the largest first; predictions are paired by seed."""
     names = max((predictions.class_names for predictions in group), key=len)
     labels = np.concatenate([predictions.labels for predictions in group])
     right, before = (np.concatenate([predictions.right for predictions in side]) for side in (group, baseline))
@@ -111,19 +111,19 @@ def most_hurt(gains: Sequence[ClassGain]) -> list[ClassGain]:
 
 @dataclass(frozen=True)
 class Entry:
-    """One group and how it compares with its baseline; None or empty where there is none."""
+    """A group compared with its baseline; None or empty if there is none."""
 
     group: Group
     baseline: Group | None = None
-    seeds: tuple[int, ...] = ()  # in both; difference and test are of these
+    seeds: tuple[int, ...] = ()  # in common, used for difference and test
     difference: float | None = None  # points of top-1
     paired: Paired | None = None
-    untested: str = ""  # why there is no test
+    untested: str = ""  # reason why there is no test
     gains: Sequence[ClassGain] = ()
 
 
 def measure(group: Group, groups: Sequence[Group]) -> Entry:
-    """``group`` against its baseline among ``groups``, image by image where the predictions allow it."""
+    """Compare ``group`` with its baseline among ``groups``, image by image if the predictions allow it."""
     baseline = find_baseline(group, groups)
     if baseline is None:
         return Entry(group)
@@ -140,9 +140,9 @@ def measure(group: Group, groups: Sequence[Group]) -> Entry:
 
 
 def find_baseline(group: Group, groups: Sequence[Group]) -> Group | None:
-    """The group with head=gap that differs only in the head, else one with the same model name, data and recipe.
+    """The group with head=gap that differs only in the head, or else has the same model name, data and recipe.
 
-    Of several, the one with most seeds in common, and then the one with the highest accuracy.
+    Of several, the one with the most seeds in common, then the one with the highest accuracy.
     """
     if group.head == BASELINE:
         return None
@@ -162,11 +162,11 @@ def find_baseline(group: Group, groups: Sequence[Group]) -> Group | None:
 
 
 def _test(ours: Sequence[RunDir], theirs: Sequence[RunDir]) -> tuple[Paired, list[ClassGain]]:
-    """Raises ConfigError if the predictions cannot be paired."""
+    """Test and gains of runs paired by seed; raises ConfigError if their predictions cannot be paired."""
     group, baseline = ([run.predictions() for run in runs] for runs in (ours, theirs))
     if not all(np.array_equal(one.labels, other.labels) for one, other in zip(group, baseline, strict=True)):
-        raise ConfigError("its validation images are not the baseline's")
-    one_draw = len({run.settings.get("data.seed") for run in (*ours, *theirs)}) == 1  # digits are drawn by data.seed
+        raise ConfigError("its validation images differ from those of the baseline")
+    one_draw = len({run.settings.get("data.seed") for run in (*ours, *theirs)}) == 1  # digits depend on data.seed
     same_images = one_draw and all(np.array_equal(group[0].labels, other.labels) for other in group)
     paired = compare_paired([g.right for g in group], [b.right for b in baseline], same_images)
     return paired, class_gains(group, baseline)
@@ -181,16 +181,9 @@ class Comparison:
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
-    """Read every run in ``folders`` and measure each group of seeds against its baseline.
-
-    Args:
-        folders: run directories, or folders that hold runs at most three levels down.
-
-    Raises:
-        ConfigError: a folder is missing or holds no run.
-    """
+    """Compare each group of runs with its baseline; arguments and errors as for :func:`find_runs`."""
     if not folders:
-        raise ConfigError("there is nothing to compare; name at least one run directory")
+        raise ConfigError("there is nothing to compare; give at least one run directory")
     runs = find_runs(folders)
     groups = group_runs(runs)
     unfinished = tuple(run for run in runs if run.outcome is None)

@@ -1,4 +1,4 @@
-"""Tables of text, for a terminal, Markdown, LaTeX and spreadsheets."""
+"""Text tables for a terminal, Markdown, LaTeX and CSV."""
 
 import csv
 import io
@@ -14,14 +14,14 @@ from rich.measure import Measurement
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the columns named in ``left`` are aligned left, all others right."""
+    """Table of strings; columns in ``left`` are left-aligned, all others right-aligned."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     left: Sequence[str] = ()
 
     def show(self) -> None:
-        """Print it in full: on a narrow terminal its lines wrap."""
+        """Print the table; on a narrow terminal its lines wrap."""
         table = rich_table.Table(box=box.SIMPLE)
         for column in self.columns:
             table.add_column(column, justify="left" if column in self.left else "right", no_wrap=True)
@@ -32,27 +32,26 @@ class Table:
         Console(width=max(width, get_console().width)).print(table)
 
     def markdown(self) -> str:
-        """GitHub's kind of table, without a line break at the end."""
+        """Markdown, without a trailing line break."""
         rules = ["---" if column in self.left else "---:" for column in self.columns]
         rows = [[cell.replace("|", r"\|") for cell in row] for row in (self.columns, rules, *self.rows)]
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
     def latex(self) -> str:
-        """A plain ``tabular`` that needs no package, without a line break at the end."""
+        """A ``tabular`` that needs no LaTeX package, without a trailing line break."""
         kinds = "".join("l" if column in self.left else "r" for column in self.columns)
         head, *rows = (" & ".join(map(latex_text, cells)) + r" \\" for cells in (self.columns, *self.rows))
         lines = [rf"\begin{{tabular}}{{{kinds}}}", r"\hline", head, r"\hline", *rows, r"\hline", r"\end{tabular}"]
         return "\n".join(lines)
 
     def csv(self) -> str:
-        """Comma-separated, quoted where needed, every line ending in a line feed."""
+        """CSV with line feeds."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
         return text.getvalue()
 
 
-# A bracket or star at the start of a row would belong to the line break before it; the minus sign and others are not
-# in LaTeX's text fonts.
+# LaTeX reads a bracket or star at the start of a row as an argument of the line break before it.
 _LATEX = str.maketrans(
     {char: rf"\{char}" for char in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -62,5 +61,5 @@ _LATEX = str.maketrans(
 
 
 def latex_text(text: str) -> str:
-    """``text`` with the characters escaped that are special in LaTeX."""
+    """Escape the special characters of LaTeX."""
     return text.translate(_LATEX)

@@ -30,14 +30,14 @@ COLORS = ("#9aa5b1", "#d1495b", "#30638e", "#edae49")  # one per head, in the or
 class AttentionPicture(Callback):
     """Logs ``val/attention`` to W&B: a few validation images under the attention of their most probable class.
 
-    Only rank 0 does it, without any collective. The modules' modes and the random number generators are restored, so
+    Only rank 0 draws, without any collective. The modules' modes and the random number generators are restored, so
     a run with pictures trains exactly as one without.
 
     Args:
-        logger: receives the picture.
-        data: the images are spread evenly over its validation set, the same ones every time.
-        every: epochs from one picture to the next; the last epoch always has one.
-        count: images.
+        logger: W&B logger.
+        data: the same images, evenly spaced over its validation set, are drawn every time.
+        every: epochs between two pictures; the last epoch always has one.
+        count: number of images.
     """
 
     def __init__(self, logger: WandbLogger, data: ImageDataModule, every: int, count: int = 6) -> None:
@@ -78,7 +78,7 @@ def attention_of_guess(model: Classifier, images: Tensor) -> tuple[Tensor, Tenso
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards each module of the model is back in its own mode."""
+    """Evaluation mode within this context; afterwards each module's mode is restored."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -96,7 +96,7 @@ def draw_attention(
     Args:
         images: uint8 (B, 3, H, W).
         labels: the true classes.
-        guesses: the most probable classes, whose attention it is.
+        guesses: the most probable classes.
         class_names: in label order.
         attention: (B, L), over the row-major positions of the feature map.
     """

@@ -24,11 +24,11 @@ class BestWeights(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """Lightning's, with a name that stays: checkpoints hold the state under it."""
+        """Key of the state in checkpoints, fixed so that renaming the class keeps them readable."""
         return f"BestWeights{super().state_key.removeprefix(type(self).__qualname__)}"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best so far, also where the run directory has been moved; Lightning would forget it."""
+        """Restore the best epoch so far, also after the run directory was moved, when Lightning discards it."""
         here = {str(path): str(Path(str(self.dirpath)) / Path(path).name) for path in state_dict["best_k_models"]}
         paths = {
             key: here.get(state_dict[key], state_dict[key]) for key in ("best_model_path", "kth_best_model_path")
@@ -38,18 +38,13 @@ class BestWeights(ModelCheckpoint):
 
 
 class BestRecord(Callback):
-    """Writes the validation predictions of each epoch that is better than all before.
-
-    Args:
-        run: where to write them.
-        data: knows the names of the classes.
-    """
+    """Writes the validation predictions of the best epoch so far to ``run``, with the class names of ``data``."""
 
     state_key = "BestRecord"  # in checkpoints
 
     def __init__(self, run: RunDir, data: ImageDataModule) -> None:
         self.run, self.data = run, data
-        self.best = -1  # images right
+        self.best = -1  # number of correct images
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: plain values."""

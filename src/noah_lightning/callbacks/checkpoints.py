@@ -27,22 +27,21 @@ log = logging.getLogger("noah_lightning")
 
 
 class WholeFiles(TorchCheckpointIO):
-    """How Lightning writes checkpoints here: a crash, a power cut or a full disk leaves the previous file as it is.
+    """Atomic checkpoint writer: a crash, a power cut or a full disk leaves the previous file as it is.
 
-    A file that cannot be written is reported, and the run continues.
+    A file that cannot be written is logged, and the run continues.
 
     Attributes:
-        failed: whether the latest one could not be written.
+        failed: whether the latest file could not be written.
     """
 
     failed = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``path`` in one piece."""
         try:
             write_whole(Path(path), lambda file: torch.save(checkpoint, file))
             self.failed = False
-        except (OSError, RuntimeError) as error:  # torch's writer turns the system's errors into its own
+        except (OSError, RuntimeError) as error:  # torch turns some errors of the system into its own
             self.failed = True
             log.warning("%s cannot be written (%s); what was saved before is kept", path, one_line(error))
 
@@ -51,7 +50,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU; nothing in it is executed.
 
     Raises:
-        WeightsError: not a checkpoint, or a damaged one: each part of the file has a checksum.
+        WeightsError: not a checkpoint, or a damaged one, by the checksum of each part of the file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -69,7 +68,7 @@ LAST = "last.ckpt"
 
 
 class BatchSplit(NamedTuple):
-    """Division of the images of an optimizer step: ``passes``, in each of which every process takes ``images``."""
+    """Division of an optimizer step: ``images`` in each process, in each of ``passes`` accumulated passes."""
 
     processes: int
     images: int
@@ -86,18 +85,18 @@ class BatchSplit(NamedTuple):
 
 
 class Checkpoints(Checkpoint):
-    """Keeps ``step-<steps>.ckpt``, the last few of them, and ``last.ckpt``, which points to the latest.
+    """Saves ``step-<steps>.ckpt``, keeps the last few, and links ``last.ckpt`` to the latest.
 
-    It saves only where no gradients are partly accumulated. At the end of an epoch that is after its validation.
+    Saves only between optimizer steps, and at the end of an epoch after its validation.
 
     Args:
-        run_dir: of the run.
+        run_dir: run directory.
         every_n_steps: optimizer steps between two checkpoints.
-        every_minutes: longest time between two.
-        keep: how many.
-        split: how the images of a step are divided. A checkpoint of another division restarts its epoch.
-        stop: asked after each step; once it is set, the run is saved and :class:`Stopped` raised, in all processes
-            after the same step.
+        every_minutes: maximum time between two checkpoints.
+        keep: number of checkpoints to keep.
+        split: division of a step. When resuming from a checkpoint with another division, the epoch restarts.
+        stop: checked after each step; once it is set, all processes save the run and raise :class:`Stopped` after the
+            same step.
     """
 
     def __init__(
@@ -122,13 +121,13 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Restart the epoch where the images of a step are divided otherwise now: its batches are others."""
+        """Restart the epoch if steps are divided differently now, because its batches differ then."""
         if BatchSplit(*checkpoint["batch_split"]) == self.split:
             return
         assert isinstance(pl_module, ClassificationTask)
-        pl_module.train_accuracy.reset()  # of the part of the epoch that is repeated
+        pl_module.train_accuracy.reset()  # counts of the part that is repeated
         epochs, steps, fit = _epochs_done(checkpoint), checkpoint["global_step"], trainer.fit_loop
-        del checkpoint["loops"]  # Lightning restores the place in the epoch from there
+        del checkpoint["loops"]  # from which Lightning restores the position in the epoch
         fit.epoch_progress.increment_by(epochs)
         fit.epoch_loop._batches_that_stepped = steps
         fit.epoch_loop.automatic_optimization.optim_progress.optimizer.step.increment_by(steps)
@@ -141,7 +140,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         done = batch_idx + 1
         if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
-            return  # after the last batch come the validation and the end of the epoch
+            return  # the last batch is followed by validation and on_train_epoch_end
         stop, late = self._agree(trainer)
         if stop or late or trainer.global_step % self.every_n_steps == 0:
             self.save(trainer)
@@ -155,15 +154,15 @@ class Checkpoints(Checkpoint):
             raise Stopped(stop)
 
     def _agree(self, trainer: pl.Trainer) -> tuple[int, bool]:
-        """Signal that any process received, and whether a checkpoint is due in any of them (a collective)."""
+        """Signal that any process received, and whether a checkpoint is due in any process (a collective)."""
         late = time.monotonic() - self._saved > self.every_seconds
         signal, any_late = max_over_ranks([self.stop.signal, int(late)], trainer)
         return signal, bool(any_late)
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Save the state as it is now. All processes call this."""
+        """Save the current state. Must be called in all processes."""
         for logger in trainer.loggers:
-            logger.save()  # what was logged before this step will not be logged again
+            logger.save()  # a resumed run does not log it again
         path = self.folder / f"step-{trainer.global_step:08}.ckpt"
         trainer.save_checkpoint(path)
         self._saved = time.monotonic()
@@ -173,9 +172,9 @@ class Checkpoints(Checkpoint):
 
 
 def keep_only_last(folder: Path) -> None:
-    """When a run has finished: ``last.ckpt`` becomes a file, and there is nothing left to resume from."""
+    """After a run has finished, turn ``last.ckpt`` into a file and remove the other checkpoints."""
     files = _checkpoints(folder)
-    if files:  # none could be written, where the disk was full all along
+    if files:  # there are none if the disk was always full
         files[0].replace(folder / LAST)
     _remove_others(folder, [])
 
@@ -186,7 +185,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _remove_others(folder: Path, kept: Sequence[Path]) -> None:
-    """Remove all checkpoints but those, and parts of one that a crash has left."""
+    """Remove all checkpoints but ``kept``, and incomplete files left by a crash."""
     wanted = {*kept, *map(_old_metrics, kept)}
     for path in folder.glob("step-*"):
         if path not in wanted:
@@ -194,12 +193,12 @@ def _remove_others(folder: Path, kept: Sequence[Path]) -> None:
 
 
 def _old_metrics(checkpoint: Path) -> Path:
-    """The copy of metrics.csv that version 0.1 made with each checkpoint."""
+    """Copy of metrics.csv, which version 0.1 wrote with each checkpoint."""
     return checkpoint.with_suffix(".csv")
 
 
 def _point(link: Path, path: Path) -> None:
-    """Let ``link`` lead to ``path``, at once."""
+    """Link ``link`` to ``path`` atomically."""
     new = link.with_suffix(".new")
     new.unlink(missing_ok=True)
     new.symlink_to(path.name)
@@ -213,35 +212,27 @@ def _io(trainer: pl.Trainer) -> WholeFiles:
 
 
 def _epochs_done(checkpoint: dict[str, Any]) -> int:
-    """Whole epochs that were trained; at the end of an epoch it counts."""
+    """Number of complete epochs."""
     epochs: int = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     return epochs
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint to resume from.
-
-    Attributes:
-        path: of the file.
-        steps: optimizer steps that were done.
-        epochs: whole epochs that were done.
-        split: how the images of a step were divided.
-        rows: rows that metrics.csv had.
-    """
+    """A checkpoint to resume from."""
 
     path: Path
-    steps: int
-    epochs: int
+    steps: int  # optimizer steps done
+    epochs: int  # complete epochs
     split: BatchSplit
-    rows: int
+    rows: int  # of metrics.csv
 
 
 def last_saved(run_dir: Path) -> Saved | None:
-    """The latest checkpoint that is intact; damaged ones are reported and skipped. None: there is none at all.
+    """The latest intact checkpoint; damaged ones are logged and skipped. None if there are no checkpoints.
 
     Raises:
-        WeightsError: there are some, all damaged.
+        WeightsError: all checkpoints are damaged.
     """
     files = _checkpoints(run_dir / CHECKPOINTS)
     for path in files:
@@ -267,12 +258,12 @@ def _rows(path: Path, content: dict[str, Any]) -> int:
 
 
 def resume_from(run_dir: Path, loggers: Sequence[Logger], split: BatchSplit, force: bool) -> Saved | None:
-    """The checkpoint that the run in ``run_dir`` resumes from, with metrics.csv as it was then; None: from scratch.
+    """Prepare to resume the run in ``run_dir``; returns its checkpoint, or None to start from scratch.
 
-    All processes call this; the first one reports, and removes what is later.
+    Must be called in all processes. Rank 0 logs the checkpoint, truncates metrics.csv and removes later checkpoints.
 
     Raises:
-        ConfigError: the images of a step are divided otherwise now, without ``force``.
+        ConfigError: steps are divided differently now, and ``force`` is not set.
         WeightsError: as :func:`last_saved`.
     """
     saved = last_saved(run_dir)
@@ -292,7 +283,7 @@ def resume_from(run_dir: Path, loggers: Sequence[Logger], split: BatchSplit, for
             *(split, saved.split, saved.epochs + 1, f"{saved.steps:,}"),
         )
     next(logger for logger in loggers if isinstance(logger, MetricsFile)).resume(saved.rows)
-    # A damaged checkpoint that was skipped would count among those kept.
+    # A damaged checkpoint that was skipped must not count among those kept.
     _point(saved.path.with_name(LAST), saved.path)
     _remove_others(saved.path.parent, [one for one in _checkpoints(saved.path.parent) if one <= saved.path])
     return saved

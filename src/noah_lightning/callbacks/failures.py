@@ -31,8 +31,8 @@ class NonFinite(RunFailedEverywhere):
     """A loss or gradient was not finite.
 
     Attributes:
-        epoch, batch: where, counted from 0.
-        losses: of that batch, by the rank of the process that found it: ``nan``, ``inf``, ``-inf`` or ``finite``.
+        epoch, batch: position, counted from 0.
+        losses: losses of that batch by rank: ``nan``, ``inf``, ``-inf`` or ``finite``.
     """
 
     def __init__(self, epoch: int, batch: int, what: str, losses: Mapping[int, str]) -> None:
@@ -41,11 +41,11 @@ class NonFinite(RunFailedEverywhere):
 
 
 class NonFiniteCheck(Callback):
-    """Collective check that losses and weights are finite, before anything of the run is saved.
+    """Collective check that losses and weights are finite, before any of them is saved.
 
-    The losses stay on the device, so that a step does not wait for it. At logged steps, at the end of an epoch and
-    at each checkpoint all processes gather (a collective) the first loss that is not finite, and all raise the same
-    error. It has to come before callbacks that save.
+    Losses stay on the device, so that a step does not wait for it. At logged steps, at the end of an epoch and at
+    each checkpoint all processes gather (a collective) the first loss that is not finite, and raise the same error.
+    This callback must come before callbacks that save.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class NonFiniteCheck(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, ClassificationTask)
-        if pl_module.guard is None:  # which skips such steps
+        if pl_module.guard is None:  # the guard skips such steps
             self._unread.append((batch_idx, pl_module.loss))
         done = batch_idx + 1
         last = done == trainer.num_training_batches
@@ -72,7 +72,7 @@ class NonFiniteCheck(Callback):
 
     def _check_all(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self._check_losses(trainer)
-        if not all_finite(list(task.parameters())):  # since the latest step, as a later loss would not be finite
+        if not all_finite(list(task.parameters())):  # caused by the latest step, or its loss would not be finite
             losses = dict.fromkeys(range(trainer.world_size), "finite")
             raise NonFinite(trainer.current_epoch, trainer.fit_loop.batch_idx, "gradient is not finite", losses)
 
@@ -111,12 +111,12 @@ def failures_in_one_line(config: RunConfig, data: ImageDataModule, run_dir: Path
             f"{error}; its images are in {NONFINITE}, the last checkpoint is from before it; try a smaller "
             "recipe.optimizer.lr, recipe.gradient_clip=1 or trainer.nonfinite=skip, which skips such steps"
         ) from error
-    except ConnectionError as error:  # to a worker that was killed while it handed over a batch
+    except ConnectionError as error:  # a worker was killed while it sent a batch
         raise RunFailed(_worker_died(error, run_dir)) from error
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        raise RunFailed(f"the disk fails ({one_line(error)}); make room, then noah resume {run_dir}") from error
+        raise RunFailed(f"disk error ({one_line(error)}); free some space, then noah resume {run_dir}") from error
     except torch.OutOfMemoryError as error:
         raise RunFailed(_out_of(config, data, "GPU memory")) from error
     except RuntimeError as error:
@@ -136,7 +136,7 @@ def _worker_died(error: Exception, run_dir: Path) -> str:
 
 
 def _record(data: ImageDataModule, error: NonFinite) -> str:
-    """Epoch, batch and images as JSON; the order of the images of every process follows from the seed."""
+    """Epoch, batch and images of every process as JSON; the images follow from the seed."""
     processes = []
     for number, loss in error.losses.items():
         _, images = next(iter(data.train_batches(error.epoch, number, error.batch)))
@@ -147,7 +147,7 @@ def _record(data: ImageDataModule, error: NonFinite) -> str:
 
 
 def _out_of(config: RunConfig, data: ImageDataModule, what: str) -> str:
-    """The message for want of memory, with a setting that needs less."""
+    """The message for an out-of-memory error, with a setting that needs less memory."""
     batch, passes = data.batch_size, config.trainer.accumulate_grad_batches
     message = f"out of {what} with {batch} images at a time in each process"
     factor = next((n for n in range(2, batch + 1) if batch % n == 0), None)

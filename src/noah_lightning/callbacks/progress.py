@@ -15,7 +15,7 @@ from noah_lightning.task.metrics import Accuracy
 
 
 def progress(every: int) -> Callback:
-    """A progress bar on a terminal, else a line every ``every`` batches."""
+    """A progress bar on a terminal, otherwise a line every ``every`` batches."""
     return RichProgressBar() if on_terminal() and rank() == 0 else PlainProgress(every)
 
 
@@ -55,7 +55,7 @@ class PlainProgress(Callback):
 
 @dataclass
 class Best:
-    """The best epoch so far, the first of equals: its validation accuracy, and its number counted from 1."""
+    """Validation accuracy and number, counted from 1, of the best epoch so far; of equals, the first one."""
 
     accuracy: Accuracy | None = None
     epoch: int = 0
@@ -72,16 +72,15 @@ class EpochReport(Callback):
     """Logs a line and ``train/images_per_second`` per epoch, and keeps the best epoch.
 
     Attributes:
-        best: the best epoch of the model.
-        best_ema: the best epoch of the average of the weights, if there is one.
-        train_seconds: duration of the training batches of complete epochs, with loading, without validation.
-        train_images: images trained on.
+        best, best_ema: best epoch of the model, and of the average of the weights.
+        train_seconds: duration of the training batches of complete epochs, including loading, without validation.
+        train_images: number of images trained on.
     """
 
     def __init__(self) -> None:
         self.best, self.best_ema = Best(), Best()
         self.train_seconds, self.train_images = 0.0, 0
-        self._run_before = 0.0  # seconds with validation, before the run was resumed
+        self._run_before = 0.0  # seconds including validation, before the run was resumed
         self._epoch_before = 0.0  # seconds of training batches of the epoch within which the run was resumed
         self._epoch_started: float | None = None
 
@@ -95,7 +94,6 @@ class EpochReport(Callback):
         return self.train_images / self.train_seconds if self.train_seconds else 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """State of a checkpoint, as plain values."""
         return {
             **{name: [best.epoch, best.accuracy and tuple(best.accuracy)] for name, best in self._bests()},
             "train_seconds": self.train_seconds,
@@ -142,7 +140,7 @@ class EpochReport(Callback):
         self.train_images += train.images
         self._epoch_started = None
         for logger in trainer.loggers:
-            if not isinstance(logger, CSVLogger):  # metrics.csv holds what is the same in each repetition of a run
+            if not isinstance(logger, CSVLogger):  # metrics.csv only holds reproducible values
                 logger.log_metrics({"train/images_per_second": train.images / seconds}, trainer.global_step - 1)
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
         validated = epoch % (trainer.check_val_every_n_epoch or 1) == 0

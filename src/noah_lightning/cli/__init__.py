@@ -1,7 +1,4 @@
-"""The ``noah`` command line.
-
-A user's mistake ends in one line on standard error and exit status 2.
-"""
+"""Command line ``noah``: a user's mistake is one line on standard error and exit status 2."""
 
 import os
 import sys
@@ -13,13 +10,13 @@ from noah_lightning.errors import BROKEN_PIPE, FAILED, INTERRUPTED, MISTAKE, Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``noah <argv>``; returns the exit status."""
+    """Run ``noah <argv>`` and return the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     return exit_status(lambda: _command(argv))
 
 
 def exit_status(command: Callable[[], int | None]) -> int:
-    """Exit status of a command; errors that are not bugs become one line."""
+    """Run a command and return its exit status; errors that are not bugs become one line."""
     try:
         return command() or 0
     except UserError as error:
@@ -32,13 +29,13 @@ def exit_status(command: Callable[[], int | None]) -> int:
         return 128 + stopped.signal
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at its end
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python reports it again at exit
         return BROKEN_PIPE
 
 
 def _command(argv: list[str]) -> int | None:
-    if argv[:1] in (["train"], ["-sc"]):  # Hydra parses the rest by itself
+    if argv[:1] in (["train"], ["-sc"]):  # Hydra parses the other arguments
         from noah_lightning.cli.hydra_app import complete, train
 
         if argv[0] == "train" or not complete(argv):

@@ -1,6 +1,6 @@
 """Commands of ``noah``: each calls the function of its name and prints the result.
 
-They import what they need when they run, so that ``noah --help`` is fast.
+Imports are local, so that ``noah --help`` is fast.
 """
 
 import argparse
@@ -49,9 +49,9 @@ def convert(arguments: argparse.Namespace) -> None:
     facts = convert(arguments.file, arguments.model, arguments.head, arguments.output, arguments.ema)
     print(f"{facts.row} with {facts.head}, {facts.parameters:,} parameters: {arguments.output}")
     if facts.pre_logits:
-        print("with the layer that the released code has before the head and the published count has not")
+        print("with the pre-logits layer of the released code, which is not in the published parameter count")
     if not facts.ema and holds_average(arguments.file):
-        print("the file also holds averaged weights; --ema takes those")
+        print("the file also has averaged weights; --ema converts those")
     print(f"noah evaluate {arguments.output} data=imagenet data.root=/data/imagenet")
 
 

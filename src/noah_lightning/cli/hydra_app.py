@@ -1,4 +1,4 @@
-"""What stands between the command line and Hydra's application: mistakes are one line, completion knows ``noah``."""
+"""Hydra application of ``noah train``, with one-line error messages and tab completion."""
 
 import os
 import re
@@ -27,15 +27,15 @@ def train(words: Sequence[str]) -> None:
 
 
 def run_hydra(main: Callable[[], Any], words: Sequence[str], program: str = "noah") -> None:
-    """Run a function that ``hydra.main`` has decorated, with the words of a command line.
+    """Run a function decorated by ``hydra.main`` with the arguments of a command line.
 
     Raises:
-        UserError: anything the user can mend, Hydra's own complaints included.
+        UserError: anything the user can fix, including Hydra's own errors.
         RunFailed: a process of the run crashed, or jobs of a sweep failed.
-        Stopped: a signal asked for it, and the state is saved.
+        Stopped: the run was stopped by a signal, after its state was saved.
     """
     arguments = get_args_parser().parse_intermixed_args(words)
-    flags, overrides = _as_hydra_takes_them(words, arguments)
+    flags, overrides = _prepared(words, arguments)
     if arguments.shell_completion:
         _complete_noah_train()
     sys.argv = [program, *flags, *overrides]
@@ -44,17 +44,17 @@ def run_hydra(main: Callable[[], Any], words: Sequence[str], program: str = "noa
         if not arguments.config_dir and not any(word.startswith("hydra.searchpath=") for word in overrides):
             check_overrides(overrides)
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", "provider=", UserWarning)  # a folder that is missing
+            warnings.filterwarnings("error", "provider=", UserWarning)  # a missing config folder
             main()
     except (*CONFIG_ERRORS, UserWarning) as error:
         if rank() > 0:
-            raise SystemExit(MISTAKE) from None  # the first process meets it too, and reports it
+            raise SystemExit(MISTAKE) from None  # rank 0 reports the same error
         raise _explain(error, overrides) from error
     except OSError as error:
         if any(frame.name == train_job.__name__ for frame in traceback.extract_tb(error.__traceback__)):
             raise
         raise ConfigError(
-            f"{error.filename} cannot be written ({error.strerror}); give another hydra.run.dir=…"
+            f"{error.filename} cannot be written ({error.strerror}); choose another hydra.run.dir=…"
         ) from error
     except SystemExit as end:  # of a single run
         if isinstance(end.__cause__, UserError | RunFailed | Stopped):
@@ -62,16 +62,16 @@ def run_hydra(main: Callable[[], Any], words: Sequence[str], program: str = "noa
         raise
 
 
-def _as_hydra_takes_them(words: Sequence[str], arguments: Any) -> tuple[list[str], list[str]]:
-    """Flags and overrides, in the form that Hydra expects them."""
+def _prepared(words: Sequence[str], arguments: Any) -> tuple[list[str], list[str]]:
+    """Flags and overrides, in the form that Hydra expects."""
     flags = [word for word in words if word not in arguments.overrides]
-    # + is for groups that the defaults lack; this one is there, but empty.
+    # + adds a group to the defaults; this group is in them already, as null.
     overrides = [word.removeprefix("+") if word.startswith("+experiment=") else word for word in arguments.overrides]
     if rank() > 0:
-        overrides.append("hydra.run.dir=.")  # Hydra would make a directory; the first process has the run's
+        overrides.append("hydra.run.dir=.")  # otherwise Hydra makes a directory, which only rank 0 should
     if arguments.multirun and arguments.cfg:
         if arguments.cfg != "job" or arguments.package:
-            raise ConfigError("a sweep shows its jobs, --cfg job: leave -m out for the rest")
+            raise ConfigError("a sweep only supports --cfg job; use other --cfg options without -m")
         given = {f"--config-{part}": getattr(arguments, f"config_{part}") for part in ("dir", "path", "name")}
         flags = ["--multirun", *(word for flag, value in given.items() if value for word in (flag, value))]
         return flags, [*overrides, "hydra.sweeper.show=true"]
@@ -81,13 +81,13 @@ def _as_hydra_takes_them(words: Sequence[str], arguments: Any) -> tuple[list[str
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> UserError:
-    """As :func:`explain`, but it knows the settings of launchers too, and what their types refuse."""
+    """As :func:`explain`, and also for settings of launchers."""
     if unknown := re.search(r"Could not override 'hydra\.launcher\.([\w.]+)'", str(error)):
         name = next((word.partition("=")[2] for word in overrides if word.startswith("hydra/launcher=")), "local")
         known = [
             str(key) for key in ConfigStore.instance().load(f"hydra/launcher/{name}.yaml").node if key != "_target_"
         ]
-        advice = did_you_mean(unknown[1], known) or "; add hydra/launcher=slurm, or another that has it"
+        advice = did_you_mean(unknown[1], known) or "; choose a launcher that has it, such as hydra/launcher=slurm"
         return ConfigError(f"hydra/launcher={name} has no setting {unknown[1]!r}{advice}")
     if refused := re.fullmatch(r"Error merging override (.*)", str(error)):
         return ConfigError(f"{refused[1]!r} cannot be set: {str(error.__context__).partition(chr(10))[0]}")
@@ -95,7 +95,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> UserError:
 
 
 def complete(argv: Sequence[str]) -> bool:
-    """Answer a shell that completes the command in ``noah COMMAND``; all else about completion is Hydra's."""
+    """Print the completions of ``noah COMMAND``; returns False for all others, which Hydra completes."""
     words = os.environ.get("COMP_LINE", "").split(" ")
     if not argv[-1].startswith("query=") or (words[1:2] == ["train"] and len(words) > 2):
         return False
@@ -106,7 +106,7 @@ def complete(argv: Sequence[str]) -> bool:
 
 
 def _complete_noah_train() -> None:
-    """Hydra takes the first word of the line for the program, which here has a second one."""
+    """Remove ``train`` from the line to complete, because Hydra expects a program name of one word."""
     line = os.environ.get("COMP_LINE", "")
     program, *rest = line.split(" ", 2)
     if rest[:1] == ["train"]:
@@ -114,14 +114,10 @@ def _complete_noah_train() -> None:
 
 
 def resume(run_dir: Path, overrides: Sequence[str], force: bool = False) -> None:
-    """Resume an interrupted run, in its directory and with its settings.
+    """Resume an interrupted run in its directory with its settings; raises what ``train_in_processes`` does.
 
-    With ``force`` the batch may be divided otherwise; the current epoch then restarts.
-
-    Raises:
-        UserError: no run there, one that has finished, or settings that may not change.
-        RunFailed: a process crashed.
-        Stopped: a signal asked for it, and the state is saved.
+    With ``force`` the batch may be divided differently, and the current epoch restarts. Raises UserError if there is
+    no run, if it has finished, or for settings that may not change.
     """
     from noah_lightning.run_dir import RunDir
 

@@ -1,4 +1,4 @@
-"""Command line of ``noah``: its commands and their arguments."""
+"""Argument parser of ``noah``."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from noah_lightning.cli import commands as run
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parses as argparse does, but options may also stand between KEY=VALUE pairs."""
+    """Parse as argparse does, but allow options between KEY=VALUE pairs."""
     parser = make_parser()
     arguments, left = parser.parse_known_args(argv)
     pairs = [word for word in left if "=" in word and not word.startswith("-")]
@@ -21,11 +21,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; the arguments of ``train`` are parsed by Hydra."""
+    """Parser of all commands; Hydra parses the arguments of ``train``."""
     parser = argparse.ArgumentParser(
         prog="noah",
         description="A laboratory for image-classification heads, and the reference implementation of NOAH.",
-        epilog="noah COMMAND --help says more about a command.",
+        epilog="Run noah COMMAND --help for the arguments of a command.",
     )
     parser.add_argument("--version", action="version", version=f"noah_lightning {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -80,18 +80,18 @@ def make_parser() -> argparse.ArgumentParser:
     resume.add_argument(
         "--force",
         action="store_true",
-        help="also with other processes, accumulated passes or recipe.batch_size; says what is not exact then",
+        help="allow other processes, accumulated passes or recipe.batch_size; restarts the current epoch",
     )
     resume.set_defaults(command=run.resume)
 
-    about = "find what is wrong with a folder of images, before training"
+    about = "check a folder of images for problems, before training"
     check = commands.add_parser(
         "check-data",
         help=about,
         description=f"{about}: decodes every file, on all cores. Exit status 1 if there are problems.",
     )
     check.add_argument("root", type=Path, metavar="ROOT", help="with train/<class>/ and val/<class>/")
-    check.add_argument("--json", action="store_true", help="as JSON, which names every file")
+    check.add_argument("--json", action="store_true", help="as JSON, with every file")
     check.set_defaults(command=run.check_data)
 
     about = "compare finished runs: accuracy over seeds, paired tests, cost, figures"
@@ -100,8 +100,8 @@ def make_parser() -> argparse.ArgumentParser:
     form = compare.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="the table as Markdown")
     form.add_argument("--latex", action="store_true", help="the table as LaTeX")
-    form.add_argument("--csv", action="store_true", help="all figures, in full precision")
-    compare.add_argument("--html", type=Path, metavar="FILE", help="write a page with figures, which opens offline")
+    form.add_argument("--csv", action="store_true", help="all numbers, in full precision")
+    compare.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained page with figures")
     compare.set_defaults(command=run.compare)
 
     about = "build a W&B workspace and a report that compare runs"
@@ -121,7 +121,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     pack.set_defaults(command=run.pack)
 
-    about = "train both heads on handwritten digits, compare and draw them"
+    about = "train both heads on handwritten digits and compare them"
     demo = commands.add_parser("demo", help=about, description=f"{about}; results are in runs/DATE/TIME_demo/")
     demo.add_argument(
         "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="such as model=resnet18 for both runs"
@@ -131,7 +131,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    """argparse's type of an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
     return int(text)

@@ -1,4 +1,4 @@
-"""The table of all settings: default and meaning from ``conf/``, the values allowed from the schema."""
+"""Table of all settings: defaults and meanings from ``conf/``, allowed values from the schema."""
 
 import re
 from collections.abc import Iterator
@@ -9,31 +9,21 @@ from noah_lightning.config.parsing import allowed, known_settings
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError
 
-# The files that list every setting of a group; the others of the group only change some.
+# The files that list all settings of a group; the other files of a group only change some.
 FILES = (
-    *(
-        "config.yaml",
-        "recipe/plain.yaml",
-        "trainer/default.yaml",
-        "model/timm.yaml",
-        "head/gap.yaml",
-        "head/noah.yaml",
-    ),
-    *("data/digits.yaml", "data/imagefolder.yaml", "data/imagenet.yaml", "data/packed.yaml", "logger/wandb.yaml"),
+    *("config.yaml", "recipe/plain.yaml", "trainer/default.yaml", "model/timm.yaml", "head/gap.yaml"),
+    *("head/noah.yaml", "data/digits.yaml", "data/imagefolder.yaml", "data/imagenet.yaml", "data/packed.yaml"),
+    "logger/wandb.yaml",
 )
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?: (?P<value>[^#\n]*?))?(?:\s*# ?(?P<meaning>.*))?$")
 _NOT_SETTINGS = ("defaults", "hydra", "sweep")
 
 
 def settings_table(prefix: str = "") -> Table:
-    """Every setting whose dotted name begins with ``prefix``: name, default, values, meaning.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """Every setting whose dotted name begins with ``prefix``; raises ConfigError if there are none."""
     rows = [row for file in FILES for row in _rows_of(file) if row[0].startswith(prefix)]
     if not rows:
-        raise ConfigError(f"no setting begins with {prefix!r}; noah settings lists all")
+        raise ConfigError(f"no setting begins with {prefix!r}; see noah settings for all")
     return Table(["setting", "default", "values", "meaning"], rows, left=["setting", "default", "values", "meaning"])
 
 
@@ -48,12 +38,8 @@ def _rows_of(file: str) -> Iterator[list[str]]:
         depth = len(match["indent"]) // 2 + bool(group)
         path[depth:] = [match["key"]]
         key = ".".join(path)
-        if (
-            path[0] in _NOT_SETTINGS
-            or path[-1] == "defaults"
-            or key not in fields
-            or not (match["value"] or "").strip()
-        ):
+        value = (match["value"] or "").strip()
+        if path[0] in _NOT_SETTINGS or path[-1] == "defaults" or key not in fields or not value:
             continue
         shown = f"{key} ({group}={name})" if group in ("head", "data", "logger") else key
-        yield [shown, match["value"].strip(), allowed(fields[key]), (match["meaning"] or "").strip()]
+        yield [shown, value, allowed(fields[key]), (match["meaning"] or "").strip()]

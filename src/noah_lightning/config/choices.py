@@ -1,4 +1,4 @@
-"""Settings of heads, data sets and loggers: groups of which one kind is chosen by its name."""
+"""Settings of heads, data sets and loggers, each chosen by its name."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -51,14 +51,14 @@ class NoahHeadSettings(Group):
 
 
 class PluginHeadSettings(Group):
-    """Settings of a head that is not ours: its constructor checks them."""
+    """Settings of a head of a plug-in, checked by its constructor."""
 
     model_config = ConfigDict(extra="allow")
     name: Text
 
 
 class DataSettings(Group):
-    """What all data sets share."""
+    """Settings shared by all data sets."""
 
     name: Text
     num_classes: PositiveInt
@@ -71,7 +71,7 @@ class DataSettings(Group):
 
 
 class PluginDataSettings(DataSettings):
-    """Settings of a data set that is not ours: its own ``Settings`` check them."""
+    """Settings of a data set of a plug-in, checked by its ``Settings``."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -141,7 +141,7 @@ class WandbLoggerSettings(Group):
     picture_every_n_epochs: NonNegativeInt = 10
 
 
-# The groups of which one of several kinds is chosen by its name.
+# Classes of settings by group and name.
 VARIANTS: dict[str, dict[str, type[Group]]] = {
     "head": {"gap": GapHeadSettings, "noah": NoahHeadSettings},
     "data": {
@@ -152,7 +152,7 @@ VARIANTS: dict[str, dict[str, type[Group]]] = {
     },
     "logger": {"csv": CSVLoggerSettings, "tensorboard": TensorBoardLoggerSettings, "wandb": WandbLoggerSettings},
 }
-# And those of a user's own, whose name is not among them.
+# Classes for names of plug-ins.
 PLUGINS: dict[str, type[Group]] = {"head": PluginHeadSettings, "data": PluginDataSettings}
 PLUGIN = "plugin"
 

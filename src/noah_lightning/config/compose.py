@@ -1,4 +1,4 @@
-"""The configuration folder: where it is, how it is composed, and Hydra's errors as one line."""
+"""Composition of the configuration from ``conf/``, with Hydra's errors as one line."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, UserError, did_you_mean, one_line
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
-_NOT_A_NAME = r"null|true|false|[+-]?(inf|nan|[\d._]*(e[+-]?\d+)?)"  # what Hydra does not take for a string
+_NOT_A_NAME = r"null|true|false|[+-]?(inf|nan|[\d._]*(e[+-]?\d+)?)"  # what Hydra does not parse as a string
 
 
 def config_dir() -> Path:
@@ -31,13 +31,13 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
     """The configuration of ``noah train <overrides>``, without starting Hydra's application.
 
     Raises:
-        ConfigError: an override that does not fit.
+        ConfigError: an invalid override.
         UserError: an interpolation that cannot be resolved, such as the class count of missing data.
     """
     GlobalHydra.instance().clear()
     check_overrides(overrides)
     if any(re.match(r"sweep[=.]|hydra/launcher=", pair) for pair in overrides):
-        raise ConfigError("sweep… and hydra/launcher are for several runs: add -m")
+        raise ConfigError("sweep… and hydra/launcher are for sweeps: add -m")
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             return from_hydra(compose("config", overrides=list(overrides)))
@@ -46,34 +46,30 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
 
 
 def from_hydra(composed: DictConfig) -> RunConfig:
-    """What Hydra has composed, resolved and parsed.
+    """Resolve and parse what Hydra has composed.
 
     Raises:
-        ConfigError: a mandatory value that is missing, or a setting that is unknown or out of its range.
-        UserError: what a resolver raised.
+        ConfigError: a mandatory value is missing, or a setting is unknown or out of range.
+        UserError: raised by a resolver.
     """
     try:
         content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise explain(error) from error
     assert isinstance(content, dict)
-    content.pop("sweep", None)  # of several runs, not of this one
+    content.pop("sweep", None)  # settings of the sweep, not of the run
     return parse_config({str(key): value for key, value in content.items()})
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse what Hydra lets pass or trips over.
-
-    Raises:
-        ConfigError: a group whose option is not a name, or a word that is not an override.
-    """
+    """Raise ConfigError for mistakes that Hydra does not handle: an option that is not a name, or a missing key."""
     for pair in overrides:
         group, equals, option = pair.lstrip("+~").partition("=")
         if equals and not group.strip():
             raise ConfigError(f"{pair!r} is not an override; write key=value")
         if equals and _is_group(group) and re.fullmatch(_NOT_A_NAME, option.strip(), re.IGNORECASE):
             options = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
-            raise ConfigError(f"{group}={option} is not an option; there are {', '.join(options)}")
+            raise ConfigError(f"{group}={option} is not an option; choose from {', '.join(options)}")
 
 
 def _is_group(key: str) -> bool:
@@ -84,7 +80,7 @@ def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """A configuration with ``key=value`` pairs set; keys must exist.
 
     Raises:
-        ConfigError: not a ``key=value`` pair, an unknown key, a value that is not YAML or out of its range.
+        ConfigError: not a ``key=value`` pair, an unknown key, or a value that is not YAML or out of range.
     """
     content = OmegaConf.create(config.model_dump())
     known = list(_keys(content))
@@ -105,9 +101,9 @@ def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
 
 def explain(error: BaseException, overrides: Sequence[str] = ()) -> UserError:
-    """The error that composing ``overrides`` raised, in one line for the user."""
+    """An error raised while composing ``overrides``, as one line for the user."""
     cause: BaseException | None = error
-    while cause is not None:  # a resolver's own error, wrapped by OmegaConf
+    while cause is not None:  # an error raised by a resolver, wrapped by OmegaConf
         if isinstance(cause, UserError):
             return cause
         cause = cause.__cause__ or cause.__context__
@@ -135,7 +131,7 @@ def _unknown_option(file: str, options: Sequence[str]) -> ConfigError:
 
 
 def _composed_keys(overrides: Sequence[str]) -> list[str]:
-    """The settings there are with the groups that ``overrides`` choose."""
+    """Keys of the configuration with the groups chosen in ``overrides``."""
     GlobalHydra.instance().clear()
     choices = [pair for pair in overrides if "=" in pair and _is_group(pair.partition("=")[0])]
     with suppress(*CONFIG_ERRORS), initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -144,7 +140,7 @@ def _composed_keys(overrides: Sequence[str]) -> list[str]:
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    """All keys, dotted, groups before what is in them; nothing is resolved."""
+    """All dotted keys, each group before its settings; nothing is resolved."""
     for key in map(str, config):
         yield f"{prefix}{key}"
         node = config._get_node(key)

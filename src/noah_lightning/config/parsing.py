@@ -1,4 +1,4 @@
-"""From plain values to typed settings, and a mistake among them as one line."""
+"""Parsing of plain values into typed settings, with one-line error messages."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
@@ -18,17 +18,13 @@ def parse_config(content: Mapping[str, Any]) -> RunConfig:
     """The configuration of a run from plain values.
 
     Raises:
-        ConfigError: the first setting that is unknown, missing, of another type or out of its range.
+        ConfigError: the first setting that is unknown, missing, of the wrong type or out of range.
     """
     return parse(RunConfig, content)
 
 
 def parse(group: type[Settings], values: Mapping[str, Any], key: str = "") -> Settings:
-    """The settings of one group; ``key`` is its dotted name, for the message.
-
-    Raises:
-        ConfigError: as :func:`parse_config`.
-    """
+    """The settings of one group, named ``key`` in messages; raises ConfigError as :func:`parse_config`."""
     try:
         return group.model_validate(dict(values))
     except ValidationError as error:
@@ -38,13 +34,7 @@ def parse(group: type[Settings], values: Mapping[str, Any], key: str = "") -> Se
 def known_settings(
     group: type[Group], values: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, FieldInfo]]:
-    """Each setting with its dotted name, groups before what is in them.
-
-    Args:
-        group: the class of the settings.
-        values: choose among the kinds of heads, data sets and loggers by ``name``.
-        prefix: of the names.
-    """
+    """Each setting of a group with its dotted name; ``values`` choose the head, data set and logger by ``name``."""
     for name, field in group.model_fields.items():
         yield f"{prefix}{name}", field
         given = values.get(name)
@@ -54,13 +44,13 @@ def known_settings(
 
 
 def allowed(field: FieldInfo) -> str:
-    """The values of a setting in words, read off its type and bounds: ``an integer of at least 1, or null``."""
+    """Allowed values in words, derived from type and bounds, such as ``an integer of at least 1, or null``."""
     typed: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
     return _words(TypeAdapter(typed).json_schema())
 
 
 def _class_of(name: str, field: FieldInfo, given: Any) -> type[Group] | None:
-    """The class of the settings within a field, if it is a group."""
+    """Class of the group in a field; None if it is not a group."""
     if name in VARIANTS and not isinstance(field.annotation, type):
         chosen = given.get("name") if isinstance(given, Mapping) else None
         return VARIANTS[name].get(str(chosen), PLUGINS.get(name))
@@ -74,7 +64,7 @@ def _message(error: ValidationError, group: type[Group], values: Mapping[str, An
     fields = dict(known_settings(group, values, prefix))
     name, kind = prefix.removesuffix("."), first["type"]
     value: Any = values
-    for part in first["loc"]:  # to the setting itself: not to a tag of a union, nor to an element of a list
+    for part in first["loc"]:  # skips tags of unions and indices of lists
         inside = f"{prefix}{part}"
         if inside in fields or (kind == "extra_forbidden" and part == first["loc"][-1]):
             name, prefix = inside, f"{inside}."
@@ -82,7 +72,7 @@ def _message(error: ValidationError, group: type[Group], values: Mapping[str, An
     if kind == "extra_forbidden":
         return f"unknown setting {name!r}{did_you_mean(name, fields)}"
     if kind == "missing":
-        return f"{name} is missing: it was removed, or this is the configuration of another version"
+        return f"{name} is missing: it was deleted, or this is the configuration of another version"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         chosen = value.get("name") if isinstance(value, Mapping) else value
         return f"{name}.name={_shown(chosen)} must be one of {', '.join(VARIANTS[name])}"
@@ -90,7 +80,7 @@ def _message(error: ValidationError, group: type[Group], values: Mapping[str, An
         text = str(first["ctx"]["error"])
         return f"{name}={_shown(value)} {text}" if text.startswith("must") else text
     if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return f"{name}={_shown(value)} must be a group of settings; set the ones in it, such as {name}.NAME=…"
+        return f"{name}={_shown(value)} must be a group of settings; set them one by one, {name}.NAME=…"
     return f"{name}={_shown(value)} must be {allowed(fields[name])}"
 
 

@@ -1,7 +1,7 @@
-"""YAML from files that anybody may have written: plain values or one clear error, whatever is in them.
+"""Reader of untrusted YAML files: plain values, or one clear error.
 
-Nothing is executed and nothing grows: PyYAML's parser in C crashes on a few thousand brackets, and a few hundred
-bytes of aliases stand for gigabytes.
+Nothing is executed, and memory is bounded: PyYAML's parser in C crashes on a few thousand brackets, and a few hundred
+bytes of aliases can expand to gigabytes.
 """
 
 from collections.abc import Iterator
@@ -13,33 +13,33 @@ import yaml
 from noah_lightning.errors import ConfigError, one_line
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-LARGEST, DEEPEST = 1_000_000, 20  # bytes, and groups within groups; ours have some thousand, and four
+LARGEST, DEEPEST = 1_000_000, 20  # bytes, and levels of nesting; our files have a few thousand bytes and four levels
 _BEGIN = (yaml.MappingStartEvent, yaml.SequenceStartEvent)
 _END = (yaml.MappingEndEvent, yaml.SequenceEndEvent)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a file: texts as keys, and numbers, texts, true, false, null, lists and groups of these.
+    """The settings in a file: strings, numbers, booleans, null, and lists and mappings of these.
 
     Raises:
-        ConfigError: no readable file, no YAML, or something else in it.
+        ConfigError: the file cannot be read, is not YAML, or has values of other types.
     """
     try:
         if path.stat().st_size > LARGEST:
-            raise ConfigError(f"{path} is no run's configuration: it has more than {LARGEST:,} bytes")
+            raise ConfigError(f"{path} is not a run's configuration: it has more than {LARGEST:,} bytes")
         text = path.read_text(encoding="utf-8")
         _require_flat(text)
         content = yaml.load(text, _LOADER)
         _require_plain(content)
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: also a date or a number that is none
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: also an invalid date or number
         raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} is no run's configuration: it holds no settings")
+        raise ConfigError(f"{path} is not a run's configuration: it has no settings")
     return content
 
 
 def _require_flat(text: str) -> None:
-    """Raises ValueError for what must not be composed."""
+    """Raise ValueError for aliases and deep nesting."""
     depth = 0
     for event in yaml.parse(text, _LOADER):
         depth += isinstance(event, _BEGIN) - isinstance(event, _END)
@@ -50,21 +50,21 @@ def _require_flat(text: str) -> None:
 
 
 def _require_plain(value: object) -> None:
-    """Raises ValueError for dates, bytes and the like, and for keys that are no texts."""
+    """Raise ValueError for values of other types, such as dates and bytes, and for keys that are not strings."""
     if isinstance(value, dict):
         for key, part in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"the key {key!r} is no text")
+                raise ValueError(f"the key {key!r} is not a string")
             _require_plain(part)
     elif isinstance(value, list):
         for part in value:
             _require_plain(part)
     elif value is not None and not isinstance(value, str | int | float):
-        raise ValueError(f"{value!r} is neither number nor text")
+        raise ValueError(f"{value!r} is neither a number nor a string")
 
 
 def pairs(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value by its dotted key, groups and lists too."""
+    """Every value with its dotted key, including groups and lists."""
     inside = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, value in inside:
         yield f"{prefix}{key}", value
@@ -73,7 +73,7 @@ def pairs(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting by its dotted key; a list is one value."""
+    """Every setting with its dotted key; a list is one value."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{key}.")

@@ -18,11 +18,7 @@ GROUP = "noah_lightning.plugins"
 
 
 def load_plugins(modules: Sequence[str]) -> None:
-    """Import the modules that a configuration names.
-
-    Raises:
-        ConfigError: one cannot be imported.
-    """
+    """Import the modules that a configuration names; raises ConfigError if one cannot be imported."""
     for name in modules:
         with _current_folder_on_path(), _one_line(f"plugins=[{name}]"):
             import_module(name)
@@ -30,11 +26,7 @@ def load_plugins(modules: Sequence[str]) -> None:
 
 @cache
 def load_installed_plugins() -> None:
-    """Import the modules that installed packages name; done once, when a name is not one of ours.
-
-    Raises:
-        ConfigError: one cannot be imported.
-    """
+    """Import the modules of installed plug-ins, once; raises ConfigError if one cannot be imported."""
     for entry in entry_points(group=GROUP):
         with _one_line(f"the plug-in {entry.name} ({entry.value})"):
             entry.load()

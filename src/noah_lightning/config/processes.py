@@ -1,4 +1,4 @@
-"""The number of processes of a run, and their share of the images of a step."""
+"""Number of processes of a run, and their share of a batch."""
 
 import os
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def processes_per_node(trainer: "TrainerSettings") -> int:
-    """Processes that ``trainer.devices`` asks for on this machine."""
+    """Number of processes on this machine, by ``trainer.devices``."""
     devices = trainer.devices
     if devices in ("auto", -1):
         outside = os.environ.get("LOCAL_WORLD_SIZE")
@@ -19,10 +19,10 @@ def processes_per_node(trainer: "TrainerSettings") -> int:
 
 
 def batch_per_process(batch: int, trainer: "TrainerSettings") -> int:
-    """Images that a process takes in one pass, so that all passes of all processes make up one step of ``batch``.
+    """Batch size of each pass of each process, for optimizer steps of ``batch`` images in all.
 
     Raises:
-        ConfigError: it does not divide.
+        ConfigError: the batch cannot be divided equally.
     """
     processes, passes = processes_per_node(trainer) * trainer.num_nodes, trainer.accumulate_grad_batches
     parts = processes * passes
@@ -31,12 +31,12 @@ def batch_per_process(batch: int, trainer: "TrainerSettings") -> int:
         near = f"{below} or {below + parts}" if below else f"{parts}"
         splits = ((processes, "processes"), (passes, "accumulated passes"))
         over = " × ".join(f"{number} {what}" for number, what in splits if number > 1)
-        raise ConfigError(f"recipe.batch_size={batch} cannot be split over {over}; {near} can")
+        raise ConfigError(f"recipe.batch_size={batch} cannot be divided among {over}; use {near}")
     return batch // parts
 
 
 def _gpus(accelerator: str) -> int:
-    """GPUs that Lightning would use for ``auto``; 1 where it would use the CPU."""
+    """Number of GPUs that Lightning uses for ``auto``; 1 if it uses the CPU."""
     if accelerator not in ("auto", "gpu", "cuda"):
         return 1
     import torch

@@ -1,4 +1,4 @@
-"""Recorded configurations: the config.yaml of a run, which may come from an untrusted run directory."""
+"""Recorded configurations: the config.yaml of a run directory, which may be untrusted."""
 
 import os
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from noah_lightning.errors import ConfigError
 
 NEEDED = ("model", "head", "data", "recipe", "trainer")
 PATHS = (("data", "root"), ("model", "weights"))  # settings that name files
-# Settings that a resumed run may change: where things are, who loads them, what ends the run.
+# Settings that may change when a run resumes.
 FREE = ("data.root", "data.num_workers", "data.max_unreadable", "trainer.nonfinite", "logger.mode")
-# How the images of a step are divided, which --force may change.
+# Settings that divide a step, which may change with --force.
 SPLIT = (
     *("recipe.batch_size", "data.batch_size", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     "trainer.accumulate_grad_batches",
@@ -26,36 +26,32 @@ SPLIT = (
 
 
 def as_yaml(config: RunConfig) -> str:
-    """The text of config.yaml. Paths in it are absolute, so that they are valid in any folder."""
+    """Text of config.yaml; paths are absolute, so that they are valid in any folder."""
     return yaml.safe_dump(_plain(config), sort_keys=False)
 
 
 def read_recorded(path: Path) -> dict[str, Any]:
-    """The recorded settings, as groups within groups of plain values.
-
-    Raises:
-        ConfigError: the file is missing or not a run's configuration.
-    """
+    """The recorded settings as nested plain values; raises ConfigError unless it is a run's configuration."""
     content = read_yaml(path)
     wrong = f"{path} is not a run's configuration"
     if missing := set(NEEDED) - content.keys():
         raise ConfigError(f"{wrong}: {', '.join(sorted(missing))} missing")
     for key, value in pairs(content):
-        if key.rpartition(".")[2].startswith("_"):  # such as Hydra's _target_, which would name what to call
+        if key.rpartition(".")[2].startswith("_"):  # such as Hydra's _target_, which names a function to call
             raise ConfigError(f"{wrong}: unknown setting {key!r}")
-        if not key.isprintable() or (isinstance(value, str) and not value.isprintable()):  # a terminal obeys some
+        if not key.isprintable() or (isinstance(value, str) and not value.isprintable()):  # a terminal executes some
             raise ConfigError(f"{wrong}: {key!r} has control characters")
         if "${" in key or (isinstance(value, str) and ("${" in value or value == "???")):
-            # Ours are resolved; an untrusted one could read the environment.
-            raise ConfigError(f"{wrong}: {key} refers to other settings by ${{…}}")
+            # Recorded settings are resolved; an interpolation could read the environment.
+            raise ConfigError(f"{wrong}: {key} refers to other settings with ${{…}}")
     return content
 
 
 def parse_recorded(path: Path) -> RunConfig:
-    """The recorded configuration: known settings, each in its range.
+    """The recorded configuration, parsed.
 
     Raises:
-        ConfigError: as :func:`read_recorded`, an unknown setting, or one out of its range.
+        ConfigError: as :func:`read_recorded`, or a setting is unknown or out of range.
     """
     try:
         return parse_config(read_recorded(path))
@@ -64,13 +60,11 @@ def parse_recorded(path: Path) -> RunConfig:
 
 
 def parse_with(path: Path, overrides: Sequence[str], split_again: bool = False) -> RunConfig:
-    """The recorded configuration with ``key=value`` pairs set.
-
-    With ``split_again`` the batch of the recipe is divided among the processes that there are then.
+    """The recorded configuration with ``overrides``; ``split_again`` divides the batch among the processes again.
 
     Raises:
-        ConfigError: as :func:`parse_recorded`, pairs that do not fit, or a model that has to be fetched from
-            elsewhere and is not named in ``overrides``.
+        ConfigError: as :func:`parse_recorded`, invalid overrides, or a plug-in or downloaded model that is not named
+            in ``overrides``.
     """
     recorded = parse_recorded(path)
     config = override(recorded, overrides)
@@ -81,31 +75,27 @@ def parse_with(path: Path, overrides: Sequence[str], split_again: bool = False) 
     if recorded.plugins and not any(pair.startswith("plugins=") for pair in overrides):
         names = ",".join(recorded.plugins)
         raise ConfigError(
-            f"{path} asks for plugins=[{names}], whose code would run; if you trust it, add plugins=[{names}]"
+            f"{path} requires plugins=[{names}], whose code would be run; if you trust it, add plugins=[{names}]"
         )
     name = recorded.model.name
     if ":" in name and not any(pair.startswith("model.name=") for pair in overrides):
         raise ConfigError(
-            f"{path} asks for model.name={name}, which is not in timm's own list but fetched from elsewhere; if you "
+            f"{path} requires model.name={name}, which is not one of timm's models but would be downloaded; if you "
             f"trust it, add model.name={name}"
         )
     return config
 
 
 def check_same(path: Path, config: RunConfig, force: bool = False) -> None:
-    """Refuse settings other than the recorded ones; with ``force`` the batch may be divided otherwise.
-
-    Raises:
-        ConfigError: as :func:`parse_recorded`, or the settings differ.
-    """
+    """Raise ConfigError for changed settings; with ``force`` the batch may be divided differently."""
     free = (*FREE, *SPLIT) if force else FREE
-    begun, now = (dict(flat(_plain(one))) for one in (parse_recorded(path), config))
-    for key in sorted(begun.keys() | now.keys()):
-        if begun.get(key) != now.get(key) and key not in free:
+    old, new = (dict(flat(_plain(one))) for one in (parse_recorded(path), config))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and key not in free:
             may = "with --force, which restarts the epoch" if key in SPLIT else f"only in {', '.join(FREE)}"
             raise ConfigError(
-                f"{path.parent} was started with {key}={begun.get(key)}, not {now.get(key)}; a run resumes with its "
-                f"own settings, others are accepted {may}"
+                f"{path.parent} was started with {key}={old.get(key)}, not {new.get(key)}; a run resumes with its "
+                f"own settings, changes are accepted {may}"
             )
 
 

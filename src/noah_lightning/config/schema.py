@@ -1,19 +1,14 @@
-"""The schema of a run's configuration: each setting with its type, its range and its default.
+"""Schema of a run's configuration: type, range and default of each setting.
 
-The defaults are those of the files in ``conf/``, which compose the configuration; they serve Python callers, and runs
-recorded before a setting existed. What a setting means is written beside it in ``conf/``.
+The defaults are the same as in ``conf/``; they serve Python callers, and runs that were recorded before a setting
+existed. Comments in ``conf/`` explain the settings.
 """
 
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    Field,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from noah_lightning.config.choices import (
     AnyDataSettings,
@@ -86,7 +81,7 @@ class MixingSettings(Group):
 
     @property
     def on(self) -> bool:
-        """Whether there is anything to mix."""
+        """Whether batches are mixed at all."""
         return self.mixup > 0 or self.cutmix > 0
 
 
@@ -160,7 +155,7 @@ class ModelSettings(Group):
 
 
 class RunConfig(Group):
-    """Everything that a run is made from. Groups come in the order in which their mistakes are reported."""
+    """Complete configuration of a run; mistakes are reported in the order of the groups."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     plugins: list[Text] = Field(default_factory=list)
@@ -173,21 +168,21 @@ class RunConfig(Group):
     logger: LoggerSettings = CSVLoggerSettings()
 
     def replace(self, group: str, **settings: Any) -> Self:
-        """A copy with other settings in one group, for our own use: they are not checked."""
+        """A copy with other settings in one group, which are not checked."""
         return self.model_copy(update={group: getattr(self, group).model_copy(update=settings)})
 
     @model_validator(mode="before")
     @classmethod
     def _follow(cls, content: Any) -> Any:
-        """What is null because it follows from other settings gets its value."""
+        """Fill in settings that are null because they follow from others."""
         groups = {name: content.get(name) for name in ("recipe", "trainer", "head", "data")}
         if not all(isinstance(group, Mapping) for group in groups.values()):
-            return content  # refused below
+            return content  # rejected below
         recipe, trainer, head, data = groups.values()
         if head.get("name") == "gap" and head.get("dropout", 0) is None:
             head = {**head, "dropout": recipe.get("head_dropout") if recipe.get("equal_dropout") is True else 0.0}
         if data.get("batch_size", 0) is None:
-            with suppress(ValidationError):  # reported below, by the group that it is in
+            with suppress(ValidationError):  # reported below by its own group
                 batch = TypeAdapter(PositiveInt).validate_python(recipe.get("batch_size"), strict=True)
                 data = {**data, "batch_size": batch_per_process(batch, TrainerSettings.model_validate(trainer))}
         return {**content, "head": head, "data": data}
@@ -205,12 +200,12 @@ class RunConfig(Group):
                 f"recipe.ema moves weights by less than trainer.precision={trainer.precision} can hold; "
                 f"use {str(trainer.precision).replace('true', 'mixed')}"
             )
-        # The recipe's own epochs count, or the trainer's if they are more: trainer.max_epochs=1 tries a recipe out.
+        # Compared with the recipe's epochs too, so that trainer.max_epochs=1 can try out a recipe.
         epochs = max(recipe.epochs, trainer.max_epochs)
         advice = "; trainer.max_epochs alone ends a recipe early" if epochs == recipe.epochs else ""
         if schedule.name == "step" and schedule.milestones[-1] >= epochs:
             raise ValueError(
-                f"recipe.schedule.milestones={schedule.milestones} must lie before the end, epoch {epochs}{advice}"
+                f"recipe.schedule.milestones={schedule.milestones} must be before the end, epoch {epochs}{advice}"
             )
         for key in ("warmup_epochs", "lag"):
             if (value := getattr(schedule, key)) > epochs:

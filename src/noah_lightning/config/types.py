@@ -1,4 +1,4 @@
-"""Types of settings: each with its range, from which the messages and the documentation are read."""
+"""Types of settings with their ranges, from which messages and documentation are derived."""
 
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -16,10 +16,10 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Text = Annotated[str, Field(min_length=1)]
-ShortText = Annotated[str, Field(min_length=1, max_length=64)]  # W&B refuses longer tags
+ShortText = Annotated[str, Field(min_length=1, max_length=64)]  # maximum of W&B tags
 Interpolation = Literal["bilinear", "bicubic"]
 NoahInit = Literal["official", "lecun", "small"]
-# As Lightning has them, without those for sharded models: checkpoints here are whole.
+# Lightning's, except for sharded models, because checkpoints here are not sharded.
 Precision = Literal[
     "32-true",
     "bf16-mixed",
@@ -53,20 +53,20 @@ def _rising(values: list[float]) -> list[float]:
 
 
 def _not_falling(values: list[float]) -> list[float]:
-    if values[0] > values[1]:  # equal: all crops have one shape
+    if values[0] > values[1]:  # equal values: a fixed shape
         raise ValueError("must be 2 rising numbers above 0 (width / height)")
     return values
 
 
-# One number per red, green and blue, on the scale where white is 1.
+# RGB, with white as 1.
 ChannelMean = Annotated[list[Probability], Field(min_length=3, max_length=3)]
 ChannelStd = Annotated[list[Fraction], Field(min_length=3, max_length=3)]
 AspectRange = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(_not_falling)]
 Milestones = Annotated[list[NonNegative], AfterValidator(_rising)]
 GPUs = Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(_distinct)]
 Devices = PositiveInt | Literal[-1, "auto"] | GPUs
-BatchLimit = PositiveInt | Fraction | None  # a number of batches, or a share of them
-# timm's notation; timm itself passes over a part that lacks its number, such as the "inc" of rand-m9-inc.
+BatchLimit = PositiveInt | Fraction | None  # number or fraction of batches
+# timm ignores a part without a number, such as "inc" in rand-m9-inc; here it is an error.
 RandAugment = Annotated[
     str,
     Field(
@@ -78,10 +78,10 @@ RandAugment = Annotated[
 
 
 class Group(BaseModel):
-    """Settings that belong together; unknown ones are an error, values are never converted."""
+    """Base class of groups of settings: unknown settings are errors, and values are not converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     def arguments(self, *leave_out: str) -> dict[str, Any]:
-        """The settings as plain keyword arguments, without those left out."""
+        """The settings as keyword arguments, without ``leave_out``."""
         return self.model_dump(exclude=set(leave_out))

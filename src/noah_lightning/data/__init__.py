@@ -1,6 +1,6 @@
-"""The data room: one module per kind of data set, made by name.
+"""Data modules, one file per kind of data set, created by name.
 
-Nothing heavy is imported before :func:`create_data` is called, so that a typing mistake is reported at once.
+Nothing heavy is imported before :func:`create_data` is called, so that a typo in the command is reported at once.
 """
 
 from collections.abc import Callable
@@ -29,14 +29,14 @@ _PLUGINS: dict[str, type["ImageDataModule"]] = {}
 
 
 def register_data(name: str) -> Callable[[DataModuleClass], DataModuleClass]:
-    """Class decorator of a plug-in: makes a subclass of :class:`ImageDataModule` known as ``data.name=<name>``.
+    """Class decorator for plug-ins: register a subclass of :class:`ImageDataModule` as ``data.name=<name>``.
 
-    Its ``Settings`` (a subclass of ``DataSettings``) says what ``data.…`` may be.
+    Its ``Settings`` (a subclass of ``DataSettings``) define the settings in ``data``.
     """
 
     def add(module_class: DataModuleClass) -> DataModuleClass:
         if name in REGISTRY:
-            raise ConfigError(f"a plug-in registers the data set {name!r}, which there is already")
+            raise ConfigError(f"a plug-in registers the data set {name!r}, which exists already")
         _PLUGINS[name] = module_class
         return module_class
 
@@ -44,22 +44,19 @@ def register_data(name: str) -> Callable[[DataModuleClass], DataModuleClass]:
 
 
 def create_data(name: str, **settings: Any) -> "ImageDataModule":
-    """The data module called ``name``, built with ``settings``; what is left out has its default.
+    """The data module ``name`` with ``settings``, and defaults for the others.
 
     Raises:
         ConfigError: an unknown name, an unknown or missing setting, or a value out of range.
-        DataError: ``root`` is needed and not set.
+        DataError: ``root`` is required and not set.
     """
     if name not in {*REGISTRY, *_PLUGINS}:
         load_installed_plugins()
     known = [*REGISTRY, *_PLUGINS]
     if name not in known:
         raise ConfigError(f"data.name={name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}")
-    module_class = _PLUGINS.get(name) or _ours(name)
+    module_class = _PLUGINS.get(name)
+    if module_class is None:
+        file, class_name = REGISTRY[name]
+        module_class = getattr(import_module(f"{__name__}.{file}"), class_name)
     return module_class(parse(module_class.Settings, {"name": name, **settings}, "data"))
-
-
-def _ours(name: str) -> type["ImageDataModule"]:
-    file, class_name = REGISTRY[name]
-    module_class: type[ImageDataModule] = getattr(import_module(f"{__name__}.{file}"), class_name)
-    return module_class

@@ -1,4 +1,4 @@
-"""What all data sets share: loaders, order, normalisation, and the numbers that describe the images."""
+"""Base class of the data modules: loaders, sampling order, normalization."""
 
 import math
 import os
@@ -15,16 +15,17 @@ from noah_lightning.data.loader import DrawnImages, EpochBatches, EpochOrder, Tr
 from noah_lightning.data.samplers import EpochRepeat, EpochShuffle, epoch_generator
 from noah_lightning.data.seeding import seed_training_step
 from noah_lightning.data.transforms import OnDevice
+from noah_lightning.distributed.environment import cores
 from noah_lightning.errors import DataError
 
 Split = Literal["train", "val"]
 Batch = tuple[Tensor, Tensor]
 PLAIN = AugmentSettings()
-PADDING = -1  # the label that the task does not count
+PADDING = -1  # label that the task ignores
 
 
-class LabelledImages(Protocol):
-    """A map-style data set of (uint8 (3, H, W), label) with the names of its classes in label order."""
+class LabeledImages(Protocol):
+    """Map-style data set of (image uint8 (3, H, W), label), with the class names in label order."""
 
     classes: list[str]
 
@@ -34,12 +35,12 @@ class LabelledImages(Protocol):
 
 
 class Padded:
-    """A data set that goes on behind its end, with images labelled ``PADDING``.
+    """Data set that can be indexed past its end, where all images are labeled ``PADDING``.
 
-    So every process has equally many validation batches, as their synchronisation needs, and no image counts twice.
+    All processes can then have the same number of validation batches, which DDP requires, and no image counts twice.
     """
 
-    def __init__(self, images: LabelledImages) -> None:
+    def __init__(self, images: LabeledImages) -> None:
         self.images = images
 
     def __len__(self) -> int:
@@ -52,20 +53,20 @@ class Padded:
 
 
 class ImageDataModule(LightningDataModule):
-    """Images and labels for training and validation; the only owner of class count, mean and std.
+    """Images and labels for training and validation, with their class count, mean and standard deviation.
 
-    Loaders yield (images uint8 (B, 3, H, W), labels int64 (B,)). Images travel to the device as bytes, a
-    quarter of what floats would take, and are normalised there. Subclasses supply :meth:`build`.
+    Loaders yield (images uint8 (B, 3, H, W), labels int64 (B,)). Images are copied to the device as bytes, a quarter
+    of the size of floats, and normalized there. Subclasses implement :meth:`build`.
 
     Args:
-        settings: of the data set; ``num_classes`` is checked against the data in :meth:`setup`, ``batch_size`` is per
-            process, ``num_workers`` None means :func:`default_workers`, ``seed`` fixes the order of the training
-            images and all that is drawn for a batch.
-        augment: its ``erasing`` and ``repeats`` are applied here, the rest is for :meth:`build`.
-        max_unreadable: training images that may be unreadable, in each process; others take their places.
+        settings: settings of the data set. ``num_classes`` is checked against the data in :meth:`setup`,
+            ``batch_size`` is per process, ``num_workers=None`` means :func:`default_workers`, and ``seed`` determines
+            the order of the training images and all random numbers drawn for a batch.
+        augment: ``erasing`` and ``repeats`` are applied here, the rest by :meth:`build`.
+        max_unreadable: number of unreadable training images to replace by others, in each process.
 
     Attributes:
-        Settings: the class of ``settings``, which says what they may be.
+        Settings: class of ``settings``, with their types and ranges.
     """
 
     Settings: type[DataSettings] = DataSettings
@@ -78,17 +79,17 @@ class ImageDataModule(LightningDataModule):
         self.num_workers = default_workers() if settings.num_workers is None else settings.num_workers
         self.augment = augment
         self.max_unreadable = max_unreadable
-        self.train_dataset: LabelledImages | None = None
-        self.val_dataset: LabelledImages | None = None
+        self.train_dataset: LabeledImages | None = None
+        self.val_dataset: LabeledImages | None = None
         self.class_names: list[str] = []  # in label order, filled by setup
         self.on_device = OnDevice(self.mean, self.std, augment.erasing)
 
-    def build(self, split: Split) -> LabelledImages:
-        """The images of one split, with that split's transforms."""
+    def build(self, split: Split) -> LabeledImages:
+        """The images of one split, with its transforms."""
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        """Builds both splits for "fit", only the validation split for every other stage.
+        """Build both splits for "fit", and only the validation split for any other stage.
 
         Raises:
             DataError: an empty split, or a class count other than ``num_classes``.
@@ -99,10 +100,10 @@ class ImageDataModule(LightningDataModule):
             self.val_dataset = self._build_checked("val")
         self.class_names = list(self.val_dataset.classes)
 
-    def _build_checked(self, split: Split) -> LabelledImages:
+    def _build_checked(self, split: Split) -> LabeledImages:
         dataset = self.build(split)
         if len(dataset) == 0:
-            raise DataError(f"the {split} set holds no image")
+            raise DataError(f"the {split} set has no images")
         found = len(dataset.classes)
         if found != self.num_classes:
             raise DataError(
@@ -112,27 +113,27 @@ class ImageDataModule(LightningDataModule):
         return dataset
 
     def train_order(self, epoch: int) -> EpochOrder:
-        """In which order this process visits the training images, from ``epoch`` on."""
-        assert self.train_dataset is not None, "setup('fit') comes first"
+        """The order in which this process visits the training images, starting with ``epoch``."""
+        assert self.train_dataset is not None, "call setup('fit') first"
         images, repeats, share = len(self.train_dataset), self.augment.repeats, self._rank_of()
         if repeats == 1:
             return EpochShuffle(images, self.seed, epoch, *share)
         return EpochRepeat(images, self.seed, repeats, epoch, *share)
 
     def train_batches(self, epoch: int, rank: int, first: int = 0) -> EpochBatches:
-        """The training batches of one process from a batch of an epoch on, before they are loaded."""
+        """The training batches of the process ``rank``, before they are loaded, starting with batch ``first``."""
         order = self.train_order(epoch)
         order.rank = rank
-        # A short last batch makes batch norm noisy; but a set below one batch must not vanish.
+        # A short last batch makes batch norm noisy, but a data set smaller than one batch must not be dropped.
         drop_last = len(order) >= self.batch_size
         return EpochBatches(order, self.batch_size, drop_last, self.seed, rank, first)
 
     def train_file(self, number: int) -> Path | None:
-        """Where a training image lies, if that is a file."""
+        """The file of a training image, if it has one."""
         return None
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled anew each epoch; order and augmentation depend on the seed, the epoch and the batch only."""
+        """Training batches, shuffled in each epoch; order and augmentation depend only on seed, epoch and batch."""
         epoch = self.trainer.current_epoch if self.trainer else 0
         return TrainLoader(
             DrawnImages(self.train_dataset, self.max_unreadable),
@@ -140,12 +141,12 @@ class ImageDataModule(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            generator=epoch_generator(self.seed, 0),  # else each pass would draw from the global generator
+            generator=epoch_generator(self.seed, 0),  # otherwise each pass draws from the global generator
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """In fixed order, nothing dropped; process r of W takes the images r, r + W, r + 2W, ..."""
-        assert self.val_dataset is not None, "setup comes first"
+        """All validation images in fixed order; rank r of W loads the images r, r + W, r + 2W, ..."""
+        assert self.val_dataset is not None, "call setup first"
         rank, processes = self._rank_of()
         each = math.ceil(len(self.val_dataset) / processes)
         return DataLoader(
@@ -159,11 +160,11 @@ class ImageDataModule(LightningDataModule):
         )
 
     def _rank_of(self) -> tuple[int, int]:
-        """Number of this process, and of all."""
+        """Rank and world size."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _batches_done(self) -> int:
-        """Of the epoch in whose middle a run goes on."""
+        """Batches done of the epoch within which a run resumes."""
         if not self.trainer:
             return 0
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
@@ -177,24 +178,20 @@ class ImageDataModule(LightningDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Lightning calls this once the batch is on the device: normalises, and in training erases."""
+        """Normalize the images on the device, and in training apply random erasing."""
         images, labels = batch
         images = self.on_device.normalize(images)
         if self.trainer and self.trainer.training:
             images = self.on_device.erase(images)
-        if self.trainer:  # Lightning has let the bytes be: 16-true or 64-true weights want such images
+        if self.trainer:  # Lightning does not convert bytes, and 16-true or 64-true weights need such images
             images = self.trainer.precision_plugin.convert_input(images)
         return images, labels
 
 
 def default_workers() -> int:
-    """One loading process per CPU of this process, less one for the training loop; 0 to 8.
+    """Default number of DataLoader workers: one per CPU, less one for the training loop; 0 to 8.
 
-    The processes of a run that torch's launcher has started on this machine share its CPUs.
+    The processes of a run on the same machine share its CPUs.
     """
-    try:
-        cpus = len(os.sched_getaffinity(0))  # honours containers and job schedulers
-    except AttributeError:  # macOS, Windows
-        cpus = os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(8, max(0, cpus // processes - 1))
+    return min(8, max(0, cores() // processes - 1))

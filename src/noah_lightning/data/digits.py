@@ -1,4 +1,4 @@
-"""Digits among fragments of other digits: who goes where, and the painting. Pure functions of their input."""
+"""Cluttered translated digits: images of a digit among fragments of other digits, rendered in memory."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +22,7 @@ _SPLITTING, TRAIN, VAL = range(3)
 
 @dataclass(frozen=True)
 class Layout:
-    """Where N images put their digit and their F fragments; positions are (row, column) in pixels."""
+    """Positions of the digit and the F fragments of N images, as (row, column) in pixels."""
 
     source: Ints  # (N,) glyph shown
     digit_at: Ints  # (N, 2) its top left corner on the canvas
@@ -32,7 +32,7 @@ class Layout:
 
 
 def split_sources(labels: Ints, seed: int) -> tuple[Ints, Ints]:
-    """Which source images train and which validate: sorted, disjoint, a fifth of each class validates."""
+    """Sorted indices of the source images for training and for validation, which gets a fifth of each class."""
     rng = np.random.default_rng([seed, _SPLITTING])
     val = []
     for label in np.unique(labels):
@@ -53,10 +53,9 @@ def draw_layout(
     num_fragments: int,
     fragment_size: int,
 ) -> Layout:
-    """The layout of ``count`` images that use glyphs of ``pool`` only.
+    """A random layout of ``count`` images that use only the glyphs in ``pool``.
 
-    Image i is a pure function of (seed, stream, i), whatever ``count`` is, and shows glyph ``pool[i % P]``.
-    A fragment never comes from the glyph shown.
+    Image i depends only on (seed, stream, i) and shows glyph ``pool[i % P]``. Fragments come from other glyphs.
 
     Args:
         pool: (P,) indices of glyphs, at least 2.
@@ -80,13 +79,13 @@ def draw_layout(
 
 
 def render(glyphs: Bytes, layout: Layout, image_size: int, fragment_size: int) -> Bytes:
-    """Paints the layout.
+    """Render the images of a layout.
 
     Args:
         glyphs: (G, D, D), 0 is the background.
 
     Returns:
-        (N, image_size, image_size); overlapping parts keep the brighter pixel.
+        (N, image_size, image_size); where parts overlap, the brighter pixel is kept.
     """
     canvas = np.zeros((len(layout.source), image_size, image_size), dtype=np.uint8)
     _paste(canvas, glyphs[layout.source], layout.digit_at)
@@ -100,12 +99,12 @@ def render(glyphs: Bytes, layout: Layout, image_size: int, fragment_size: int) -
 
 
 def _choose(uniform: NDArray[np.float64], options: int) -> Ints:
-    """Numbers in [0, 1) to whole numbers in 0..options-1."""
+    """Map numbers in [0, 1) to integers in 0..options-1."""
     return (uniform * options).astype(np.int64)
 
 
 def _paste(canvas: Bytes, patches: Bytes, at: Ints) -> None:
-    """Lays patch n (h, w) on canvas n at (row, column) ``at[n]``, in place."""
+    """Paste patch n (h, w) onto canvas n at (row, column) ``at[n]``, in place."""
     height, width = patches.shape[1:]
     images = np.arange(len(canvas))[:, None, None]
     rows = at[:, 0, None, None] + np.arange(height)[:, None]  # (N, h, 1)
@@ -114,12 +113,7 @@ def _paste(canvas: Bytes, patches: Bytes, at: Ints) -> None:
 
 
 class DigitsDataset:
-    """Rendered images.
-
-    Args:
-        images: uint8 (N, H, W), grey.
-        labels: int64 (N,), 0 to 9.
-    """
+    """Rendered images: uint8 (N, H, W), gray, and their labels int64 (N,), 0 to 9."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images = images
@@ -136,7 +130,7 @@ class DigitsDataset:
 
 @cache
 def load_glyphs(digit_size: int) -> tuple[Bytes, Ints]:
-    """The hand-written digits, bilinearly enlarged: uint8 (1797, digit_size, digit_size), labels (1797,)."""
+    """scikit-learn's digits, enlarged bilinearly: uint8 (1797, digit_size, digit_size), labels (1797,)."""
     from sklearn.datasets import load_digits  # slow to import
 
     bunch = load_digits()
@@ -146,10 +140,7 @@ def load_glyphs(digit_size: int) -> tuple[Bytes, Ints]:
 
 
 class DigitsDataModule(ImageDataModule):
-    """Cluttered translated digits, rendered once in memory.
-
-    Image i of a split is a pure function of (seed, split, i).
-    """
+    """Cluttered translated digits, rendered once in memory; image i of a split depends only on (seed, split, i)."""
 
     Settings = DigitsSettings
 
@@ -158,7 +149,6 @@ class DigitsDataModule(ImageDataModule):
         self.settings = settings
 
     def build(self, split: Split) -> DigitsDataset:
-        """Renders one split."""
         glyphs, labels = load_glyphs(self.settings.digit_size)
         train_index, val_index = split_sources(labels, self.seed)
         layout = draw_layout(

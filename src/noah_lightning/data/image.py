@@ -1,4 +1,4 @@
-"""Image files decoded to RGB bytes, of a JPEG no more rows than are needed."""
+"""Image decoding to RGB bytes; of a JPEG only as many rows as are needed."""
 
 import os
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ if LIMIT in os.environ:
 
 
 def decode_rgb(data: bytes) -> np.ndarray:
-    """The picture in a file of any format and color model: uint8 (H, W, 3). Raises errors of any type."""
+    """Decode a file of any format and color model to uint8 (H, W, 3). Raises errors of any type."""
     pixels = usual_jpeg(data)
     if pixels is None:
         with Image.open(BytesIO(data)) as image:
@@ -33,12 +33,12 @@ def decode_rgb(data: bytes) -> np.ndarray:
 
 
 def usual_jpeg(data: bytes) -> np.ndarray | None:
-    """The picture in a JPEG of the usual kind, directly from libjpeg-turbo: PIL's bytes without PIL's copies.
+    """Decode an intact YCbCr JPEG directly with libjpeg-turbo, which gives the same bytes as PIL with fewer copies.
 
     Returns:
-        uint8 (H, W, 3), or None for PIL's share: other formats, other color models, and slightly damaged JPEGs.
+        uint8 (H, W, 3); None for other formats, other color models and damaged JPEGs, which are left to PIL.
     """
-    with suppress(ValueError):  # PIL decides whether it can still be read, and why not
+    with suppress(ValueError):  # PIL decides whether it can still be read, and gives the reason if not
         height, width, model, _ = simplejpeg.decode_jpeg_header(data)
         if model == "YCbCr":
             require_size(width, height)
@@ -47,7 +47,7 @@ def usual_jpeg(data: bytes) -> np.ndarray | None:
 
 
 def require_size(width: int, height: int) -> None:
-    """Raises Image.DecompressionBombError for a picture of more pixels than the limit."""
+    """Raise Image.DecompressionBombError for an image with more pixels than the limit."""
     limit = Image.MAX_IMAGE_PIXELS  # None: no limit
     if limit is not None and width * height > limit:
         raise Image.DecompressionBombError(f"{width} × {height} pixels are more than {LIMIT}={limit}")
@@ -61,7 +61,7 @@ _OTHER_FRAMES = {*range(0xC2, 0xD0)} - {0xC4, 0xC8, 0xCC}  # progressive, lossle
 
 @dataclass(frozen=True)
 class SequentialJpeg:
-    """A JPEG that is coded from top to bottom in one scan.
+    """A JPEG that is encoded from top to bottom in one scan.
 
     Attributes:
         data: the file.
@@ -77,21 +77,18 @@ class SequentialJpeg:
     block: int
 
     def upper(self, rows: int) -> np.ndarray:
-        """The upper rows, uint8 (rows, W, 3), the same bytes as decoding all of it gives.
+        """Decode the upper rows only: uint8 (rows, W, 3), the same bytes as decoding the whole image gives.
 
-        The header is changed so that the picture ends there. libjpeg then warns of superfluous data, so its warnings
-        are ignored; PIL ignores the others, which say that the data is damaged, too.
-
-        Raises:
-            ValueError: it cannot be decoded.
+        The height in the header is reduced. libjpeg then warns about the data that follows, so warnings are ignored;
+        PIL also ignores those about damaged data. Raises ValueError if the image cannot be decoded.
         """
-        height = min(rows + 2 * self.block, self.height)  # colors are interpolated with those of the next rows
+        height = min(rows + 2 * self.block, self.height)  # chroma is interpolated with the following rows
         shorter = b"".join((self.data[: self.height_at], height.to_bytes(2), self.data[self.height_at + 2 :]))
         return simplejpeg.decode_jpeg(shorter, strict=False)[:rows]
 
 
 def sequential_jpeg(data: bytes) -> SequentialJpeg | None:
-    """The headers of a file; None for anything but such a JPEG, in YCbCr and with its end present."""
+    """Parse the headers of a file; None unless it is a complete sequential JPEG in YCbCr."""
     if not data.endswith(_END):
         return None
     frame = 0
@@ -99,7 +96,7 @@ def sequential_jpeg(data: bytes) -> SequentialJpeg | None:
         if kind in _OTHER_FRAMES:
             break
         if kind in _SEQUENTIAL:
-            frame = at  # its content: bits, height (2), width (2), components, then 3 bytes for each of these
+            frame = at  # content: bits, height (2), width (2), number of components, 3 bytes for each component
         elif kind == _SCAN and frame and data[at] == data[frame + 5]:  # all components in one scan
             try:
                 height, width, model, _ = simplejpeg.decode_jpeg_header(data)
@@ -113,7 +110,7 @@ def sequential_jpeg(data: bytes) -> SequentialJpeg | None:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """The kinds of a JPEG's segments and the offsets of their contents, up to the first scan."""
+    """Markers of a JPEG's segments and offsets of their contents, up to the first scan."""
     at = len(_BEGIN) if data.startswith(_BEGIN) else len(data)
     while at + 4 < len(data) and data[at] == 0xFF:
         kind = data[at + 1]
@@ -124,20 +121,20 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 class Picture:
-    """The size of a picture, and its pixels when they are needed.
+    """An image whose size is known at once and whose pixels are decoded when they are needed.
 
-    Most of the time that a photograph takes goes into Huffman decoding, from top to bottom, and a random crop seldom
-    reaches the lower edge: of a JPEG only the rows that are needed are decoded. Others are decoded at once.
+    Huffman decoding, from top to bottom, takes most of the loading time, and a random crop rarely reaches the lower
+    edge. So only the rows needed of a JPEG are decoded; other formats are decoded at once.
 
     Args:
-        data: the bytes of a file.
-        source: its name in errors.
+        data: content of the file.
+        source: name of the file in error messages.
 
     Attributes:
         height, width: in pixels.
 
     Raises:
-        DataError: not an image, a truncated one, or one of too many pixels.
+        DataError: not an image, a truncated image, or one with too many pixels.
     """
 
     def __init__(self, data: bytes, source: str | Path) -> None:
@@ -156,7 +153,7 @@ class Picture:
 
     @classmethod
     def read(cls, file: Path) -> "Picture":
-        """The picture in a file; raises DataError also where the file cannot be read."""
+        """Read an image file; raises DataError if it cannot be read."""
         try:
             data = file.read_bytes()
         except OSError as error:
@@ -167,10 +164,10 @@ class Picture:
         """All pixels, or those of the upper ``rows``.
 
         Returns:
-            uint8 (3, rows, W), a view of (rows, W, 3): the layout that torch scales fastest.
+            uint8 (3, rows, W), a view of (rows, W, 3), the layout that torch resizes fastest.
 
         Raises:
-            DataError: it cannot be decoded.
+            DataError: the image cannot be decoded.
         """
         try:
             pixels = self._upper(self.height if rows is None else rows)
@@ -180,7 +177,7 @@ class Picture:
 
     def _upper(self, rows: int) -> np.ndarray:
         if self._jpeg is not None and rows < self.height:
-            with suppress(ValueError):  # decode_rgb has the last word on what can be read
+            with suppress(ValueError):  # decode_rgb decides what can be read
                 return self._jpeg.upper(rows)
         if self._decoded is None:
             self._decoded = decode_rgb(self._data)
@@ -188,5 +185,5 @@ class Picture:
 
 
 def unreadable(source: str | Path, error: Exception) -> DataError:
-    """The error for a file that is not an image, from whichever part of the project reads it."""
+    """The error for a file that cannot be read as an image."""
     return DataError(f"{source} cannot be read as an image, replace or remove it ({one_line(error)})")

@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC2012), from its folders or from its original archives."""
+"""ImageNet (ILSVRC2012), from class folders or from the original archives."""
 
 import re
 import tarfile
@@ -18,10 +18,8 @@ NUM_CLASSES = 1000
 class ImageNetDataModule(ImageFolderDataModule):
     """ILSVRC2012: 1000 classes, root/train/<wnid>/ and root/val/<wnid>/.
 
-    With ``unpack`` a missing train/ or val/ is made from the archives in ``root``, which takes twice their room.
-
-    Raises:
-        DataError: ``root`` is not set.
+    With ``unpack`` a missing train/ or val/ is extracted from the archives in ``root``, which takes twice their disk
+    space. Raises DataError if ``root`` is not set.
     """
 
     Settings = ImageNetSettings
@@ -31,7 +29,7 @@ class ImageNetDataModule(ImageFolderDataModule):
         self.unpack = settings.unpack
 
     def prepare_data(self) -> None:
-        """Unpacks what is missing, if asked to; Lightning calls this in one process per machine.
+        """With ``unpack``, extract what is missing; Lightning calls this in one process per machine.
 
         Raises:
             DataError: an archive is missing or damaged.
@@ -40,7 +38,7 @@ class ImageNetDataModule(ImageFolderDataModule):
             unpack_archives(self.root)
 
     def setup(self, stage: str) -> None:
-        """Recognises the usual mistakes with ImageNet, then goes on as for any folder tree."""
+        """Check for common mistakes with ImageNet, then set up as any folder tree."""
         for split in ("train", "val"):
             if (self.root / split).is_dir():
                 _require_imagenet(self.root, split)
@@ -50,7 +48,7 @@ class ImageNetDataModule(ImageFolderDataModule):
 
 
 def unpack_archives(root: Path) -> None:
-    """Makes root/train/<wnid>/ and root/val/<wnid>/ from the archives in ``root``; what exists is left alone.
+    """Extract root/train/<wnid>/ and root/val/<wnid>/ from the archives in ``root``; existing folders are kept.
 
     Raises:
         DataError: an archive is missing or damaged, or the disk is full.
@@ -59,7 +57,7 @@ def unpack_archives(root: Path) -> None:
     splits = [split for split in ("train", "val") if not (root / split).is_dir()]
     if not splits:
         return
-    # All looked for beforehand: unpacking train/ takes an hour.
+    # Check for all archives first: extracting train/ takes an hour.
     missing = [_archive(part) for part in (*splits, "devkit") if not (root / _archive(part)).is_file()]
     if missing:
         raise DataError(f"data.unpack=true needs {', '.join(missing)} in {root}: download from image-net.org")
@@ -67,18 +65,17 @@ def unpack_archives(root: Path) -> None:
         try:
             ImageNet(str(root), split=split)
         except (RuntimeError, OSError, EOFError, tarfile.TarError) as error:
-            # What was unpacked so far would pass for the whole the next time.
+            # The next time, a partly extracted folder would be taken for a complete one.
             advice = f" Delete {root / split} before trying again." if (root / split).is_dir() else ""
             raise DataError(f"unpacking {_archive(split)} failed: {one_line(error)}{advice}") from error
 
 
 def _archive(part: str) -> str:
-    """File name of the archive of "train", "val" or "devkit"."""
     return torchvision_imagenet.ARCHIVE_META[part][0]
 
 
 def _require_imagenet(root: Path, split: str) -> None:
-    """Raises DataError unless root/split holds 1000 class folders and no leftovers of unpacking."""
+    """Raise DataError unless root/split has 1000 class folders and no leftovers of unpacking."""
     folder = root / split
     folders, files = list_split(root, split)
     leftovers = [name for name in files if name.lower().endswith((".tar", ".jpeg"))]
@@ -88,7 +85,7 @@ def _require_imagenet(root: Path, split: str) -> None:
     if leftovers:
         raise DataError(
             f"{folder} holds {len(leftovers)} files besides its class folders, such as {leftovers[0]}: "
-            f"unpacking stopped half-way, {how}"
+            f"unpacking was interrupted, {how}"
         )
     if folders and len(folders) != NUM_CLASSES:
         if all(re.fullmatch(r"n\d{8}", name) for name in folders):

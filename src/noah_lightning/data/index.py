@@ -1,7 +1,7 @@
-"""Index of a split folder's images: names and labels, kept in the user's cache until a folder changes.
+"""Index of the images of a split: names and labels, cached on disk until a folder changes.
 
-Arrays, not lists: a million Python strings would take a hundred megabytes, and reading one changes its reference
-count, which would give every DataLoader worker a copy of its own.
+Names are in arrays, because a million Python strings take a hundred megabytes, and reading one changes its reference
+count, so that every DataLoader worker would get its own copy of the memory.
 """
 
 import hashlib
@@ -19,24 +19,22 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extensi
 
 from noah_lightning.errors import DataError, name_first
 
-VERSION = 2  # of the file in the cache
-# Two changes within one tick of the file system's clock look like one. A tree that has just been changed may change
-# again within the tick, so its index is not kept; the coarsest clock in use, FAT's, ticks every 2 s.
+VERSION = 2  # of the cache file
+# Two changes within one tick of the file system's clock look like one, so the index of a tree that has just
+# been changed is not cached. The coarsest clock, that of FAT, ticks every 2 s.
 TICK = 2 * 10**9  # ns
 
 
 @dataclass(frozen=True)
 class TreeIndex:
-    """N images in the class folders of one split, D folders in all, in torchvision's order.
-
-    Names are in the bytes that the file system has for them, in arrays of the longest name's width.
+    """N images in the D folders of one split, in torchvision's order; names are as the file system encodes them.
 
     Attributes:
         classes: names in label order.
-        folders: bytes (D,), paths relative to the split folder, which is "" and comes first.
-        stamps: int64 (D, 2), when each folder was changed, see :func:`stamp`.
+        folders: bytes (D,), paths relative to the split folder, which comes first as "".
+        stamps: int64 (D, 2), :func:`stamp` of each folder.
         files: bytes (N,), names of the images.
-        folder_of: int32 (N,), index into ``folders`` of each image.
+        folder_of: int32 (N,), index of each image's folder in ``folders``.
         labels: int32 (N,).
     """
 
@@ -55,20 +53,17 @@ class TreeIndex:
         return os.path.join(os.fsdecode(self.folders[self.folder_of[index]]), os.fsdecode(self.files[index]))
 
 
-ARRAYS = ("folders", "stamps", "files", "folder_of", "labels")  # of a TreeIndex, as the cache has them
+ARRAYS = ("folders", "stamps", "files", "folder_of", "labels")  # fields of a TreeIndex in the cache file
 
 
 def stamp(folder: str | Path) -> tuple[int, int]:
-    """Times of the last change to the folder's list of names and to its inode, in ns.
-
-    The second one is for tools such as tar and rsync, which set the first one back when they are done.
-    """
+    """Modification and inode change time of a folder, in ns; tar and rsync reset the former but not the latter."""
     status = os.stat(folder)
     return status.st_mtime_ns, status.st_ctime_ns
 
 
 def _raise(error: OSError) -> None:
-    # Left out, its images would be missing now and, from the index in the cache, for good.
+    # If it were skipped, its images would be missing from the cached index for good.
     raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
@@ -78,13 +73,13 @@ def scan(
     unreadable: Callable[[OSError], object] = _raise,
     ignored: Callable[[str], object] | None = None,
 ) -> TreeIndex:
-    """Lists the images in the class folders: the files that torchvision's ImageFolder would list, in its order.
+    """List the images in the class folders: the same files as torchvision's ImageFolder, in the same order.
 
     Args:
         split: the split folder.
         classes: names of folders in ``split``, in label order.
         unreadable: called with the error of each folder that cannot be read; raises a DataError by default.
-        ignored: called with the path of each file that is not an image by its name.
+        ignored: called with the path of each file without an image extension.
     """
     folders, stamps = [b""], [stamp(split)]
     files: list[bytes] = []
@@ -112,7 +107,7 @@ def scan(
 
 
 def unchanged(index: TreeIndex, split: Path) -> bool:
-    """Whether every folder is as it was when the index was made."""
+    """Whether no folder has changed since the index was built."""
     try:
         now = [stamp(os.path.join(split, os.fsdecode(folder))) for folder in index.folders]
     except OSError:  # gone
@@ -121,7 +116,7 @@ def unchanged(index: TreeIndex, split: Path) -> bool:
 
 
 def find_images(split: Path, classes: list[str]) -> TreeIndex:
-    """The index of a split folder: the one in the cache if nothing has changed since, else a new one.
+    """The index of a split folder, from the cache if no folder has changed.
 
     Args:
         split: the split folder.
@@ -145,9 +140,9 @@ def find_images(split: Path, classes: list[str]) -> TreeIndex:
 
 
 def cache_file(split: Path) -> Path | None:
-    """The file of this folder's index; None where there is no cache folder."""
+    """Cache file of a folder's index; None without a cache folder."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    try:  # the XDG standard says to ignore a relative one
+    try:  # by the XDG specification a relative path is ignored
         home = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
     except RuntimeError:  # a user without a home
         return None
@@ -156,33 +151,33 @@ def cache_file(split: Path) -> Path | None:
 
 
 def _about(split: Path) -> dict[str, object]:
-    """The header that an index of this folder has."""
+    """Header of the cache file of a folder."""
     return {"version": VERSION, "folder": str(split.resolve()), "extensions": list(IMG_EXTENSIONS)}
 
 
 def _read(file: Path, split: Path) -> TreeIndex | None:
-    """The index in a file; None where there is none that can be read."""
+    """The index in a file; None if it cannot be read."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].tobytes())
             classes = about.pop("classes")
             return TreeIndex(classes, *(arrays[name] for name in ARRAYS)) if about == _about(split) else None
-    except Exception:  # missing, truncated, of another version: the folder itself can be listed
+    except Exception:  # missing, truncated or of another version: the folder is listed instead
         return None
 
 
 def _write(file: Path, split: Path, index: TreeIndex) -> None:
-    """Atomically, as other processes may be reading or writing it too."""
+    """Write atomically, as other processes may read or write the file at the same time."""
     about = json.dumps({**_about(split), "classes": index.classes}).encode()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=file.parent, suffix=".part")
-    except OSError:  # not writable: work without a cache
+    except OSError:  # not writable: no cache
         return
     try:
         with os.fdopen(handle, "wb") as stream:
             arrays = {name: getattr(index, name) for name in ARRAYS}
             np.savez(stream, about=np.frombuffer(about, np.uint8), **arrays)
         os.replace(part, file)
-    except OSError:  # no room
+    except OSError:  # disk full
         os.unlink(part)

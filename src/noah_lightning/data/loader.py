@@ -13,19 +13,19 @@ from noah_lightning.errors import DataError
 
 log = logging.getLogger("noah_lightning")
 
-Drawn = tuple[int, list[int]]  # a batch before it is loaded: the seed of its augmentation, the numbers of its images
+Drawn = tuple[int, list[int]]  # a batch before loading: seed of its augmentation, indices of its images
 
 
 class EpochBatches(Sampler[Drawn]):
-    """The batches of an epoch.
+    """Batch sampler of an epoch.
 
     Args:
-        sampler: the images of this process; Lightning sets its epoch.
-        batch_size: images in a batch.
-        drop_last: leave out the last batch if it is shorter.
-        seed: of the run.
-        rank: number of this process.
-        first: batch that the first pass starts with, above 0 where a run resumes in the middle of an epoch.
+        sampler: order of the images of this process; Lightning sets its epoch.
+        batch_size: images per batch.
+        drop_last: drop the last batch if it is incomplete.
+        seed: seed of the run.
+        rank: rank of this process.
+        first: first batch of the first pass, above 0 if a run resumes within an epoch.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class EpochBatches(Sampler[Drawn]):
         self.first = first
 
     def __len__(self) -> int:
-        """Number of batches in a whole epoch."""
+        """Number of batches in a complete epoch."""
         images = len(self.sampler)
         return images // self.batch_size if self.drop_last else -(-images // self.batch_size)
 
@@ -51,20 +51,20 @@ class EpochBatches(Sampler[Drawn]):
 
 
 class Loaded(NamedTuple):
-    """A batch before it is collated: (image, label) pairs, and the errors of unreadable images by number."""
+    """A batch before collation: (image, label) pairs, and the errors of unreadable images by index."""
 
     samples: list[tuple[Tensor, int]]
     unreadable: dict[int, str]
 
 
 class DrawnImages:
-    """A data set that loads whole batches, each augmented from its own seed, in any process.
+    """Data set that loads whole batches, each augmented from its own seed, in any process.
 
-    An unreadable image is replaced by the next readable one of the data set, which takes over its random draws.
+    An unreadable image is replaced by the next readable one, which uses its random draws.
 
     Args:
         images: the data set.
-        max_unreadable: number of images that may be unreadable; with 0 the first one raises its own error.
+        max_unreadable: maximum number of unreadable images; with 0 the first one raises its own error.
     """
 
     def __init__(self, images: Any, max_unreadable: int = 0) -> None:
@@ -74,7 +74,7 @@ class DrawnImages:
         return len(self.images)
 
     def __getitems__(self, batch: Drawn) -> Loaded:
-        """The method that torch's DataLoader calls for a batch."""
+        """Load a batch; called by torch's DataLoader."""
         seed, numbers = batch
         unreadable: dict[int, str] = {}
         with drawing_from(seed):
@@ -89,18 +89,18 @@ class DrawnImages:
                 if not self.max_unreadable:
                     raise
                 unreadable[number] = str(error)
-                check_count(unreadable, self.max_unreadable)  # or a folder of broken files would be read to its end
+                check_count(unreadable, self.max_unreadable)  # before a whole folder of broken files is read
             number = (number + 1) % len(self.images)
 
 
 class TrainLoader(DataLoader[tuple[Tensor, Tensor]]):
-    """Yields (images, labels) and logs each unreadable image once.
+    """DataLoader of (images, labels) that logs each unreadable image once.
 
-    DataLoader workers return what they could not read with their batches, so the count is the same in every run.
+    Workers return the errors together with their batches, so the count is the same in every run.
     """
 
     def __init__(self, dataset: DrawnImages, batches: EpochBatches, **arguments: Any) -> None:
-        # The data set is map-style without inheriting from Dataset; a batch is a list with its seed.
+        # The data set does not inherit from Dataset.
         super().__init__(dataset, batch_sampler=batches, collate_fn=_collate, **arguments)  # type: ignore[arg-type]
         self.most = dataset.max_unreadable
         self.unreadable: dict[int, str] = {}
@@ -109,17 +109,17 @@ class TrainLoader(DataLoader[tuple[Tensor, Tensor]]):
         for images, labels, unreadable in super().__iter__():
             for number in unreadable.keys() - self.unreadable.keys():
                 self.unreadable[number] = unreadable[number]
-                log.warning("%s; the next one takes its place", unreadable[number])
+                log.warning("%s; it is replaced by the next one", unreadable[number])
             check_count(self.unreadable, self.most)
             yield images, labels
 
 
 def check_count(unreadable: Mapping[int, str], most: int) -> None:
-    """Raises DataError if there are more than ``most`` unreadable training images."""
+    """Raise DataError for more than ``most`` unreadable training images."""
     if len(unreadable) > most:
         raise DataError(
-            f"{len(unreadable)} unreadable training images, and data.max_unreadable={most}; noah check-data finds "
-            f"all of a folder tree; the last one: {list(unreadable.values())[-1]}"
+            f"{len(unreadable)} unreadable training images, and data.max_unreadable={most}; noah check-data lists "
+            f"all of them; the last one: {list(unreadable.values())[-1]}"
         )
 
 

@@ -1,12 +1,12 @@
-"""Format of a pack: the images of a folder tree in a few large files.
+"""Format of a pack, which holds the images of a folder tree in a few large files.
 
     OUT/train-000000.tar, …, OUT/val-000000.tar, …    shards, tar archives in WebDataset's convention
-    OUT/train.npz, OUT/val.npz                        where each image lies
+    OUT/train.npz, OUT/val.npz                        position of each image
     OUT/pack.json                                     classes and counts
 
-Each image is two members of a shard: 000000123.jpg, the bytes of its file, and 000000123.cls, its label in digits.
-Nothing is ever unpacked and no name in a shard is ever used: an image is a range of bytes of a shard.
-No torch here: the classes are also counted while the configuration is composed.
+Each image has two members in a shard: 000000123.jpg, the bytes of its file, and 000000123.cls, its label in digits.
+An image is read as a range of bytes of a shard; nothing is unpacked, and no name in a shard is used. Torch is not
+imported here, because the classes are counted while the configuration is composed.
 """
 
 import json
@@ -29,14 +29,14 @@ FORMAT, VERSION = "noah_lightning pack", 1
 
 @dataclass(frozen=True)
 class Index:
-    """Where the N images of one split lie, in packed order.
+    """Positions of the N images of one split, in packed order.
 
     Attributes:
-        ends: int64 (S,), number of images up to the end of each shard; the last one is N.
+        ends: int64 (S,), cumulative number of images at the end of each shard.
         shard_bytes: int64 (S,), size of each shard.
-        offsets: int64 (N,), where each image begins in its shard.
+        offsets: int64 (N,), offset of each image in its shard.
         sizes: int64 (N,), bytes of each image.
-        checksums: uint32 (N,), CRC-32 of these bytes.
+        checksums: uint32 (N,), CRC-32 of each image.
         labels: int32 (N,).
     """
 
@@ -59,21 +59,17 @@ def shard_name(split: str, number: int) -> str:
 
 
 def unfinished(root: Path) -> Path:
-    """The folder that ``root`` is while it is being packed."""
+    """Name of the folder ``root`` while it is being packed."""
     return root.with_name(f"{root.name}.unfinished")
 
 
 def count_packed_classes(root: str | None) -> int:
-    """Number of classes of a pack; errors as for :func:`given_root` and :func:`read_facts`."""
+    """Number of classes of a pack; raises what :func:`given_root` and :func:`read_facts` do."""
     return len(read_facts(given_root(root))["classes"])
 
 
 def read_facts(root: Path) -> Mapping[str, Any]:
-    """What pack.json says; "classes" are names in label order.
-
-    Raises:
-        DataError: not a finished pack of a known version.
-    """
+    """Content of pack.json; "classes" are in label order. Raises DataError unless it is a complete pack."""
     try:
         facts = json.loads((root / FACTS).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -81,7 +77,7 @@ def read_facts(root: Path) -> Mapping[str, Any]:
     except (OSError, RecursionError, ValueError) as error:
         raise DataError(f"{root / FACTS} cannot be read ({one_line(error)}): pack the images again") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT or not isinstance(facts.get("classes"), list):
-        raise DataError(f"{root / FACTS} was not written by noah pack: give another data.root=…")
+        raise DataError(f"{root / FACTS} was not written by noah pack: choose another data.root=…")
     if facts.get("version") != VERSION:
         raise DataError(f"{root} is a pack of version {facts.get('version')}, this program reads version {VERSION}")
     return facts
@@ -89,16 +85,16 @@ def read_facts(root: Path) -> Mapping[str, Any]:
 
 def _not_a_pack(root: Path) -> str:
     if unfinished(root).exists() and not root.exists():
-        return "is a pack that was never finished: run its noah pack command again"
+        return "is an incomplete pack: run its noah pack command again"
     if not root.exists():
-        return f"does not exist: noah pack TREE {root} makes it from a folder tree"
+        return f"does not exist: noah pack TREE {root} creates it from a folder tree"
     if (root / "train").is_dir():
         return f"is a folder tree: add data=imagefolder, or pack it with noah pack {root} OUT"
-    return f"{'has no pack.json' if root.is_dir() else 'is not a folder'}: it must be what noah pack has written"
+    return f"{'has no pack.json' if root.is_dir() else 'is not a folder'}: it must be a folder written by noah pack"
 
 
 def read_index(root: Path, split: str) -> Index:
-    """Where the images of a split lie. Checks that each shard has its full size, without reading its content.
+    """Read the positions of the images of a split, and check the size of each shard without reading its content.
 
     Raises:
         DataError: a file is missing or damaged.
@@ -109,7 +105,7 @@ def read_index(root: Path, split: str) -> Index:
         with np.load(file, allow_pickle=False) as arrays:
             index = Index(*(arrays[name] for name in Index.__dataclass_fields__))
         consistent = _is_consistent(index, len(facts["classes"]), facts["splits"][split]["images"])
-    except Exception as error:  # numpy and zipfile raise a handful of unrelated types on broken files
+    except Exception as error:  # numpy and zipfile raise several unrelated types for broken files
         raise DataError(f"{file} cannot be read ({one_line(error)}): copy or make the pack again") from error
     if not consistent:
         raise DataError(f"{file} is damaged: copy or make the pack again")
@@ -125,7 +121,7 @@ def read_index(root: Path, split: str) -> Index:
 
 
 def _is_consistent(index: Index, classes: int, images: int) -> bool:
-    """Whether every image lies within its shard and has the label of a class."""
+    """Whether every image lies within its shard and has a valid label."""
     if any(array.ndim != 1 or not np.can_cast(array.dtype, np.int64) for array in vars(index).values()):
         return False
     shards = np.diff(index.ends, prepend=0)

@@ -1,4 +1,4 @@
-"""Data set of photographs in the shards that ``noah pack`` writes."""
+"""Data set of images in the shards written by ``noah pack``."""
 
 import os
 import zlib
@@ -16,23 +16,23 @@ from noah_lightning.data.samplers import ShardShuffle
 from noah_lightning.data.transforms import Transform, eval_transform, train_transform
 from noah_lightning.errors import DataError
 
-OPEN_SHARDS = 32  # that a process keeps open; each is a file handle
+OPEN_SHARDS = 32  # per process; each takes a file descriptor
 
 
 class PackedImages:
-    """The images of one split of a pack in packed order; any of them can be read at any time.
+    """The images of one split of a pack in packed order, with random access.
 
-    With the first image of a shard the system is asked to fetch all of it in the background (``posix_fadvise``):
-    storage that likes large sequential reads gets one, and the following images come from memory, which all
-    processes of the machine share. A file system that ignores the advice reads image by image.
+    At the first image of a shard the system is advised to read the whole shard in the background
+    (``posix_fadvise``): one large sequential read, after which images come from the page cache, which all processes
+    of the machine share. A file system that ignores the advice reads image by image.
 
     Args:
-        root: written by ``noah pack``.
+        root: folder written by ``noah pack``.
         split: "train" or "val".
-        transform: a picture to uint8 (3, S, S).
+        transform: maps a picture to uint8 (3, S, S).
 
     Raises:
-        DataError: not a finished pack, or one of its files is missing or damaged.
+        DataError: not a complete pack, or one of its files is missing or damaged.
     """
 
     def __init__(self, root: Path, split: str, transform: Transform) -> None:
@@ -40,13 +40,13 @@ class PackedImages:
         self.classes = [str(name) for name in read_facts(root)["classes"]]
         self.index = read_index(root, split)
         self.transform = transform
-        self._open: dict[int, int] = {}  # file handle of each open shard, the one used last at the end
+        self._open: dict[int, int] = {}  # file descriptor of each open shard, the most recently used last
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """(uint8 (3, S, S), label); raises DataError where the bytes are not those that were packed."""
+        """(uint8 (3, S, S), label); raises DataError if the checksum does not match."""
         file = self.file(index)
         try:
             data = os.pread(self._handle(index), int(self.index.sizes[index]), int(self.index.offsets[index]))
@@ -58,7 +58,7 @@ class PackedImages:
         return self.transform(picture), int(self.index.labels[index])
 
     def file(self, index: int) -> Path:
-        """The shard that holds an image."""
+        """Path of the shard that holds an image."""
         return self.root / shard_name(self.split, self._shard(index))
 
     def _shard(self, index: int) -> int:
@@ -77,7 +77,7 @@ class PackedImages:
         return handle
 
     def __getstate__(self) -> dict[str, Any]:
-        """For DataLoader workers that are not forked: file handles stay behind."""
+        """State for DataLoader workers that are not forked: without file descriptors."""
         return {**vars(self), "_open": {}}
 
     def __del__(self) -> None:
@@ -86,16 +86,11 @@ class PackedImages:
 
 
 class PackedDataModule(ImageFolderDataModule):
-    """Photographs in shards, for storage that is slow with a million small files.
+    """Images in shards, for storage that is slow with many small files.
 
-    Training goes from shard to shard, see :class:`~noah_lightning.data.samplers.ShardShuffle`. Validation has
-    the order of the folder tree, of which process r of W takes every W-th image, so every machine reads all of val/.
-
-    Training images are mixed over ``mix_shards`` shards; a machine keeps about that many in memory for each of its
-    processes.
-
-    Raises:
-        DataError: ``root`` is not set.
+    Training reads shard by shard, see :class:`~noah_lightning.data.samplers.ShardShuffle`, and mixes images over
+    ``mix_shards`` shards, about as many of which each process keeps in memory. Validation has the order of the folder
+    tree, of which rank r of W reads every W-th image. Raises DataError if ``root`` is not set.
     """
 
     Settings = PackedSettings
@@ -105,20 +100,19 @@ class PackedDataModule(ImageFolderDataModule):
         self.mix_shards = settings.mix_shards
 
     def setup(self, stage: str) -> None:
-        """Reads where the images lie.
+        """Read the index of the pack.
 
         Raises:
-            DataError: not a finished pack, a damaged one, or a class count other than ``num_classes``.
+            DataError: an incomplete or damaged pack, or a class count other than ``num_classes``.
         """
         ImageDataModule.setup(self, stage)  # there is no folder tree to check
 
     def train_file(self, number: int) -> Path:
-        """The shard that holds a training image."""
-        assert isinstance(self.train_dataset, PackedImages), "setup('fit') comes first"
+        """Path of the shard that holds a training image."""
+        assert isinstance(self.train_dataset, PackedImages), "call setup('fit') first"
         return self.train_dataset.file(number)
 
     def build(self, split: Split) -> PackedImages:
-        """Opens one split."""
         if split == "train":
             transform = train_transform(self.image_size, self.augment, self.mean)
         else:
@@ -126,7 +120,6 @@ class PackedDataModule(ImageFolderDataModule):
         return PackedImages(self.root, split, transform)
 
     def train_order(self, epoch: int) -> ShardShuffle:
-        """From shard to shard."""
-        assert isinstance(self.train_dataset, PackedImages), "setup('fit') comes first"
+        assert isinstance(self.train_dataset, PackedImages), "call setup('fit') first"
         ends, repeats = self.train_dataset.index.ends, self.augment.repeats
         return ShardShuffle(ends, self.seed, self.mix_shards, repeats, epoch, *self._rank_of())

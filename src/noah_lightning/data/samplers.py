@@ -11,17 +11,18 @@ from torch.utils.data import Sampler
 
 
 class EpochOrder(Sampler[int]):
-    """The images of one process: a pure function of (seed, epoch, rank, world_size), free of any generator's history.
+    """Order of the images of one process, a pure function of (seed, epoch, rank, world_size).
 
     Lightning sets the epoch through :meth:`set_epoch`; without Lightning each pass over the sampler is one epoch.
-    All processes have equally many images; where ``world_size`` does not divide ``length``, the first ones fill up.
+    All processes have the same number of images: if ``world_size`` does not divide ``length``, the first images are
+    repeated.
 
     Args:
-        length: number of images of all processes together.
+        length: total number of images.
         seed: at least 0.
-        epoch: the first epoch. Lightning starts the DataLoader workers before it sets the epoch, so a resumed run
-            must pass it here.
-        rank, world_size: number of this process, and of all.
+        epoch: first epoch. Lightning starts the DataLoader workers before it sets the epoch, so a resumed run must
+            pass it here.
+        rank, world_size: rank of this process and number of processes.
     """
 
     def __init__(self, length: int, seed: int, epoch: int = 0, rank: int = 0, world_size: int = 1) -> None:
@@ -30,7 +31,7 @@ class EpochOrder(Sampler[int]):
         self.rank, self.world_size = rank, world_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes ``epoch`` that of the next pass."""
+        """Set the epoch of the next pass."""
         self.coming = epoch
 
     def __len__(self) -> int:
@@ -41,14 +42,14 @@ class EpochOrder(Sampler[int]):
         return iter(self.order(epoch))
 
     def order(self, epoch: int) -> list[int]:
-        """The numbers of the images in ``epoch``."""
+        """Indices of the images in ``epoch``."""
         raise NotImplementedError
 
 
 class EpochShuffle(EpochOrder):
-    """A permutation of ``range(length)`` per epoch, of which process r of W takes every W-th image from the r-th on.
+    """A permutation of ``range(length)`` per epoch, of which rank r of W takes the images r, r + W, r + 2W, ...
 
-    So the batches of one step hold together what one process would see. Arguments as for :class:`EpochOrder`.
+    So the batches of one step together hold what a single process would see. Arguments as for :class:`EpochOrder`.
     """
 
     def order(self, epoch: int) -> list[int]:
@@ -58,10 +59,10 @@ class EpochShuffle(EpochOrder):
 
 
 class EpochRepeat(EpochOrder):
-    """As :class:`EpochShuffle`, but each image is drawn ``repeats`` times in a row: repeated augmentation, by timm.
+    """Repeated augmentation (timm's): as :class:`EpochShuffle`, but each image is drawn ``repeats`` times in a row.
 
-    An epoch keeps its length, so it visits about one in ``repeats`` images. From 256 images on the length is
-    rounded down to a multiple of 256, as in DeiT's code, which also defines the share of each process.
+    The length of an epoch does not change, so it visits about one in ``repeats`` images. From 256 images on, the
+    length is rounded down to a multiple of 256, as in DeiT's code, which also defines the share of each process.
 
     Args:
         repeats: at least 1; the others as for :class:`EpochOrder`.
@@ -78,7 +79,7 @@ class EpochRepeat(EpochOrder):
 
     def order(self, epoch: int) -> list[int]:
         sampler = self._timm()
-        sampler.epoch = epoch_seed(self.seed, epoch)  # seeds its generator, and is used for nothing else
+        sampler.epoch = epoch_seed(self.seed, epoch)  # only used as the seed of its generator
         return list(sampler)
 
     def _timm(self) -> RepeatAugSampler:
@@ -86,21 +87,20 @@ class EpochRepeat(EpochOrder):
 
 
 class ShardShuffle(EpochOrder):
-    """An order that goes from shard to shard.
+    """Order that reads shard by shard.
 
-    An epoch draws an order of the shards and one of the images within each. Of several processes, process r of W
-    takes the r-th of W equal pieces of this: it reads its own shards, of which only the first and the last are
-    shared with others. Then each image is moved back by a random distance of up to ``mix`` shards' worth of images,
-    so about ``mix`` + 1 shards are in use at a time.
+    Each epoch shuffles the shards, and the images within each shard. Rank r of W takes the r-th of W equal pieces of
+    this sequence, so it shares at most its first and its last shard with other processes. Each image is then moved
+    back by a random distance of up to ``mix`` shards, so about ``mix`` + 1 shards are in use at a time.
 
-    This is not a uniform permutation: images of one shard come up in the same part of an epoch. As ``noah pack``
-    shuffles the images before it cuts them into shards, that says nothing about their classes.
+    This is not a uniform permutation: images of one shard come up in the same part of an epoch. Their classes are
+    mixed nevertheless, because ``noah pack`` shuffles the images before it divides them into shards.
 
     Args:
-        ends: int64 (S,), number of images up to the end of each shard.
-        mix: in shards, at least 0; 0: one shard after the other.
-        repeats: times an image is drawn in a row. An epoch keeps its length, so it ends after 1 / ``repeats`` of the
-            images, and of the shards.
+        ends: int64 (S,), cumulative number of images at the end of each shard.
+        mix: distance in shards, at least 0; with 0 one shard follows the other.
+        repeats: times an image is drawn in a row. The length of an epoch does not change, so it visits only
+            1 / ``repeats`` of the images and of the shards.
         seed, epoch, rank, world_size: as for :class:`EpochOrder`.
     """
 
@@ -136,11 +136,11 @@ class ShardShuffle(EpochOrder):
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """A seed for one epoch, 63 bits; neighboring seeds and epochs give unrelated ones."""
+    """Seed of an epoch, 63 bits; those of neighboring epochs are unrelated."""
     state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
-    return int(state >> 1)  # torch takes signed 64 bits
+    return int(state >> 1)  # torch accepts signed 64-bit integers
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """A generator for one epoch."""
+    """Generator of an epoch."""
     return torch.Generator().manual_seed(epoch_seed(seed, epoch))

@@ -1,7 +1,7 @@
-"""Seeding of the global random generators: what is drawn for a batch depends on (seed, rank, epoch, batch) alone.
+"""Seeding of the global random generators: what is drawn for a batch depends only on (seed, rank, epoch, batch).
 
-So a run that resumes within an epoch draws what the uninterrupted run drew, with any number of DataLoader workers,
-and no state of a generator has to be saved.
+A run that resumes within an epoch therefore draws the same numbers as an uninterrupted one, with any number of
+DataLoader workers, and no generator state has to be saved.
 """
 
 import random
@@ -29,8 +29,8 @@ def batch_seed(purpose: Purpose, seed: int, rank: int, epoch: int, batch: int) -
 def seed_training_step(seed: int, rank: int, epoch: int, batch: int) -> None:
     """Seed the global generators of Python, NumPy and torch for one training batch of one process.
 
-    Has to be called before everything that draws in a training step: random erasing, mixing, dropout. Lightning
-    calls no callback that early; the data module's ``on_before_batch_transfer`` is its first hook in a step.
+    Must be called before random erasing, mixing and dropout. Lightning calls no callback that early; the data
+    module's ``on_before_batch_transfer`` is its first hook in a step.
     """
     draw_from(batch_seed(Purpose.STEP, seed, rank, epoch, batch))
 
@@ -38,7 +38,7 @@ def seed_training_step(seed: int, rank: int, epoch: int, batch: int) -> None:
 def draw_from(seed: int) -> None:
     """Seed the global generators of Python, NumPy and torch, on every device."""
     _seed_cpu(seed)
-    # torch.manual_seed would queue a call, with its stack trace, in every step for a GPU that nobody uses.
+    # For a GPU that is not in use, torch.manual_seed would queue a call with its stack trace in every step.
     if torch.cuda.is_initialized() or torch.backends.mps.is_available():
         torch.manual_seed(seed)
 

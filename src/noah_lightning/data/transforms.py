@@ -1,4 +1,4 @@
-"""What happens to training photographs, as ``recipe.augment`` words it."""
+"""Image transforms for training (``recipe.augment``) and validation (``recipe.preprocess``)."""
 
 import math
 import random
@@ -22,13 +22,13 @@ Transform = Callable[[Picture], Tensor]
 
 
 class RandomCrop(RandomResizedCropAndInterpolation):
-    """timm's random crop, of a picture that is decoded for it; its draws, from ``random``, are timm's."""
+    """timm's random resized crop, decoding only the rows needed; it draws from ``random`` exactly as timm does."""
 
     def __call__(self, picture: Picture) -> Tensor:
         """uint8 (3, S, S)."""
-        extent = torch.empty(()).expand(3, picture.height, picture.width)  # no pixels: timm asks for its size
+        extent = torch.empty(()).expand(3, picture.height, picture.width)  # no pixels: timm only needs the size
         top, left, height, width = self.get_params(extent, self.scale, self.ratio)
-        height, width = max(height, 1), max(width, 1)  # of a picture of few pixels, timm's box may hold none
+        height, width = max(height, 1), max(width, 1)  # for tiny images timm's box may be empty
         top, left = min(top, picture.height - height), min(left, picture.width - width)
         image = picture.pixels(top + height)  # (3, top + height, W)
         kind = random.choice(self.interpolation) if isinstance(self.interpolation, tuple) else self.interpolation
@@ -37,21 +37,20 @@ class RandomCrop(RandomResizedCropAndInterpolation):
 
 
 def train_transform(image_size: int, augment: AugmentSettings, mean: Sequence[float]) -> Transform:
-    """A random part of the photograph, scaled to ``image_size`` pixels square, mirrored half of the time.
+    """Random resized crop, horizontal flip with probability 1/2, then timm's RandAugment or color jitter.
 
-    RandAugment or else colour jitter follow where ``augment`` asks for them: timm's, on a PIL image. Draws from
-    ``random``, numpy and torch.
+    Draws from ``random``, numpy and torch.
 
     Args:
         image_size: S, in pixels.
-        augment: all but its ``erasing`` and ``repeats``.
-        mean: of red, green and blue, white is 1: the colour of the corners that RandAugment lays bare.
+        augment: all settings except ``erasing`` and ``repeats``.
+        mean: RGB mean, with white as 1; RandAugment fills empty corners with it.
     """
     crop = RandomCrop(image_size, (0.08, 1.0), augment.crop_aspect, augment.interpolation)
-    _, colours, to_bytes = create_transform(
+    _, color_ops, to_bytes = create_transform(
         image_size,
         is_training=True,
-        use_prefetcher=True,  # timm's way to say: end in bytes, neither normalised nor erased
+        use_prefetcher=True,  # end in bytes: no normalization, no erasing
         separate=True,
         interpolation=augment.interpolation,
         auto_augment=augment.rand_augment,
@@ -60,15 +59,15 @@ def train_transform(image_size: int, augment: AugmentSettings, mean: Sequence[fl
     )
     steps = [crop, v2.RandomHorizontalFlip(0.5)]
     if augment.rand_augment or augment.color_jitter:
-        _let_posterize_keep_nothing(colours)
-        steps += [v2.ToPILImage(), colours, to_bytes]
+        _allow_posterize_to_zero_bits(color_ops)
+        steps += [v2.ToPILImage(), color_ops, to_bytes]
     transform: Transform = v2.Compose(steps)
     return transform
 
 
-def _let_posterize_keep_nothing(colours: v2.Compose) -> None:
-    """timm's strongest posterisation keeps 0 bits of 8. PIL gave black for that until version 13, which refuses."""
-    for step in colours.transforms:
+def _allow_posterize_to_zero_bits(color_ops: v2.Compose) -> None:
+    """Keep timm's strongest posterization, to 0 bits, working: PIL returned black until version 13, which raises."""
+    for step in color_ops.transforms:
         for op in getattr(step, "ops", ()):  # of RandAugment
             if op.aug_fn is auto_augment.posterize:
                 op.aug_fn = _posterize
@@ -82,48 +81,33 @@ def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
 
 
 def eval_transform(image_size: int, crop_ratio: float, interpolation: str) -> Transform:
-    """The central ``image_size`` pixels square, the shorter side being scaled to image_size / crop_ratio.
+    """Resize of the shorter side to image_size / crop_ratio pixels, then a central square of ``image_size`` pixels.
 
     Args:
         image_size: S, in pixels.
         crop_ratio: in (0, 1].
         interpolation: one of INTERPOLATIONS.
     """
-    return v2.Compose(
-        [
-            Picture.pixels,
-            v2.Resize(
-                math.floor(image_size / crop_ratio), interpolation=INTERPOLATIONS[interpolation], antialias=True
-            ),
-            v2.CenterCrop(image_size),
-        ]
-    )
+    resize = v2.Resize(math.floor(image_size / crop_ratio), INTERPOLATIONS[interpolation], antialias=True)
+    return v2.Compose([Picture.pixels, resize, v2.CenterCrop(image_size)])
 
 
 class OnDevice:
-    """Bytes to normalised floats, and rectangles of noise.
+    """Normalization and random erasing on the training device.
 
     Args:
-        mean: of red, green and blue, on the scale where white is 1.
-        std: likewise.
+        mean, std: of each RGB channel, with white as 1.
         erasing: probability that a part of an image is erased.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], erasing: float = 0.0) -> None:
         self.mean, self.std, self.erasing = mean, std, erasing
-        # Copied to each device once: a copy per step would make it wait.
+        # Copied to each device once, because a copy in each step would block.
         self._scale: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._erasing: dict[torch.device, RandomErasing] = {}
 
     def normalize(self, images: Tensor) -> Tensor:
-        """(x/255 - mean) / std.
-
-        Args:
-            images: uint8 (..., 3, H, W) on any device.
-
-        Returns:
-            float32 (..., 3, H, W) on the same device.
-        """
+        """(x / 255 - mean) / std: uint8 (..., 3, H, W) to float32 of the same shape on the same device."""
         if images.device not in self._scale:
             self._scale[images.device] = (
                 torch.tensor(self.mean, device=images.device).mul(255)[:, None, None],  # (3, 1, 1)
@@ -133,16 +117,14 @@ class OnDevice:
         return images.float().sub_(mean).div_(std)
 
     def erase(self, images: Tensor) -> Tensor:
-        """Fills a rectangle of each image with standard normal noise, with probability ``erasing``.
+        """Fill a rectangle of each image with standard normal noise, with probability ``erasing``, in place.
 
         Args:
-            images: normalised, float (B, 3, H, W) on any device; changed in place.
+            images: normalized, float (B, 3, H, W).
         """
         if not self.erasing:
             return images
         if images.device not in self._erasing:
-            self._erasing[images.device] = RandomErasing(
-                self.erasing, mode="pixel", max_count=1, device=images.device
-            )
+            self._erasing[images.device] = RandomErasing(self.erasing, mode="pixel", device=images.device)
         erased: Tensor = self._erasing[images.device](images)
         return erased

@@ -1,6 +1,6 @@
-"""Folder trees root/train/<class>/ and root/val/<class>/: their classes, and the usual mistakes.
+"""Class folders in root/train/<class>/ and root/val/<class>/, with checks for common mistakes.
 
-No torch here: these checks also run while the configuration is composed.
+Torch is not imported here, because the classes are counted while the configuration is composed.
 """
 
 import os
@@ -12,11 +12,7 @@ WANTED = "it must hold train/<class>/ and val/<class>/ folders of images"
 
 
 def given_root(root: str | None) -> Path:
-    """``root`` with ``~`` expanded; it need not exist yet.
-
-    Raises:
-        DataError: it is not set.
-    """
+    """``root`` with ``~`` expanded, existing or not; raises DataError if it is not set."""
     if root is None or root == "":
         raise DataError(
             "data.root is not set: add data.root=/path/to/dataset, "
@@ -27,23 +23,23 @@ def given_root(root: str | None) -> Path:
     try:
         path = Path(root).expanduser()
         path.exists()
-    except (OSError, RuntimeError) as error:  # a name too long; a user without a home
+    except (OSError, RuntimeError) as error:  # a name that is too long; a user without a home
         raise DataError(f"data.root={root[:80]} is not a path: {one_line(error)}") from error
     return path
 
 
 def require_root(root: Path) -> None:
-    """Raises DataError unless ``root`` is a folder."""
+    """Raise DataError unless ``root`` is a folder."""
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise DataError(f"data.root={root} {what}: {WANTED}")
 
 
 def list_split(root: Path, split: str) -> tuple[list[str], list[str]]:
-    """Names of the folders and of the files directly in root/split, each sorted, without hidden ones.
+    """Sorted names of the folders and of the files directly in root/split, without hidden ones.
 
     Raises:
-        DataError: no such root, no such split, or no permission to read it.
+        DataError: the root or the split does not exist, or cannot be read.
     """
     require_root(root)
     folder = root / split
@@ -62,11 +58,7 @@ def list_split(root: Path, split: str) -> tuple[list[str], list[str]]:
 
 
 def class_folders(root: Path, split: str) -> list[str]:
-    """Sorted names of the class folders in root/split, at least one.
-
-    Raises:
-        DataError: as :func:`list_split`, or there are no class folders.
-    """
+    """Sorted class folders in root/split; raises DataError as :func:`list_split`, and if there are none."""
     folders, files = list_split(root, split)
     if not folders and files:
         raise DataError(
@@ -79,7 +71,7 @@ def class_folders(root: Path, split: str) -> list[str]:
 
 
 def require_same_classes(root: Path) -> None:
-    """Raises DataError unless train/ and val/ have the same class folders."""
+    """Raise DataError unless train/ and val/ have the same class folders."""
     train, val = set(class_folders(root, "train")), set(class_folders(root, "val"))
     if train == val:
         return
@@ -92,9 +84,5 @@ def require_same_classes(root: Path) -> None:
 
 
 def count_classes(root: str | None) -> int:
-    """Number of class folders in root/train.
-
-    Raises:
-        DataError: as :func:`given_root` and :func:`class_folders`.
-    """
+    """Number of class folders in root/train; raises what :func:`given_root` and :func:`class_folders` do."""
     return len(class_folders(given_root(root), "train"))

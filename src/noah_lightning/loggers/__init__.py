@@ -1,1 +1,1 @@
-"""Where metrics and log lines go."""
+"""Loggers: console, metrics.csv, TensorBoard and Weights & Biases."""

@@ -1,4 +1,4 @@
-"""Log lines: to the console, into the run's log, and what of the libraries' is left out."""
+"""Console logging, the log file of a run, and filters for messages of the libraries."""
 
 import logging
 import sys
@@ -14,24 +14,21 @@ from noah_lightning.distributed.environment import rank
 
 log = logging.getLogger("noah_lightning")
 
-# Warnings of the libraries that ask nothing of the user.
+# Warnings of the libraries that need no action by the user.
 _CHATTER = (
     ".*does not have many workers.*",  # the number of workers suits the machine, or the data is in memory
-    ".*smaller than the logging interval.*",  # a short epoch; its totals are logged all the same
-    ".*`srun` command is available.*",  # a machine of a cluster may train without the cluster
-    ".*sync_dist=True.*",  # the task logs what it has summed over the processes itself
-    ".*in eval mode at the start of training.*",  # the average of the weights, which is never trained
-    ".*ended before the epoch ended and your dataloader is not resumable.*",  # its batches are those that are left
-    "Checkpoint directory .* exists and is not empty.*",  # so it does where a run goes on
+    ".*smaller than the logging interval.*",  # a short epoch, whose totals are logged anyway
+    ".*`srun` command is available.*",  # a cluster node may train without SLURM
+    ".*sync_dist=True.*",  # the task sums over the processes itself
+    ".*in eval mode at the start of training.*",  # the average of the weights
+    ".*ended before the epoch ended and your dataloader is not resumable.*",  # it yields the remaining batches
+    "Checkpoint directory .* exists and is not empty.*",  # as in every resumed run
     ".*isinstance\\(treespec, LeafSpec\\).* is deprecated.*",  # Lightning's own use of torch
 )
 
 
 def start_logging() -> None:
-    """Log lines to standard output, and the libraries' chatter only from warnings on.
-
-    Of several processes only the first one says anything.
-    """
+    """Log to standard output in rank 0, and show messages of the libraries only from warnings on."""
     log.setLevel(logging.INFO)
     log.propagate = False
     log.handlers.clear()
@@ -50,7 +47,7 @@ def start_logging() -> None:
 
 
 def silence_libraries() -> None:
-    """Hear of the libraries from warnings on, and not of what asks nothing of the user."""
+    """Hide messages of the libraries below warnings, and warnings that need no action by the user."""
     for library in ("lightning.pytorch", "lightning.fabric", "timm"):
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns at each of ten retries
@@ -60,7 +57,7 @@ def silence_libraries() -> None:
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Write all log lines to ``path`` too."""
+    """Also write all log lines to ``path``."""
     handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
@@ -68,23 +65,23 @@ def logging_to(path: Path) -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-        with suppress(OSError):  # told already
+        with suppress(OSError):  # has been reported
             handler.close()
 
 
 class _LogFile(logging.FileHandler):
-    """Python's would print a traceback for each line that a full disk does not take."""
+    """Log file that reports a full disk once; Python's would print a traceback for each line."""
 
     _failed = False
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not self._failed:
-            self._failed = True  # before the line that says so comes here, too
-            log.warning("%s cannot be written (%s); the run goes on", self.baseFilename, sys.exception())
+            self._failed = True  # before the warning, which is also sent to this handler
+            log.warning("%s cannot be written (%s); the run continues", self.baseFilename, sys.exception())
 
 
 def on_terminal() -> bool:
-    """Whether there is a terminal to draw on; elsewhere plain lines are written."""
+    """Whether standard output is a terminal."""
     return sys.stdout.isatty()
 
 
@@ -96,7 +93,7 @@ def duration(seconds: float) -> str:
 
 
 def write_to_log_only(line: str) -> None:
-    """An error, into the run's log."""
+    """Write an error to the log file of the run only."""
     for handler in log.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, "error: %s", (line,), None))

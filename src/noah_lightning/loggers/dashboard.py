@@ -1,7 +1,7 @@
 """W&B workspace and report that compare runs.
 
-A plan in plain data says what they show. It needs neither a network nor wandb-workspaces, the optional package that
-turns it into what W&B stores. Both have fixed names, so building them again replaces them.
+Their contents are planned as plain data, without a network. The optional package wandb-workspaces turns the plan into
+what W&B stores. Both have fixed names, so building them again replaces them.
 """
 
 import json
@@ -14,10 +14,10 @@ from typing import Any
 
 from noah_lightning.errors import ConfigError, one_line
 
-VIEW = "nw-noahlightning-v"  # W&B's internal name of the workspace, which has to be of the form "nw-…-v"
+VIEW = "nw-noahlightning-v"  # W&B's internal name of the workspace, which must have the form "nw-…-v"
 TITLE = "NOAH"
 
-# kind, title, x, y: curves over the epochs, or one point per run with a setting against a result
+# kind, title, x, y: curves over epochs, or one point per run
 PANELS = [
     ("line", "Top-1 of the validation images (%)", "epoch", "val/top1"),
     ("line", "Top-1 of the averaged weights (%)", "epoch", "val/ema_top1"),
@@ -42,15 +42,15 @@ class Plan:
 def dashboard(
     folders: Sequence[Path], entity: str | None = None, project: str | None = None, dry_run: bool = False
 ) -> str:
-    """Builds or updates the workspace and the report; returns their addresses, with ``dry_run`` the plan as JSON.
+    """Build or update the workspace and the report; returns their URLs, with ``dry_run`` the plan as JSON.
 
     Args:
         folders: run directories, sweeps, or folders of them.
-        entity, project: None: those of the runs.
+        entity, project: default to those of the runs.
         dry_run: only plan, without a network.
 
     Raises:
-        ConfigError: no W&B run there, runs of several projects, no wandb-workspaces, or W&B refuses.
+        ConfigError: no W&B runs, runs of several projects, wandb-workspaces is not installed, or an error of W&B.
     """
     plan = make_plan(folders, entity, project)
     if dry_run:
@@ -61,12 +61,12 @@ def dashboard(
 
 
 def make_plan(folders: Sequence[Path], entity: str | None = None, project: str | None = None) -> Plan:
-    """What the dashboard of these runs shows; arguments and errors as for :func:`dashboard`."""
+    """Contents of the dashboard; arguments and errors as for :func:`dashboard`."""
     from noah_lightning.config.choices import WandbLoggerSettings
     from noah_lightning.loggers.wandb_run import run_name
     from noah_lightning.run_dir import RunDir
 
-    runs: dict[str, dict[str, str]] = {}  # by id: a resumed run has several folders of W&B's
+    runs: dict[str, dict[str, str]] = {}  # by id: a resumed run has several W&B folders
     places = set()
     for wandb_folder in wandb_runs(folders):
         run_dir = wandb_folder.parents[1]
@@ -78,7 +78,7 @@ def make_plan(folders: Sequence[Path], entity: str | None = None, project: str |
         runs[run_id] = {"id": run_id, "name": run_name(config), "folder": str(run_dir)}
         places.add((entity or logger.entity, project or logger.project))
     if not runs:
-        raise ConfigError(f"no W&B run under {', '.join(map(str, folders))}; logger=wandb makes one")
+        raise ConfigError(f"no W&B run in {', '.join(map(str, folders))}; logger=wandb creates one")
     if len(places) > 1:
         names = sorted("/".join(filter(None, place)) for place in places)
         raise ConfigError(f"the runs are in several projects ({', '.join(names)}); give --entity and --project")
@@ -88,7 +88,7 @@ def make_plan(folders: Sequence[Path], entity: str | None = None, project: str |
 
 
 def wandb_runs(folders: Sequence[Path]) -> list[Path]:
-    """W&B's own folder of each run at or under ``folders``, oldest first, without the attempts a sweep has set aside.
+    """W&B's folder of each run in ``folders``, oldest first, except unfinished attempts that a sweep has moved.
 
     Raises:
         ConfigError: one of ``folders`` is not a folder.
@@ -158,13 +158,13 @@ def _save(plan: Plan) -> str:
         entity = plan.entity or str(api.default_entity)
         workspace, report = make_workspace(plan, entity), make_report(plan, entity)
         workspace._internal_name = VIEW
-        # The ids of what an earlier call has saved. W&B raises a ValueError where there is no such project or view.
+        # Ids saved by an earlier call. W&B raises a ValueError if the project or view does not exist.
         with suppress(ValueError):
             workspace._internal_id = str(internal.View.from_name(entity, plan.project, VIEW).id)
         with suppress(ValueError):
             saved = [old.id for old in api.reports(f"{entity}/{plan.project}") if old.display_name == TITLE]
             report.id = str(saved[0]) if saved else ""
-        report.save()  # first, as it also makes the project where there is none
+        report.save()  # first, because it also creates the project
         workspace.save()
     except (wandb.Error, OSError, ValueError) as error:
         raise ConfigError(f"W&B: {one_line(error)}; --dry-run needs neither an account nor a network") from error

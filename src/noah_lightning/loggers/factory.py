@@ -1,4 +1,4 @@
-"""Where metrics go: always ``metrics.csv`` in the run directory, and one more place if asked."""
+"""Loggers of a run: always ``metrics.csv`` in the run directory, and optionally one more."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,7 @@ from noah_lightning.run_dir import Results
 
 
 def make_loggers(config: RunConfig, run_dir: Path) -> list[Logger]:
-    """The CSV logger and the one named by ``config.logger.name``.
-
-    Raises:
-        ConfigError: an unknown logger or setting.
-    """
+    """The CSV logger and the one named by ``config.logger.name``."""
     loggers: list[Logger] = [MetricsFile(run_dir)]
     if config.logger.name == "tensorboard":
         loggers.append(TensorBoardLogger(run_dir, name="", version="tensorboard"))
@@ -26,7 +22,7 @@ def make_loggers(config: RunConfig, run_dir: Path) -> list[Logger]:
 
 
 def close_loggers(loggers: Sequence[Logger], results: Results | None) -> None:
-    """End the W&B run here, so that the next one in this process starts its own; without ``results`` it failed."""
+    """Finish the W&B run, so that the next run in this process starts its own; without ``results`` it is failed."""
     for logger in loggers:
         if isinstance(logger, WandbRun):
             logger.close(results)

@@ -1,4 +1,4 @@
-"""Logger of ``metrics.csv``: whole rows only, and rows that cannot be written wait until they can."""
+"""Logger of ``metrics.csv``: complete rows only; rows that cannot be written are kept until they can."""
 
 import csv
 import logging
@@ -43,13 +43,13 @@ class MetricsFile(CSVLogger):
 
 
 class WholeRows(ExperimentWriter):
-    """Lightning's writer without its rewriting in place for each new metric, where a crash would empty the file.
+    """Lightning's writer, but a new metric does not rewrite the file in place, where a crash could empty it.
 
-    The length of the file is counted in rows, as a new metric makes all rows longer.
+    The length of the file is counted in rows, because a new metric makes all rows longer.
 
     Args:
         log_dir: folder of the file.
-        rows: what to keep of the file that is there.
+        rows: number of rows to keep of an existing file.
     """
 
     _failed = False
@@ -62,7 +62,7 @@ class WholeRows(ExperimentWriter):
             self._cut(path, rows)
 
     def _check_log_dir_exists(self) -> None:
-        """Lightning's would remove the file."""
+        """Do nothing; Lightning's method would remove the file."""
 
     def _cut(self, path: Path, rows: int) -> None:
         header, *lines = path.read_bytes().splitlines(keepends=True) or [b""]
@@ -81,7 +81,7 @@ class WholeRows(ExperimentWriter):
         self.rows += 1
 
     def save(self) -> None:
-        """Write the waiting rows; a failure is reported once, and they are written at the next call."""
+        """Write the pending rows; a failure is logged once, and they are written at the next call."""
         if not self.metrics:
             return
         path, keys = Path(self.metrics_file_path), list(self.metrics_keys)
@@ -112,7 +112,7 @@ class WholeRows(ExperimentWriter):
             with path.open("ab") as file:
                 file.write(self._lines(self.metrics, header=False))
                 file.flush()
-                os.fsync(file.fileno())  # a checkpoint that counts these rows must not outlive them
+                os.fsync(file.fileno())  # before a checkpoint that counts these rows
         except OSError:
             os.truncate(path, size)  # half a row
             raise

@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress on standard error: a bar on a terminal, otherwise a line every few seconds."""
 
 import sys
 import threading
@@ -16,11 +16,7 @@ EVERY = 10.0  # seconds between two lines
 
 @contextmanager
 def progress(work: str, total: int) -> Iterator[Callable[[], None]]:
-    """Reports how many of ``total`` images are done.
-
-    Args:
-        work: what is done with them, such as "packing".
-        total: number of images.
+    """Report how many of ``total`` images are done; ``work`` is the label, such as "packing".
 
     Yields:
         A function to call after each image, from any thread.
@@ -35,13 +31,7 @@ def progress(work: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 def speed(images: int, seconds: float, left: float) -> str:
-    """``"812 images/s  1:15 left"``.
-
-    Args:
-        images: done so far.
-        seconds: they took, above 0.
-        left: work that remains, as a multiple of what is done.
-    """
+    """``"812 images/s  1:15 left"``; ``left`` is the remaining work as a multiple of ``images``."""
     return f"{images / seconds:.0f} images/s  {duration(seconds * left)} left"
 
 

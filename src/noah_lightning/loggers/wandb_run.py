@@ -1,4 +1,4 @@
-"""A run on Weights & Biases: what it is called, where it belongs, and how it ends."""
+"""Weights & Biases logger: name, id, group, tags and summary of a run."""
 
 import hashlib
 import os
@@ -17,25 +17,21 @@ LONGEST_TAG = 64  # characters; W&B refuses longer ones
 
 
 class WandbRun(WandbLogger):
-    """Lightning's logger with an end; of several processes only the first one writes."""
+    """Lightning's logger, with a method that finishes the run; only rank 0 writes."""
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """W&B's run, begun when first asked for.
-
-        Raises:
-            ConfigError: W&B refuses it, or cannot be reached.
-        """
+        """W&B's run, created at the first access; raises ConfigError if W&B rejects it or cannot be reached."""
         import wandb
 
         try:
             return super().experiment
         except wandb.Error as error:
-            raise ConfigError(f"W&B: {one_line(error)}; logger.mode=offline needs neither account nor net") from error
+            raise ConfigError(f"W&B: {one_line(error)}; logger.mode=offline needs no account or network") from error
 
     def close(self, results: Results | None) -> None:
-        """End the run, if it has begun: with the results in its summary, or as failed."""
+        """Finish the run, if it was created: with the results in its summary, or as failed."""
         if self._experiment is None:
             return
         if results:
@@ -44,10 +40,10 @@ class WandbRun(WandbLogger):
 
 
 def make_wandb_run(config: RunConfig, run_dir: Path) -> WandbRun:
-    """The W&B run of a run directory; nothing is started yet.
+    """The W&B run of a run directory, not yet created.
 
     Raises:
-        ConfigError: WANDB_MODE is not a mode.
+        ConfigError: WANDB_MODE is not a valid mode.
     """
     settings = config.logger
     assert isinstance(settings, WandbLoggerSettings)
@@ -74,25 +70,25 @@ def run_name(config: RunConfig) -> str:
 
 
 def run_id(run_dir: Path) -> str:
-    """The same for every attempt in this directory, so that a repeated or continued run goes on where it was."""
+    """W&B id, the same for every attempt in this directory, so that a resumed run continues its W&B run."""
     return hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
 
 
 def sweep_name(run_dir: Path) -> str | None:
-    """The name of the sweep's folder, if the run is a job of one."""
+    """Name of the sweep's folder, if the run is a job of a sweep."""
     folder = run_dir.resolve().parent
     return folder.name if (folder / SWEEP).is_file() else None
 
 
 def tags(config: RunConfig) -> list[str]:
-    """The user's tags, then model, head and, for NOAH, N and r; each once."""
+    """The user's tags, model, head and, for NOAH, N and r, without duplicates."""
     given = getattr(config.logger, "tags", None) or []
     own = [config.model.name[-LONGEST_TAG:], config.head.name, *_head_settings(config, "=")]
     return list(dict.fromkeys([*map(str, given), *own]))
 
 
 def summary(results: Results) -> dict[str, float]:
-    """What a finished run came to, by the names that W&B's table of runs shows."""
+    """Results of a finished run, by column of W&B's table of runs."""
     facts: dict[str, float] = {
         "parameters": results.parameters,
         "train_seconds": results.train_seconds,
@@ -112,7 +108,7 @@ def _head_settings(config: RunConfig, equals: str) -> list[str]:
 
 
 def _has_account() -> bool:
-    """Whether W&B finds an API key; never asks for one, never goes to the network."""
+    """Whether W&B finds an API key, without a prompt and without network access."""
     import wandb
 
     return wandb.login(prompt=False, verify=False)

@@ -1,1 +1,1 @@
-"""Several runs from one command: Hydra's multirun with a plan, a search, resuming and launchers of its own."""
+"""Sweeps: a sweeper and launchers for Hydra's multirun, with checks in advance, search and resuming."""

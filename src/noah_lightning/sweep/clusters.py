@@ -1,4 +1,4 @@
-"""Launchers of sweeps on clusters: ``hydra/launcher=slurm``, through submitit, and ``hydra/launcher=ray``."""
+"""Launchers for clusters: ``hydra/launcher=slurm``, through submitit, and ``hydra/launcher=ray``."""
 
 import os
 import signal
@@ -14,15 +14,15 @@ from noah_lightning.errors import ConfigError, RunFailed, one_line
 from noah_lightning.sweep.launchers import Launcher, Outcome, Results, as_return, run_payload
 from noah_lightning.sweep.plan import Job
 
-_LOGS = ".slurm"  # in the sweep's folder: what sbatch and submitit write
-_SECONDS_BETWEEN_LOOKS = 2.0
+_LOGS = ".slurm"  # folder of sbatch's and submitit's files, in the sweep's folder
+_POLL_SECONDS = 2.0
 
 
 class SlurmLauncher(Launcher):
-    """Submits all jobs and waits for them; one that is preempted or requeued resumes in its run directory.
+    """Submits all jobs and waits for them; a preempted or requeued job resumes in its run directory.
 
     Args:
-        options: as ``SlurmConf`` in ``hydra_plugins`` describes them.
+        options: see ``SlurmConf`` in ``hydra_plugins``.
     """
 
     advice = f"its SLURM jobs continue; when they have ended, {Launcher.advice}"
@@ -31,19 +31,19 @@ class SlurmLauncher(Launcher):
         self.options = options
 
     def run(self, jobs: Iterator[Job]) -> Results:
-        """As :meth:`Launcher.run`, but the jobs of the cluster are not stopped.
+        """As :meth:`Launcher.run`, but running jobs are not stopped.
 
         Raises:
-            ConfigError: submitit is not installed, this machine is not of a SLURM cluster, or SLURM refuses the jobs.
+            ConfigError: submitit is not installed, SLURM is not available, or it rejects the jobs.
         """
         todo = list(jobs)
-        ahead = list(zip(todo, self._submit(todo), strict=True)) if todo else []
-        for job, slurm_job in ahead:
+        pending = list(zip(todo, self._submit(todo), strict=True)) if todo else []
+        for job, slurm_job in pending:
             self.announce(job, "submitted", f"  as SLURM job {slurm_job.job_id}")
-        while ahead:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-            for job, slurm_job in [pair for pair in ahead if pair[1].done()]:
-                ahead.remove((job, slurm_job))
+        while pending:
+            time.sleep(_POLL_SECONDS)
+            for job, slurm_job in [pair for pair in pending if pair[1].done()]:
+                pending.remove((job, slurm_job))
                 yield job, as_return(job, _slurm_outcome(slurm_job))
 
     def _submit(self, todo: list[Job]) -> list[Any]:
@@ -60,7 +60,7 @@ class SlurmLauncher(Launcher):
         if any(job.config.trainer != trainer for job in todo):
             raise ConfigError("hydra/launcher=slurm: the jobs of one sweep must have the same trainer settings")
         tasks = processes_per_node(trainer)
-        asked = {
+        parameters = {
             "job_name": f"noah-{folder.name}",
             "partition": options["partition"],
             "account": options["account"],
@@ -74,30 +74,28 @@ class SlurmLauncher(Launcher):
             "setup": list(options["setup"]),
             "additional_parameters": {"requeue": True, **options["additional"]},
         }
-        executor.update_parameters(**{name: value for name, value in asked.items() if value is not None})
+        executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
         for job in todo:
-            job.run_dir.mkdir(exist_ok=True)  # for all of its tasks
+            job.run_dir.mkdir(exist_ok=True)  # before its tasks start
         try:
-            with redirect_stderr(StringIO()), executor.batch():  # what sbatch says is in the error too
+            with redirect_stderr(StringIO()), executor.batch():  # the error contains sbatch's output
                 return [executor.submit(SlurmTask(), self.payload(job)) for job in todo]
         except FailedJobError as error:
-            advice = "hydra.launcher.… says what to ask of it"
-            raise ConfigError(f"SLURM refuses the jobs ({one_line(error)}); {advice}") from error
+            raise ConfigError(f"SLURM rejects the jobs ({one_line(error)}); change hydra.launcher.…") from error
 
 
 class SlurmTask:
-    """What each task of a SLURM job calls; submitit calls it again after the job was preempted or ran out of time."""
+    """Entry point of each task of a SLURM job; called again after the job was preempted or timed out."""
 
     def __call__(self, payload: bytes) -> Outcome:
         outcome = run_payload(payload)
         if isinstance(outcome, Stopped):
-            # The cluster takes the job away and may start it again. What Python sees of this end, submitit would
-            # take for the job's result.
+            # SLURM may requeue the job. After a normal exit, submitit would save this as the job's result.
             os._exit(128 + outcome.signal)
         return outcome
 
     def checkpoint(self, payload: bytes) -> Any:
-        """submitit's question how to resume: in the same way."""
+        """Called by submitit on preemption: resume with the same payload."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, payload)
@@ -107,26 +105,22 @@ def _slurm_outcome(slurm_job: Any) -> Outcome:
     error = slurm_job.exception()
     if error is not None:
         return RunFailed(str(error).strip().splitlines()[-1])
-    outcomes = slurm_job.results()  # of each task
+    outcomes = slurm_job.results()  # one for each task
     return next((outcome for outcome in outcomes if isinstance(outcome, Exception)), outcomes[0])
 
 
 class RayLauncher(Launcher):
-    """Gives each job a process of its own with as many GPUs as it has devices; Ray says where and when.
+    """Runs each job as a Ray task in its own process, with one GPU for each of its devices.
 
     Args:
-        options: as ``RayConf`` in ``hydra_plugins`` describes them.
+        options: see ``RayConf`` in ``hydra_plugins``.
     """
 
     def __init__(self, **options: Any) -> None:
         self.options = options
 
     def run(self, jobs: Iterator[Job]) -> Results:
-        """As :meth:`Launcher.run`.
-
-        Raises:
-            ConfigError: Ray is not installed, or there is no such cluster.
-        """
+        """As :meth:`Launcher.run`; raises ConfigError if Ray is not installed or the cluster cannot be reached."""
         try:
             import ray
         except ImportError:
@@ -134,7 +128,7 @@ class RayLauncher(Launcher):
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(self.options["address"], log_to_driver=False, logging_level="ERROR", **self.options["init"])
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's would end this process at once
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler would end this process at once
         except (ConnectionError, ValueError, TypeError, RuntimeError) as error:
             raise ConfigError(f"hydra/launcher=ray: {one_line(error)}") from error
         on_gpus = ray.cluster_resources().get("GPU", 0) > 0
@@ -144,17 +138,17 @@ class RayLauncher(Launcher):
                 devices = processes_per_node(job.config.trainer)
                 gpus = devices if on_gpus and job.config.trainer.accelerator != "cpu" else 0
                 cpus = self.options["cpus_per_device"] * devices
-                # A worker that ends with its job: nothing of one reaches the next.
+                # max_calls=1: each job gets a new process.
                 task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=0)(_ray_task)
                 self.announce(job, "submitted")
                 running[task.remote(self.payload(job))] = job
             while running:
                 [ended], _ = ray.wait(list(running))
                 yield running[ended], as_return(running.pop(ended), _ray_outcome(ended))
-        except SystemError as error:  # what Ray makes of the exception of a signal
+        except SystemError as error:  # how Ray wraps an exception raised by a signal handler
             raise error.__cause__ or error from None
         finally:
-            for task in running:  # stopped or interrupted: as Ctrl-C would, so that each is saved
+            for task in running:  # stopped or interrupted: like Ctrl-C, so that each is saved
                 ray.cancel(task)
             if running:
                 ray.wait(list(running), num_returns=len(running))

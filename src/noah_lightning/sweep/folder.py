@@ -1,6 +1,6 @@
-"""The folder of a sweep: sweep.json with its command, and a run directory for each job, named by its number.
+"""Folder of a sweep: sweep.json with its command, and a run directory for each job, named by its number.
 
-A search also has trials.log there, Optuna's journal. Whether a job has finished is known by its run directory alone.
+A search also has trials.log, Optuna's journal. Whether a job has finished only depends on its run directory.
 """
 
 import json
@@ -18,29 +18,25 @@ TRIALS = "trials.log"
 
 
 def begin(path: Path, command: Sequence[str]) -> None:
-    """Claim the folder of a new sweep.
-
-    Raises:
-        ConfigError: it holds a sweep already, or cannot be written.
-    """
+    """Create the folder of a new sweep; raises ConfigError if it already contains one or cannot be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with (path / SWEEP).open("x") as file:
             json.dump({"command": list(command)}, file, indent=2)
     except OSError as error:
         if (path / SWEEP).exists():
-            raise ConfigError(f"{path} holds a sweep already; sweep.resume=true resumes it") from None
-        raise ConfigError(f"{path} cannot be written ({one_line(error)}); give another sweep.dir=…") from error
+            raise ConfigError(f"{path} already contains a sweep; sweep.resume=true resumes it") from None
+        raise ConfigError(f"{path} cannot be written ({one_line(error)}); choose another sweep.dir=…") from error
 
 
 def mark(path: Path) -> None:
-    """Mark the folder as that of a sweep, where another sweeper has begun it."""
+    """Mark a folder created by another sweeper as that of a sweep."""
     with suppress(FileExistsError), (path / SWEEP).open("x") as file:
         json.dump({"command": None}, file)
 
 
 def find(path: Path | None, command: Sequence[str], search: bool) -> Path:
-    """The folder of the latest sweep, or search, of this very command; ``path``: there or nowhere.
+    """The folder of the latest sweep or search with this command, or ``path`` if given.
 
     Raises:
         ConfigError: there is none.
@@ -49,14 +45,12 @@ def find(path: Path | None, command: Sequence[str], search: bool) -> Path:
     for candidate in [path] if path else sorted(Path("runs").glob("*/*_sweep"), reverse=True):
         if _command(candidate) == list(command) and (candidate / TRIALS).exists() == search:
             return candidate
-    if path and (begun := _command(path)):
-        if begun != list(command):
-            raise ConfigError(f"{path} was begun with: {' '.join(begun)}; give the same words in the same order")
-        kind = "not a search: leave sweep.trials out" if search else "a search: give sweep.trials=N too"
+    if path and (started := _command(path)):
+        if started != list(command):
+            raise ConfigError(f"{path} was started with: {' '.join(started)}; repeat that command")
+        kind = "not a search: remove sweep.trials" if search else "a search: add sweep.trials=N"
         raise ConfigError(f"{path} is {kind}")
-    raise ConfigError(
-        f"there is no {what} of this very command in {path or 'runs/'}; leave sweep.resume out to begin one"
-    )
+    raise ConfigError(f"found no {what} with this command in {path or 'runs/'}; remove sweep.resume to start one")
 
 
 def _command(folder: Path) -> list[str] | None:
@@ -68,16 +62,16 @@ def _command(folder: Path) -> list[str] | None:
 
 
 def say(line: str, file: TextIO | None = None) -> None:
-    """Print at once, also where the output goes to a file."""
+    """Print and flush."""
     print(line, file=file or sys.stdout, flush=True)
 
 
 class Report:
-    """Keeps count of the jobs, each under its name: number and settings.
+    """Prints and counts the results of the jobs, each under its name: number and settings.
 
     Attributes:
-        folder: of the sweep.
-        total: how many jobs there are.
+        folder: folder of the sweep.
+        total: number of jobs.
     """
 
     def __init__(self, folder: Path, total: int) -> None:
@@ -107,10 +101,7 @@ class Report:
         say(f"failed   {self._failed[-1]}", sys.stderr)
 
     def conclude(self, best: str) -> None:
-        """Say what the sweep came to.
-
-        Args:
-            best: its best job, or "".
+        """Print the summary of the sweep, with its ``best`` job unless that is "".
 
         Raises:
             ConfigError: every job was skipped.

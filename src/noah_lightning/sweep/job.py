@@ -1,4 +1,4 @@
-"""A training run as Hydra's task function: alone, or as a job of a sweep under any launcher."""
+"""Hydra's task function: trains a single run, or a job of a sweep under any launcher."""
 
 import multiprocessing
 import os
@@ -22,23 +22,23 @@ from noah_lightning.run_dir import ASIDE, CHECKPOINTS, CONFIG, RESULTS, RunDir
 from noah_lightning.sweep.folder import mark
 from noah_lightning.sweep.launch import train_here, train_in_processes
 
-_MISTAKE = "mistake.txt"  # in a run directory: the line of the mistake that the run ended in
+_MISTAKE = "mistake.txt"  # in a run directory: the user error that ended the run
 _FOR_SWEEPS = re.compile(r"[+~]*(sweep[=.]|hydra/(launcher|sweeper)=|hydra\.(launcher|sweeper|sweep)\.)")
 
 
 def train_job(cfg: DictConfig) -> float | None:
-    """Train as the composed configuration says, in the output directory that Hydra made.
+    """Train by the composed configuration, in Hydra's output directory.
 
-    A job of a sweep with ``sweep.resume=true``, or one that SLURM has requeued, resumes what is there.
+    A job of a sweep with ``sweep.resume=true``, or one that SLURM has requeued, resumes its run.
 
     Returns:
-        The best top-1 in percent; None in all processes but the first of those that torchrun or SLURM started.
+        The best top-1 in percent; None in ranks above 0 of processes started by torchrun or SLURM.
 
     Raises:
-        SystemExit: of a single run, caused by one of the following, so that Hydra adds no lines to it.
-        UserError: anything the user can mend.
+        SystemExit: in a single run, caused by one of the following, because Hydra prints other exceptions itself.
+        UserError: anything the user can fix.
         RunFailed: the run failed.
-        Stopped: a signal asked for it, and the state is saved.
+        Stopped: the run was stopped by a signal, after its state was saved.
     """
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
@@ -58,18 +58,18 @@ def train_job(cfg: DictConfig) -> float | None:
 def _train_alone(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
     try:
         if any(map(_FOR_SWEEPS.match, overrides)):
-            raise ConfigError("sweep… and hydra/launcher are for several runs: add -m")
+            raise ConfigError("sweep… and hydra/launcher are for sweeps: add -m")
         train_in_processes(from_hydra(cfg), run_dir)
     except (UserError, RunFailed, Stopped) as error:
         raise SystemExit(f"noah: {error}") from error
 
 
 def _follow(cfg: DictConfig) -> None:
-    """Train as one of the processes that ``torchrun`` started; the first one has the run directory."""
+    """Train in a rank above 0 of processes started by ``torchrun``, without a run directory."""
     try:
         config = from_hydra(cfg)
     except UserError:
-        raise SystemExit(MISTAKE) from None  # the first process meets it too, and reports it
+        raise SystemExit(MISTAKE) from None  # rank 0 reports the same error
     try:
         train_here(config, Path(os.devnull))
     except RunFailedEverywhere:
@@ -85,43 +85,39 @@ def _train_in_sweep(cfg: DictConfig, run_dir: Path) -> None:
         return
     mark(run_dir.parent)
     if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
-        multiprocessing.set_start_method(None, force=True)  # joblib's is unknown to the processes that a job starts
-    if resume and not started_from_outside():  # of several processes each would find what the others leave
+        multiprocessing.set_start_method(None, force=True)  # joblib's is not available in new processes
+    if resume and not started_from_outside():  # several processes would interfere
         make_ready(config, run_dir, run_dir.name)
     try:
         with _mistakes_noted(run_dir):
             train_in_processes(config, run_dir, resume=resume)
     except (UserError, RunFailed):
-        if not (resume and has_finished(run_dir)):  # by another process, meanwhile
+        if not (resume and has_finished(run_dir)):  # finished by another process in the meantime
             raise
     except Stopped:
         raise
     except Exception as error:
-        traceback.print_exc()  # a launcher returns the error without it
+        traceback.print_exc()  # launchers return the error without its traceback
         raise RunFailed(f"{type(error).__name__}: {one_line(error)}") from None
 
 
 def make_ready(config: RunConfig, run_dir: Path, name: str) -> int:
-    """Leave in ``run_dir`` what a job can resume, or nothing: what it cannot is set aside, and reported.
-
-    Args:
-        config: resolved configuration of the job.
-        name: of the job, for the report.
+    """Prepare ``run_dir`` for a job: an attempt that cannot be resumed is moved and reported under ``name``.
 
     Returns:
-        Optimizer steps that are done; 0: the job starts from scratch.
+        Optimizer steps done; 0 if the job starts from scratch.
     """
     if not run_dir.is_dir() or not any(run_dir.iterdir()):
         return 0
     try:
         with RunDir(run_dir).locked():
             return _steps_done(config, run_dir, name)
-    except ConfigError:  # in use, or not writable: nothing is moved, and the job will say so
+    except ConfigError:  # in use or not writable: nothing is moved, and the job reports it
         return 0
 
 
 def _steps_done(config: RunConfig, run_dir: Path, name: str) -> int:
-    from noah_lightning.callbacks.checkpoints import last_saved  # here, as it imports Lightning
+    from noah_lightning.callbacks.checkpoints import last_saved  # imports Lightning
 
     try:
         if (run_dir / _MISTAKE).exists():
@@ -131,13 +127,13 @@ def _steps_done(config: RunConfig, run_dir: Path, name: str) -> int:
         return saved.steps if saved else 0
     except UserError as reason:
         aside = _set_aside(run_dir)
-        why = str(reason).partition("; ")[0]  # without the advice, which is for runs that are resumed by hand
+        why = str(reason).partition("; ")[0]  # without the advice, which is for single runs
         print(f"restart  {name}: {why}; the attempt is kept in {aside}", flush=True)
         return 0
 
 
 def _set_aside(run_dir: Path) -> Path:
-    """Make room for another attempt; returns where this one is kept."""
+    """Move an unfinished attempt; returns its new path."""
     aside = run_dir.parent / ASIDE
     try:
         aside.mkdir(exist_ok=True)
@@ -149,19 +145,16 @@ def _set_aside(run_dir: Path) -> Path:
 
 @contextmanager
 def _mistakes_noted(run_dir: Path) -> Iterator[None]:
-    """Note the mistake that a run ends in, for :func:`make_ready`: once it is mended, the run restarts from scratch.
+    """Record the user error that ends a run, for :func:`make_ready`: once it is fixed, the run restarts from scratch.
 
-    A run that had been resumed is spared: its data may just be missing on this machine.
+    A resumed run is not restarted, because its data may only be missing on this machine.
     """
-    begins = not (run_dir / CHECKPOINTS).exists()
+    first_attempt = not (run_dir / CHECKPOINTS).exists()
     try:
         yield
     except UserError as mistake:
-        if begins and (run_dir / CONFIG).exists():
-            with (
-                suppress(OSError, ConfigError),
-                RunDir(run_dir).locked(),
-            ):
+        if first_attempt and (run_dir / CONFIG).exists():
+            with suppress(OSError, ConfigError), RunDir(run_dir).locked():
                 (run_dir / _MISTAKE).write_text(f"{mistake}\n")
         raise
 
@@ -171,7 +164,7 @@ def has_finished(run_dir: Path) -> bool:
 
 
 def _remove_if_empty(run_dir: Path) -> None:
-    """Hydra makes the directory before anything is known to work; leave none behind that holds nothing."""
+    """Remove the directory, which Hydra creates before the configuration is checked, if it is empty."""
     with suppress(OSError):  # not empty, or gone already
         run_dir.rmdir()
         for folder in run_dir.parents:

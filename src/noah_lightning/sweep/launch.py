@@ -1,4 +1,4 @@
-"""Starts a training: in this process, or in one process per device."""
+"""Start of a training in this process, or in one process per device."""
 
 from datetime import datetime
 from pathlib import Path
@@ -12,16 +12,16 @@ from noah_lightning.run_dir import LOG
 
 
 def train_in_processes(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = False) -> None:
-    """Train here, or in a process for each device; ``resume`` and ``force`` as for ``train.train``.
+    """Train in this process or in one process per device; ``resume`` and ``force`` as for ``train.train``.
 
     Raises:
-        UserError: anything the user can mend.
-        RunFailed: a process crashed.
-        Stopped: a signal asked for it, and the state is saved.
+        UserError: anything the user can fix.
+        RunFailed: the run failed, or a process crashed.
+        Stopped: the run was stopped by a signal, after its state was saved.
     """
     count = processes_per_node(config.trainer)
     if config.trainer.num_nodes > 1 and not started_from_outside():
-        raise ConfigError("trainer.num_nodes is for runs that torchrun or SLURM starts, one process for each device")
+        raise ConfigError("trainer.num_nodes requires torchrun or SLURM, which start one process for each device")
     if count == 1 or started_from_outside():
         return train_here(config, run_dir, resume, force)
     try:
@@ -41,7 +41,7 @@ def train_here(config: RunConfig, run_dir: Path, resume: bool = False, force: bo
 
 
 def _note(log: Path, mistake: str) -> None:
-    """Leave the line in the run's log, where the first process could not know of it."""
+    """Add an error of another rank to the run's log, unless it is there already."""
     if log.is_file() and mistake not in log.read_text():
         with log.open("a") as file:
             file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} error: {mistake}\n")

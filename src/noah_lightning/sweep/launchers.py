@@ -1,4 +1,4 @@
-"""Launchers of sweeps: what all share, and ``hydra/launcher=local``, with a process tree and GPUs for each job."""
+"""Base class of the launchers, and ``hydra/launcher=local``, with a process tree and GPUs for each job."""
 
 import os
 import signal
@@ -28,14 +28,14 @@ from noah_lightning.sweep.job import make_ready
 from noah_lightning.sweep.plan import Job, compose_job
 
 Results = Generator[tuple[Job, JobReturn], None, None]
-Outcome = float | Exception  # what the task function of a job returned, or raised
+Outcome = float | Exception  # returned or raised by the task function of a job
 
 
 class Launcher(hydra.plugins.launcher.Launcher):
-    """A launcher that reports each job as soon as it has ended.
+    """Launcher that yields each job as soon as it has ended.
 
     Attributes:
-        advice: for whoever stops a sweep.
+        advice: message after a sweep was stopped.
     """
 
     advice = "the same command with sweep.resume=true resumes it"
@@ -44,7 +44,7 @@ class Launcher(hydra.plugins.launcher.Launcher):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """For the sweepers of other packages."""
+        """Hydra's interface, for sweepers of other packages."""
         loader, given = self.hydra_context.config_loader, self.config.hydra.overrides.task
         jobs = [
             compose_job(loader, self.config, number, words, [word for word in words if word not in given])
@@ -56,24 +56,24 @@ class Launcher(hydra.plugins.launcher.Launcher):
 
     @abstractmethod
     def run(self, jobs: Iterator[Job]) -> Results:
-        """Run the jobs; gives each as soon as it has ended. Closed before that, it stops those that run."""
+        """Run the jobs and yield each as soon as it has ended; closing the generator stops the running jobs."""
 
     def announce(self, job: Job, word: str, where: str = "") -> None:
-        """Report that a job starts or resumes, after what it cannot resume was set aside."""
+        """Report that a job starts or resumes, after moving an attempt that cannot be resumed."""
         steps = make_ready(job.config, job.run_dir, str(job)) if job.composed.sweep.resume else 0
         after = f"  after {steps:,} steps" if steps else ""
         say(f"{'resumed' if steps and word == 'started' else word}  {job}{after}{where}")
 
     def payload(self, job: Job) -> bytes:
-        """What :func:`run_payload` needs in another process."""
+        """Arguments of :func:`run_payload` for another process."""
         import cloudpickle
 
-        # By value, as the task function may be one of a script.
+        # By value, because the task function may be defined in a script.
         return cloudpickle.dumps((self.hydra_context, self.task_function, job.composed, JobRuntime().get("name")))
 
 
 def run_payload(payload: bytes) -> Outcome:
-    """Run a job in this process; what the task function raises is returned."""
+    """Run a job in this process; returns the exception if the task function raises one."""
     import cloudpickle
 
     context, task_function, composed, name = cloudpickle.loads(payload)
@@ -93,7 +93,7 @@ def run_payload(payload: bytes) -> Outcome:
 
 
 def as_return(job: Job, outcome: Outcome) -> JobReturn:
-    """What Hydra's launchers give to a sweeper."""
+    """The result of a job as Hydra's launchers return it."""
     status = JobStatus.FAILED if isinstance(outcome, Exception) else JobStatus.COMPLETED
     result = JobReturn(overrides=job.overrides, cfg=job.composed, status=status)
     result.return_value = outcome
@@ -102,7 +102,7 @@ def as_return(job: Job, outcome: Outcome) -> JobReturn:
 
 @contextmanager
 def stoppable(advice: str) -> Iterator[None]:
-    """SIGTERM and SIGUSR1 end what is inside; a second one does not cut the end short."""
+    """Raise Stopped on SIGTERM and SIGUSR1 within this context; further signals are ignored."""
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
         for each in before:
@@ -121,25 +121,25 @@ def stoppable(advice: str) -> Iterator[None]:
 
 
 class LocalLauncher(Launcher):
-    """Runs jobs while there are GPUs that none uses, ``sweep.jobs`` at a time if that is set, else one."""
+    """Runs as many jobs at a time as there are free GPUs, or ``sweep.jobs`` if that is set; without GPUs, one."""
 
     def run(self, jobs: Iterator[Job]) -> Results:
-        users = dict.fromkeys(_gpus(), 0)  # of each GPU, how many jobs are using it
+        users = dict.fromkeys(_gpus(), 0)  # number of jobs using each GPU
         running: dict[Connection, tuple[Job, BaseProcess, list[str]]] = {}
-        held: Job | None = None  # until there are enough GPUs for it
+        held: Job | None = None  # waits for enough free GPUs
         try:
             while True:
-                # A search decides on its next job by the results so far: it is asked only when there is room.
+                # A search chooses its next job by the results so far, so it is queried only when a job can start.
                 while self._room(1, users, running) and (held := held or next(jobs, None)):
                     need = processes_per_node(held.config.trainer)
                     if not self._room(need, users, running):
                         break
-                    gpus = sorted(users, key=users.__getitem__)[:need]  # those that the fewest are using
+                    gpus = sorted(users, key=users.__getitem__)[:need]  # the least used ones
                     for gpu in gpus:
                         users[gpu] += 1
                     print(flush=True)
                     self.announce(held, "started", f"  on GPU {', '.join(gpus)}" if gpus else "")
-                    quiet = (self.config.sweep.jobs or len(users) // need) > 1  # the lines of several would be mixed
+                    quiet = (self.config.sweep.jobs or len(users) // need) > 1  # their output would be mixed
                     process, receiver = start(self.payload(held), gpus, quiet)
                     running[receiver], held = (held, process, gpus), None
                 if not running:
@@ -156,22 +156,22 @@ class LocalLauncher(Launcher):
                 _end(process, receiver)
 
     def _room(self, gpus: int, users: dict[str, int], running: Collection[Connection]) -> bool:
-        """Whether a job may start that uses so many GPUs."""
+        """Whether a job with this number of GPUs can start."""
         if at_a_time := self.config.sweep.jobs:
             return bool(len(running) < at_a_time)
         return list(users.values()).count(0) >= min(gpus, len(users)) if users else not running
 
 
 def start(payload: bytes, gpus: Sequence[str], quiet: bool) -> tuple[BaseProcess, Connection]:
-    """Start a job in a process that is forked from a server, which has imported everything once.
+    """Start a job in a process forked from a server that has imported everything once.
 
     Args:
-        payload: of a launcher.
-        gpus: names of the GPUs it may use; none: as they are.
-        quiet: leave its lines to the run's train.log.
+        payload: see :meth:`Launcher.payload`.
+        gpus: GPUs that it may use; if empty, CUDA_VISIBLE_DEVICES is not changed.
+        quiet: print nothing; the output is still in train.log.
 
     Returns:
-        The process, and a connection that gives the outcome.
+        The process, and a connection that receives the outcome.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(["noah_lightning.train"])
@@ -192,9 +192,9 @@ def _work(payload: bytes, gpus: list[str], quiet: bool, sender: Connection) -> N
             outcome = run_payload(payload)
     except KeyboardInterrupt:
         outcome = RunFailed("interrupted")
-    except OSError as error:  # Hydra could not make the directory
+    except OSError as error:  # Hydra could not create the directory
         outcome = ConfigError(f"{error.filename} cannot be written ({error.strerror})")
-    except Exception as error:  # such as that of a Hydra callback
+    except Exception as error:  # such as an error of a Hydra callback
         outcome = RunFailed(f"{type(error).__name__}: {one_line(error)}")
     with suppress(OSError):  # the sweep has ended
         sender.send(outcome)
@@ -204,7 +204,7 @@ def _end(process: BaseProcess, receiver: Connection) -> Outcome:
     """The outcome of a job that has ended."""
     try:
         outcome: Outcome = receiver.recv()
-    except EOFError:  # it could not even say what happened
+    except EOFError:  # the process crashed
         process.join()
         return RunFailed(f"the process ended with exit status {process.exitcode}")
     process.join()
@@ -212,7 +212,7 @@ def _end(process: BaseProcess, receiver: Connection) -> Outcome:
 
 
 def _gpus() -> list[str]:
-    """Names of the GPUs there are, as CUDA_VISIBLE_DEVICES has them."""
+    """Names of the available GPUs, as in CUDA_VISIBLE_DEVICES."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: composed and checked before anything is trained."""
+"""Jobs of a sweep, composed and checked before training starts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from noah_lightning.errors import ConfigError, HeadSettingError
 
 
 class SweepSettings(Group):
-    """The group ``sweep`` of the configuration, which is not recorded with the runs."""
+    """Group ``sweep`` of the configuration, which is not recorded with the runs."""
 
     resume: bool
     dir: Text
@@ -27,31 +27,19 @@ class SweepSettings(Group):
 
 
 def sweep_settings(config: DictConfig) -> SweepSettings:
-    """Those of a composed configuration.
-
-    Raises:
-        ConfigError: a value of another type, or out of its range.
-    """
+    """The group ``sweep`` of a composed configuration; raises ConfigError for an invalid value."""
     given: Any = OmegaConf.to_container(config.sweep, resolve=True)
     return parse(SweepSettings, given, "sweep")
 
 
 @dataclass
 class Job:
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Attributes:
-        number: from 0, in the order of the command; also the name of its directory.
-        changes: the settings in which the jobs differ.
-        overrides: all of its settings, as Hydra takes them.
-        composed: its configuration with Hydra's own node.
-        config: its resolved configuration.
-    """
-
-    number: int
-    changes: list[str]
-    overrides: list[str]
-    composed: DictConfig = field(repr=False)
+    number: int  # from 0, in the order of the command
+    changes: list[str]  # overrides in which the jobs differ
+    overrides: list[str]  # all overrides, for Hydra
+    composed: DictConfig = field(repr=False)  # configuration including Hydra's node
     config: RunConfig = field(repr=False)
 
     @cached_property
@@ -65,14 +53,10 @@ class Job:
 def compose_job(
     loader: ConfigLoader, master: DictConfig, number: int, overrides: Sequence[str], changes: Sequence[str]
 ) -> Job:
-    """The job with these settings.
-
-    Args:
-        loader: that composed ``master``.
-        master: the composed configuration of the sweep.
+    """Compose a job from ``master``, the configuration of the sweep, and ``overrides``.
 
     Raises:
-        UserError: settings that do not fit, or one out of its range.
+        UserError: an invalid override.
     """
     try:
         composed = loader.load_sweep_config(master, list(overrides))
@@ -83,22 +67,22 @@ def compose_job(
         raise explain(error, overrides) from error
     if not isinstance(config.trainer.devices, int | str):
         raise ConfigError(
-            "a sweep hands out the GPUs: give trainer.devices their number, CUDA_VISIBLE_DEVICES their list"
+            "a sweep assigns the GPUs: set trainer.devices to their number, and CUDA_VISIBLE_DEVICES to their list"
         )
     return Job(number, list(changes), list(overrides), composed, config)
 
 
 class HeadCheck:
-    """Whether the heads of jobs fit their models, found on torch's meta device: without memory or arithmetic."""
+    """Check whether the heads of jobs fit their models, on torch's meta device, which takes no memory."""
 
     def __init__(self) -> None:
-        self._known: dict[str, str] = {}  # by model, head and data; seeds and rates make no difference
+        self._known: dict[str, str] = {}  # by model, head and data, so that each combination is checked once
 
     def __call__(self, job: Job) -> str:
         """Why the head of a job cannot be built, or "".
 
         Raises:
-            UserError: another mistake, such as an unknown model, or a setting of the data out of range.
+            UserError: another mistake, such as an unknown model.
         """
         import torch
 
@@ -114,7 +98,7 @@ class HeadCheck:
             try:
                 with torch.device("meta"):
                     build_model(config)
-                create_data(**config.data.arguments())  # looks at no file yet
+                create_data(**config.data.arguments())  # reads no files
                 self._known[kind] = ""
             except HeadSettingError as error:
                 self._known[kind] = str(error)

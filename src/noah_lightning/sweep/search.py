@@ -1,4 +1,4 @@
-"""A search for the best settings: Optuna suggests what to try next, from what the trials before came to."""
+"""Hyperparameter search with Optuna, as a source of the jobs of a sweep."""
 
 import math
 import re
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 
 class Search:
-    """As many trials as asked for, chosen by Optuna's tree-structured Parzen estimator (TPE) for the highest top-1.
+    """Search for the highest top-1 by Optuna's tree-structured Parzen estimator (TPE).
 
-    Trial ``n`` of the study is job ``n``. The study is Optuna's journal in the sweep's folder. Settings that have
-    been trained are not trained again: a trial that repeats them gets their top-1. A trial whose job failed stays
-    open in the study, so that the search avoids what is near it and a resumed sweep can finish it.
+    Trial ``n`` of the study is job ``n``. The study is stored in Optuna's journal in the sweep's folder. A trial that
+    repeats the settings of another one gets its top-1 without training. A trial whose job failed stays open in the
+    study, so that the search avoids similar settings and a resumed sweep can finish it.
 
     Args:
-        compose: makes a job of its number, overrides and changes.
-        overrides: the command.
-        trials: how many jobs, those that fail or are impossible among them.
+        compose: composes a job from its number, overrides and changes.
+        overrides: overrides of the command.
+        trials: number of jobs, including those that fail or are impossible.
 
     Raises:
-        UserError: nothing to choose from, a mistake in any value, or no Optuna.
+        UserError: there is nothing to search, a value is invalid, or Optuna is not installed.
     """
 
     def __init__(self, compose: Callable[..., Job], overrides: Sequence[Override], trials: int) -> None:
@@ -52,12 +52,12 @@ class Search:
         }
         if not self._space:
             raise ConfigError(
-                "sweep.trials needs something to choose, such as head.head_num=1,2,4 or KEY=interval(0,1)"
+                "sweep.trials needs a setting to search, such as head.head_num=1,2,4 or KEY=interval(0,1)"
             )
         self._probe()
 
     def jobs(self, report: Report) -> Iterator[Job]:
-        """Trials that were interrupted, then new ones; those that are impossible are told to Optuna at once."""
+        """Jobs of interrupted trials, then of new ones; impossible trials are pruned at once."""
         from optuna.trial import TrialState
 
         self._study = _study(report.folder)
@@ -71,15 +71,15 @@ class Search:
             else:
                 again.append((trial.number, trial.params))
         report.finished_before(before)
-        asked = len(self._study.trials)
-        self.total = report.total = max(self.total, asked)
-        while again or asked < self.total:
+        created = len(self._study.trials)
+        self.total = report.total = max(self.total, created)
+        while again or created < self.total:
             if again:
                 number, values = again.popleft()
             else:
-                # Each trial draws from its own number, so an interrupted search asks what it would have asked.
-                self._study.sampler = _sampler(seed=asked)
-                number, values, asked = asked, self._study.ask(self._space).params, asked + 1
+                # Each trial has its number as seed, so a resumed search draws the same trials.
+                self._study.sampler = _sampler(seed=created)
+                number, values, created = created, self._study.ask(self._space).params, created + 1
             if to_train := self._to_train(number, values, report):
                 yield to_train
 
@@ -87,7 +87,7 @@ class Search:
         self._study.tell(job.number, top1)
 
     def best(self) -> str:
-        """The best job and its settings in one line."""
+        """Best job, its settings and its top-1 in one line; "" if no job has finished."""
         try:
             best = self._study.best_trial
         except ValueError:  # none has finished
@@ -102,15 +102,15 @@ class Search:
         try:
             job = self._job(number, values)
             reason = self._check(job)
-        except UserError as error:  # values that do not fit together, although each does with the others' first
+        except UserError as error:  # an invalid combination of values that are valid by themselves
             report.failed(name, error)
             return None
         if reason:
             report.skipped(name, reason)
-            self._study.tell(number, state=TrialState.PRUNED)  # which TPE takes for worse than any that was trained
+            self._study.tell(number, state=TrialState.PRUNED)  # TPE ranks it below all trained ones
             return None
         for known in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            if known.params == values:  # TPE suggests choices that it likes again
+            if known.params == values:  # TPE may repeat good choices
                 self._study.tell(number, known.value)
                 report.finished(name, f"{known.value:.2f} %, as job {known.number}")
                 return None
@@ -124,7 +124,7 @@ class Search:
         return self._compose(number, words, self._changes(values))
 
     def _changes(self, values: Mapping[str, Any]) -> list[str]:
-        """The searched settings for a reader; the journal and the run have all digits."""
+        """The searched settings, rounded for display."""
         shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
         return [f"{key}={shown[key]}" for key in self._space]
 
@@ -132,7 +132,7 @@ class Search:
         return f"{number}  {' '.join(self._changes(values))}"
 
     def _probe(self) -> None:
-        """Show a mistake before anything is trained: each choice and each end once, with the first of the others."""
+        """Find mistakes before training: check each choice and each end of an interval once."""
         from optuna.distributions import CategoricalDistribution
 
         ends: dict[str, tuple[Any, ...]] = {
@@ -146,10 +146,10 @@ class Search:
 
 
 def distribution(key: str, override: Override) -> "BaseDistribution":
-    """What a setting may be: choices without an order, or an interval of numbers, integers if both ends are.
+    """Optuna's distribution of a setting: unordered choices, or an interval, of integers if both ends are.
 
     Raises:
-        ConfigError: an interval that does not rise, or an unknown tag.
+        ConfigError: an invalid interval, or an unknown tag.
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -160,18 +160,18 @@ def distribution(key: str, override: Override) -> "BaseDistribution":
     assert low is not None
     assert high is not None
     if unknown := sweep.tags - {"log"}:
-        raise ConfigError(f"{key}: {min(unknown)!r} is not a tag of an interval, only log is")
+        raise ConfigError(f"{key}: {min(unknown)!r} is not a tag of an interval; the only one is log")
     log = "log" in sweep.tags
     if not -math.inf < low < high < math.inf or (log and low <= 0):
-        above = " from above 0, as it is tagged log" if log else ""
-        raise ConfigError(f"{key}=interval({low:g},{high:g}) must rise{above}")
+        positive = " and be above 0, because of its tag log" if log else ""
+        raise ConfigError(f"{key}=interval({low:g},{high:g}) must increase{positive}")
     if re.search(r"interval\(\s*(start\s*=)?\s*[+-]?\d+\s*,\s*(end\s*=)?\s*[+-]?\d+\s*\)", override.input_line or ""):
-        return IntDistribution(int(low), int(high), log=log)  # Hydra makes them floats
+        return IntDistribution(int(low), int(high), log=log)  # Hydra converts them to floats
     return FloatDistribution(low, high, log=log)
 
 
 def _study(folder: Path) -> "Study":
-    """The study in the folder of a sweep, new or not."""
+    """Create or load the study in the folder of a sweep."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -181,7 +181,7 @@ def _study(folder: Path) -> "Study":
         storage = JournalStorage(JournalFileBackend(str(path)))
         return optuna.create_study(storage=storage, study_name="sweep", direction="maximize", load_if_exists=True)
     except (OSError, LookupError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is not a journal of Optuna's: {one_line(error)}") from error
+        raise ConfigError(f"{path} is not a journal of Optuna: {one_line(error)}") from error
 
 
 def _sampler(seed: int) -> "TPESampler":
@@ -190,4 +190,4 @@ def _sampler(seed: int) -> "TPESampler":
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return TPESampler(seed=seed, constant_liar=True)  # jobs that run at the same time keep away from each other
+        return TPESampler(seed=seed, constant_liar=True)  # parallel jobs avoid similar settings

@@ -1,4 +1,4 @@
-"""Hydra's sweeper with a plan: every job is checked before the first is trained, and values can be searched."""
+"""Hydra's sweeper: checks every job before training starts, runs grids and searches, and resumes them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -26,17 +26,17 @@ Compose = Callable[[int, Sequence[str], Sequence[str]], Job]  # a job's number, 
 
 
 class Grid:
-    """All combinations of the values in a command, in their order.
+    """Grid of all combinations of the values in a command, in order.
 
     Raises:
-        UserError: a mistake in any job, or no job whose head fits.
+        UserError: a mistake in any job, or no head fits its model.
     """
 
     def __init__(self, compose: Compose, overrides: Sequence[Override]) -> None:
         last = {override.get_key_element(): override for override in overrides}
         for key, override in last.items():
             if override.is_interval_sweep():
-                raise ConfigError(f"{key}=interval(…) has no end of values; add sweep.trials=N to search it")
+                raise ConfigError(f"{key}=interval(…) cannot be enumerated; add sweep.trials=N to search it")
         combinations = BasicSweeper.split_arguments(list(overrides), max_batch_size=None)[0]
         swept = {key for key, override in last.items() if override.is_sweep_override()}
         self.planned = [
@@ -50,7 +50,7 @@ class Grid:
             raise ConfigError(f"no job of the sweep is possible: {self._impossible[0]}")
 
     def jobs(self, report: Report) -> Iterator[Job]:
-        """Those that are possible and have not finished."""
+        """Jobs that are possible and have not finished."""
         for number, reason in self._impossible.items():
             report.skipped(str(self.planned[number]), reason)
         before = [job.number for job in self.planned if has_finished(job.run_dir)]
@@ -58,18 +58,18 @@ class Grid:
         yield from (job for job in self.planned if job.number not in {*before, *self._impossible})
 
     def tell(self, job: Job, top1: float) -> None:
-        """A grid asks nothing of its results."""
+        """Do nothing; the jobs of a grid do not depend on results."""
 
     def best(self) -> str:
         return ""
 
 
 class Sweeper(BasicSweeper):
-    """Jobs whose head does not fit are skipped, those that fail leave the others alone.
+    """Sweeper that skips jobs whose head does not fit, and continues after failed jobs.
 
     Args:
-        max_batch_size: how many jobs a launcher of another package gets at a time; None: all.
-        params: settings to sweep, as a preset gives them.
+        max_batch_size: number of jobs passed to a launcher of another package at a time; None for all.
+        params: settings to sweep, such as those of a preset.
         show: print the configurations of the jobs instead of training.
     """
 
@@ -79,7 +79,7 @@ class Sweeper(BasicSweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         if started_from_outside():
-            raise ConfigError("a sweep starts its own processes: leave torchrun or srun out")
+            raise ConfigError("a sweep starts its own processes: run it without torchrun or srun")
         self._settings = sweep_settings(config)
         given = config.hydra.overrides
         own = [word for word in given.task if not word.startswith(("sweep.", "sweep="))]
@@ -90,7 +90,7 @@ class Sweeper(BasicSweeper):
             path = Path(config.hydra.sweep.dir) if at else None
             folder = find(path, self._command, search=bool(self._settings.trials))
             if not at:
-                given.hydra.append(f"hydra.sweep.dir={folder}")  # for the jobs, which are composed once more
+                given.hydra.append(f"hydra.sweep.dir={folder}")  # for the jobs, which are composed again
                 config.hydra.sweep.dir = str(folder)
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
@@ -98,9 +98,9 @@ class Sweeper(BasicSweeper):
         """Run all jobs.
 
         Raises:
-            UserError: a mistake in the command; nothing has been trained then.
-            RunFailed: not all jobs finished; each failure has been reported.
-            Stopped: SIGTERM or SIGUSR1 asked for it, and the running jobs are saved.
+            UserError: a mistake in the command, before anything is trained.
+            RunFailed: jobs failed; each failure has been reported.
+            Stopped: by SIGTERM or SIGUSR1, after running jobs were saved.
         """
         assert self.hydra_context is not None
         assert self.config is not None
@@ -110,7 +110,7 @@ class Sweeper(BasicSweeper):
         source = Search(self._compose, overrides, trials) if trials else Grid(self._compose, overrides)
         if self._show:
             if not isinstance(source, Grid):
-                raise ConfigError("the jobs of a search are not known in advance: leave sweep.trials out")
+                raise ConfigError("the jobs of a search are not known in advance: remove sweep.trials")
             for job in source.planned:
                 say(f"--- # {job}\n{yaml.safe_dump(job.config.model_dump(), sort_keys=False)}".rstrip())
             return []
@@ -137,13 +137,16 @@ class Sweeper(BasicSweeper):
         assert self.config is not None
         sweep: Any = OmegaConf.to_container(self.config.hydra.sweep)
         if sweep["subdir"] == "${hydra.job.num}":
-            overrides = [*overrides, f"hydra.sweep.subdir={number}"]  # as launchers count those that they are given
+            overrides = [
+                *overrides,
+                f"hydra.sweep.subdir={number}",
+            ]  # launchers count within each batch
         return compose_job(self.hydra_context.config_loader, self.config, number, overrides, changes)
 
     def _results(self, jobs: Iterator[Job]) -> Results:
-        """What the launcher makes of the jobs, each as soon as it is known."""
+        """Results of the jobs, each as soon as the launcher returns it."""
         launcher: Any = self.launcher
-        if isinstance(launcher, LocalLauncher):  # takes a job when there is room for it
+        if isinstance(launcher, LocalLauncher):  # takes a job whenever it can start one
             yield from launcher.run(jobs)
             return
         at_a_time = (self._settings.jobs or 1) if self._settings.trials else self.max_batch_size

@@ -1,7 +1,4 @@
-"""Learning rate schedules as pure functions of the time in epochs.
-
-There is no scheduler object and so no state to save: the rate follows from the settings, the epoch and the batch.
-"""
+"""Learning rate schedules as a pure function of the time in epochs, so that there is no state to save."""
 
 import math
 

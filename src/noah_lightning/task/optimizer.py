@@ -15,16 +15,12 @@ from noah_lightning.config.schema import OptimizerSettings
 from noah_lightning.errors import ConfigError, RunFailedEverywhere, one_line
 
 log = logging.getLogger("noah_lightning")
-MAX_SKIPPED_IN_A_ROW = 20  # the scaler of float16 needs no more to find its scale
+MAX_SKIPPED_IN_A_ROW = 20  # enough for the float16 scaler to find its scale
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
 def check_options(settings: OptimizerSettings) -> None:
-    """Refuse ``recipe.optimizer.options`` that torch's optimizer does not take.
-
-    Raises:
-        ConfigError: it does not.
-    """
+    """Raise ConfigError for ``recipe.optimizer.options`` that torch's optimizer does not accept."""
     try:
         _make(settings, [torch.zeros(1)], weight_decay=settings.weight_decay)
     except (TypeError, ValueError, LookupError, RuntimeError) as error:
@@ -102,7 +98,7 @@ class StepGuard:
         self._buffers: list[Tensor] = []
 
     def keep_buffers(self, model: nn.Module) -> None:
-        """Copy what forward passes change: the running averages of batch norm would keep a NaN for ever."""
+        """Copy the buffers, because the running averages of batch norm would keep a NaN forever."""
         self._buffers = [buffer.clone() for buffer in model.buffers()]
 
     def check(self, model: nn.Module, scaled: bool, epoch: int, batch: int) -> None:

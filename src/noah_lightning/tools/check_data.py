@@ -1,4 +1,4 @@
-"""Check of a folder tree of images before training: classes, counts, every file, copies, the published ImageNet."""
+"""Check of a folder tree of images: classes, counts, every file, duplicates, comparison with ImageNet."""
 
 import os
 import sys
@@ -25,11 +25,11 @@ Trees = dict[str, TreeIndex]  # split → its images
 
 
 def check_data(root: Path) -> Report:
-    """Checks ``root/train/<class>/`` and ``root/val/<class>/``; progress goes to standard error.
+    """Check ``root/train/<class>/`` and ``root/val/<class>/``, with progress on standard error.
 
     Raises:
-        DataError: no such folder, or neither split in it.
-        KeyboardInterrupt: after a line that says how many images were checked.
+        DataError: the folder does not exist, or has neither split.
+        KeyboardInterrupt: after a line with the number of images checked.
     """
     root = root.expanduser()
     findings = Findings()
@@ -40,18 +40,17 @@ def check_data(root: Path) -> Report:
     if imagenet:
         compare_with_imagenet(counts, findings)
     digests = _look_at_images(root, trees, findings)
-    if not imagenet:  # it was collected from the web and has a few copies itself; its counts say whether it is whole
+    if not imagenet:  # ImageNet itself has a few duplicates; its counts are checked instead
         find_copies(trees, digests, findings)
     return Report(root, counts, imagenet, findings)
 
 
 def list_trees(root: Path, findings: Findings) -> Trees:
-    """The images that training would load, in its order.
+    """The images that training loads, in the same order.
 
     Raises:
-        DataError: no such folder, no split in it, or a split that cannot be read.
+        DataError: the folder does not exist, has no split, or a split cannot be read.
     """
-
     require_root(root)
     if not any((root / split).is_dir() for split in SPLITS):
         raise DataError(f"{root} has neither train/ nor val/: {WANTED}")
@@ -80,12 +79,12 @@ def _kind_of_stray(path: Path) -> str:
 
 
 def _count(tree: TreeIndex) -> dict[str, int]:
-    """Images of each class."""
+    """Number of images of each class."""
     return dict(zip(tree.classes, np.bincount(tree.labels, minlength=len(tree.classes)).tolist(), strict=True))
 
 
 def compare_splits(counts: Counts, findings: Findings) -> None:
-    """Finds classes that only one split has, and those without images."""
+    """Find classes that are only in one split, and classes without images."""
     for split, other in (SPLITS, SPLITS[::-1]):
         for name, images in counts.get(split, {}).items():
             if other in counts and name not in counts[other]:
@@ -95,8 +94,8 @@ def compare_splits(counts: Counts, findings: Findings) -> None:
 
 
 IMAGES = {"train": 1_281_167, "val": 50_000}
-PER_CLASS = {"train": (732, 1300), "val": (50, 50)}  # least and most
-ENOUGH = 500  # of the 1000 classes; with fewer it is meant to be a part, such as ImageNet-100
+PER_CLASS = {"train": (732, 1300), "val": (50, 50)}  # minimum and maximum
+ENOUGH = 500  # of the 1000 classes; with fewer it is a subset, such as ImageNet-100
 
 
 @cache
@@ -105,12 +104,12 @@ def _wnids() -> frozenset[str]:
 
 
 def is_imagenet(counts: Counts) -> bool:
-    """Whether these classes are ImageNet's, apart from some that are missing or superfluous."""
+    """Whether at least half of ImageNet's classes are there."""
     return len(_wnids() & {name for images_of in counts.values() for name in images_of}) >= ENOUGH
 
 
 def compare_with_imagenet(counts: Counts, findings: Findings) -> None:
-    """Sorted by name, as loaders do it, the classes have ImageNet's labels exactly if they are the same set."""
+    """Find differences from ImageNet's classes and counts; with other classes, labels would be shifted."""
     for split, images_of in counts.items():
         for name in _wnids() ^ images_of.keys():
             findings.add("imagenet-missing" if name in _wnids() else "imagenet-extra", f"{split}/{name}")
@@ -126,7 +125,7 @@ def compare_with_imagenet(counts: Counts, findings: Findings) -> None:
 
 
 def _look_at_images(root: Path, trees: Trees, findings: Findings) -> NDArray[np.uint64]:
-    """Decodes all images; returns the digests of those of train/, then of val/."""
+    """Decode all images; returns their digests (N,), those of train/ first."""
     digests = np.zeros(sum(map(len, trees.values())), np.uint64)
     paths = (f"{split}/{tree.path(image)}" for split, tree in trees.items() for image in range(len(tree)))
     done = 0
@@ -145,13 +144,7 @@ def _look_at_images(root: Path, trees: Trees, findings: Findings) -> NDArray[np.
 
 
 def find_copies(trees: Trees, digests: NDArray[np.uint64], findings: Findings) -> None:
-    """Finds equal files in both splits, and in several classes of a split.
-
-    Args:
-        trees: N images in all.
-        digests: (N,), one of each image, 0 where there is nothing to compare.
-        findings: gets an item for each set of equal files.
-    """
+    """Find identical files in both splits, or in several classes of a split; ``digests`` (N,) of 0 are skipped."""
     order = np.argsort(digests, kind="stable")
     order = order[digests[order] != 0]
     for equal in np.split(order, np.flatnonzero(np.diff(digests[order])) + 1):
@@ -167,7 +160,7 @@ def find_copies(trees: Trees, digests: NDArray[np.uint64], findings: Findings) -
 
 
 def _place(trees: Trees, number: int) -> tuple[str, int, str]:
-    """Split, label and path of one of all images."""
+    """Split, label and path of an image by its index among all images."""
     for split, tree in trees.items():
         if number < len(tree):
             return split, int(tree.labels[number]), f"{split}/{tree.path(number)}"

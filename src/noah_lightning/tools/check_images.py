@@ -1,4 +1,4 @@
-"""Check of single image files, decoded as training does it by a process per core."""
+"""Check of image files, decoded as in training, by one process per core."""
 
 import os
 import signal
@@ -24,22 +24,22 @@ from noah_lightning.distributed.environment import cores, end_with_parent
 from noah_lightning.errors import one_line
 from noah_lightning.tools.check_report import SMALLEST
 
-CHUNK = 16  # files that a process looks at before it reports
-AHEAD = 4  # chunks per process that are handed out in advance
+CHUNK = 16  # files per task of a process
+AHEAD = 4  # tasks per process that are submitted in advance
 
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen of a file."""
+    """Result of the check of a file."""
 
-    remarks: list[tuple[str, str]]  # a kind of check_report.KINDS and a detail or ""
-    digest: int = 0  # 64 bits of a hash of its bytes; 0 where there is no image to compare
+    remarks: list[tuple[str, str]]  # kind in check_report.KINDS, and a detail or ""
+    digest: int = 0  # 64-bit hash of its bytes; 0 if it is not an image
 
 
 def look_at_all(root: str, paths: Iterable[str]) -> Generator[tuple[str, Look], None, None]:
-    """Each path, relative to ``root``, with a look at the file, in order and with few of them in memory.
+    """Check the files at ``paths``, relative to ``root``; yields each path with its result, in order.
 
-    Where a process dies, the files that it may have been working on are looked at one by one, to find the culprit.
+    If a process crashes, the files that it may have been decoding are checked one by one.
     """
     left = iter(paths)
     chunks = iter(lambda: list(islice(left, CHUNK)), [])
@@ -73,13 +73,13 @@ def _look_one_by_one(root: str, left: deque[str]) -> Iterator[tuple[str, Look]]:
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that ignore Ctrl-C, which a terminal sends to all of them, and that end with this one."""
-    context = get_context("forkserver")  # imports once what all need, and has no threads that a fork would break
+    """Pool of processes that end with this process, and ignore Ctrl-C, which a terminal sends to all."""
+    context = get_context("forkserver")  # imports everything once, and has no threads that a fork would break
     context.set_forkserver_preload([__name__])
-    resource_tracker.ensure_running()  # it would be started with the first process, which lifts the block
+    resource_tracker.ensure_running()  # otherwise started with the first process, which unblocks SIGINT
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        forkserver.ensure_running()  # inherits the block, as do the processes that it forks
+        forkserver.ensure_running()  # inherits the blocked SIGINT, as do the processes that it forks
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     others = set(active_children())
@@ -100,7 +100,7 @@ def _look_at_chunk(root: str, paths: list[str]) -> list[Look]:
 
 
 def look_at(path: str) -> Look:
-    """Reads and decodes a file as training does."""
+    """Check a file: read and decode it as in training."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait forever
             return Look([("unreadable", "not a regular file")])
@@ -117,7 +117,7 @@ def look_at(path: str) -> Look:
 
 def _look_into(data: bytes) -> Look:
     try:
-        with Image.open(BytesIO(data)) as image:  # the header alone
+        with Image.open(BytesIO(data)) as image:  # reads only the header
             form, mode = image.format, image.mode
         usual = usual_jpeg(data)
         pixels = decode_rgb(data) if usual is None else usual
@@ -125,7 +125,7 @@ def _look_into(data: bytes) -> Look:
         return Look([("huge", one_line(error).partition(",")[0])])
     except UnidentifiedImageError:
         return Look([("undecodable", "not an image")])
-    except Exception as error:  # PIL's decoders raise a dozen unrelated types on broken files
+    except Exception as error:  # PIL's decoders raise many unrelated types for broken files
         return Look([("undecodable", one_line(error, 100))])
     remarks = []
     height, width = pixels.shape[:2]
@@ -136,6 +136,6 @@ def _look_into(data: bytes) -> Look:
     if usual is None and form == "JPEG" and mode in ("RGB", "L"):
         try:
             simplejpeg.decode_jpeg(data)
-        except ValueError:  # libjpeg's warnings, which PIL does not pass on
+        except ValueError:  # warnings of libjpeg, which PIL ignores
             remarks.append(("damaged", ""))
     return Look(remarks, int.from_bytes(blake2b(data, digest_size=8).digest()))

@@ -1,4 +1,4 @@
-"""Report of ``noah check-data``: the kinds of problems, what was found of each, and how it is printed."""
+"""Report of ``noah check-data``: kinds of problems, findings, and their output."""
 
 import json
 from collections import defaultdict
@@ -10,10 +10,10 @@ from typing import Literal
 
 from noah_lightning.analysis.tables import Table
 
-SMALLEST = 8  # pixels a side
-SHOWN, LONGEST = 3, 240  # items of a kind, characters of an item; the JSON has all
+SMALLEST = 8  # pixels per side
+SHOWN, LONGEST = 3, 240  # items per kind, characters per item; the JSON has all
 
-Severity = Literal["problem", "note"]  # a problem would end a training or falsify its result
+Severity = Literal["problem", "note"]  # a problem ends a training or falsifies its result
 SEVERITIES: tuple[Severity, Severity] = ("problem", "note")
 Counts = dict[str, dict[str, int]]  # split → class → images
 
@@ -21,40 +21,40 @@ Counts = dict[str, dict[str, int]]  # split → class → images
 KINDS: dict[str, tuple[Severity, str]] = {
     "missing-split": ("problem", "split folder missing"),
     "stray-image": ("problem", "image or archive directly in a split, outside the class folders"),
-    "only-in-train": ("problem", "class that only train/ has"),
-    "only-in-val": ("problem", "class that only val/ has"),
+    "only-in-train": ("problem", "class only in train/"),
+    "only-in-val": ("problem", "class only in val/"),
     "empty-class": ("problem", "class without images"),
     "unreadable-folder": ("problem", "folder that cannot be read"),
-    "imagenet-missing": ("problem", "class of ImageNet that is missing: all labels after it are shifted"),
-    "imagenet-extra": ("problem", "class that ImageNet does not have: all labels after it are shifted"),
-    "imagenet-count": ("problem", "class with another number of images than ImageNet has"),
-    "imagenet-total": ("problem", "split with another number of images than ImageNet has"),
+    "imagenet-missing": ("problem", "missing class of ImageNet: all labels after it are shifted"),
+    "imagenet-extra": ("problem", "class that is not in ImageNet: all labels after it are shifted"),
+    "imagenet-count": ("problem", "class with a different number of images than in ImageNet"),
+    "imagenet-total": ("problem", "split with a different number of images than in ImageNet"),
     "unreadable": ("problem", "file that cannot be read"),
     "empty-file": ("problem", "file of zero bytes"),
     "undecodable": ("problem", "file that cannot be decoded"),
-    "crash": ("problem", "file that kills the process that decodes it"),
-    "huge": ("problem", "image of more pixels than Pillow trusts, not decoded"),
-    "tiny": ("problem", f"image of less than {SMALLEST} pixels a side"),
+    "crash": ("problem", "file that crashes the process that decodes it"),
+    "huge": ("problem", "image with more pixels than Pillow's limit, not decoded"),
+    "tiny": ("problem", f"image of less than {SMALLEST} pixels per side"),
     "clipped": ("problem", "gray values beyond 8 bits, decoded as black or white: convert them"),
     "leak": ("problem", "same image in train/ and val/"),
     "label-conflict": ("problem", "same image in several classes of a split"),
-    "damaged": ("note", "JPEG with damaged data, decoded as far as possible: look at it"),
-    "ignored": ("note", "file that is not an image by its name, ignored"),
+    "damaged": ("note", "JPEG with damaged data, decoded as far as possible: inspect it"),
+    "ignored": ("note", "file without an image extension, ignored"),
 }
 
 
 class Findings:
-    """What was found, by kind. An item names a file, a folder, or several that belong together."""
+    """Findings by kind; an item names a file, a folder, or several that belong together."""
 
     def __init__(self) -> None:
         self._items: defaultdict[str, list[str]] = defaultdict(list)
 
     def add(self, kind: str, item: str) -> None:
-        """``kind`` is a key of :data:`KINDS`."""
+        """Add a finding; ``kind`` is a key of :data:`KINDS`."""
         self._items[kind].append(printable(item))
 
     def of(self, severity: Severity) -> dict[str, list[str]]:
-        """The items of each kind that was found, sorted."""
+        """Sorted items of each kind found."""
         return {
             kind: sorted(self._items[kind])
             for kind, (its_severity, _) in KINDS.items()
@@ -63,14 +63,14 @@ class Findings:
 
 
 def printable(name: str) -> str:
-    """The name with escapes for control characters and for bytes that are not text; quoted if blanks surround it."""
+    """The name with control characters and undecodable bytes escaped; quoted if it begins or ends with a space."""
     shown = name if name.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
     return shown if shown == shown.strip() else repr(shown)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of a check."""
+    """Result of a check."""
 
     root: Path  # as given
     counts: Counts
@@ -79,7 +79,6 @@ class Report:
 
     @property
     def images(self) -> int:
-        """Number of images in all."""
         return sum(sum(images_of.values()) for images_of in self.counts.values())
 
     @property
@@ -96,7 +95,7 @@ class Report:
         return f"{text}, {_plural(sum(map(len, notes)), 'note')}" if notes else text
 
     def show(self) -> None:
-        """Prints it: the first items of each kind, the verdict last."""
+        """Print the counts, the first items of each kind, and the verdict."""
         print(f"{printable(str(self.root))}{', compared with ImageNet' if self.imagenet else ''}")
         columns = ("split", "classes", "images", "least/class", "median", "most")
         Table(columns, [_row(split, images_of) for split, images_of in self.counts.items()], left=("split",)).show()
@@ -106,11 +105,11 @@ class Report:
                 for item in items[:SHOWN]:
                     print(f"    {item if len(item) <= LONGEST else item[: LONGEST - 1] + '…'}")
                 if len(items) > SHOWN:
-                    print(f"    … and {len(items) - SHOWN:,} more; --json has all")
+                    print(f"    … and {len(items) - SHOWN:,} more; see --json")
         print(self.verdict)
 
     def json(self) -> str:
-        """Everything in full."""
+        """All findings as JSON."""
         content = {
             "root": printable(str(self.root)),
             "verdict": self.verdict,

@@ -1,4 +1,4 @@
-"""Converted models: a folder with model.safetensors and model.json, which says what model it is."""
+"""Conversion of official checkpoints into a folder with model.safetensors and model.json."""
 
 import json
 import tempfile
@@ -21,23 +21,14 @@ WEIGHTS, FACTS = "model.safetensors", "model.json"
 
 @dataclass(frozen=True)
 class Facts:
-    """What ``model.json`` holds.
+    """Content of ``model.json``."""
 
-    Attributes:
-        row: row of the paper.
-        head: ``gap`` or ``noah``.
-        pre_logits: whether it has the layer that only the released narrow DeiTs have.
-        parameters: their number.
-        source: name of the file that was converted.
-        ema: whether its averaged weights were taken.
-    """
-
-    row: str
-    head: str
-    pre_logits: bool
+    row: str  # of the paper
+    head: str  # gap or noah
+    pre_logits: bool  # whether it has the additional layer of the released narrow DeiTs
     parameters: int
-    source: str
-    ema: bool
+    source: str  # name of the converted file
+    ema: bool  # whether the averaged weights were converted
 
     @property
     def overrides(self) -> list[str]:
@@ -48,11 +39,11 @@ def convert(file: Path, row: str, head: str, output: Path, ema: bool = False) ->
     """Convert an official checkpoint file into the new folder ``output``.
 
     Raises:
-        ConfigError: no such row or head, or ``output`` exists or cannot be written.
-        WeightsError: a file that cannot be read, or weights that are not those of this row and head.
+        ConfigError: unknown row or head, or ``output`` exists or cannot be written.
+        WeightsError: the file cannot be read, or its weights are not those of this row and head.
     """
     if output.exists():
-        raise ConfigError(f"{output} exists already; give another --output, or remove it")
+        raise ConfigError(f"{output} already exists; choose another --output, or remove it")
     row_config(row, head)  # before a large file is read
     official = read_official(file, ema)
     weights = convert_official(official, row, head)
@@ -75,16 +66,12 @@ def convert(file: Path, row: str, head: str, output: Path, ema: bool = False) ->
 
 
 def is_converted(folder: Path) -> bool:
-    """Whether :func:`convert` has written ``folder``."""
+    """Whether ``folder`` was written by :func:`convert`."""
     return (folder / FACTS).is_file()
 
 
 def converted_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a converted model, on its row's evaluation transform.
-
-    Raises:
-        ConfigError: an invalid model.json, or overrides that do not fit.
-    """
+    """The configuration of a converted model; raises ConfigError for an invalid model.json or override."""
     facts = _read_facts(folder)
     return row_config(facts.row, facts.head, [*facts.overrides, *overrides])
 
@@ -115,5 +102,5 @@ def _read_facts(folder: Path) -> Facts:
         if not isinstance(facts.pre_logits, bool):
             raise ValueError(f"pre_logits={facts.pre_logits!r} must be true or false")
     except (OSError, RecursionError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} does not say what model this is: {one_line(error)}") from error
+        raise ConfigError(f"{path} is not valid: {one_line(error)}") from error
     return facts

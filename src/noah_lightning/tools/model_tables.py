@@ -1,4 +1,4 @@
-"""Tables about models: the paper's rows (``noah rows``), and the heads that fit a backbone (``noah heads``)."""
+"""Tables of the paper's models (``noah rows``) and of the heads that fit a backbone (``noah heads``)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ def rows_table() -> Table:
 
 
 def cost_table() -> Table:
-    """The command of each row with NOAH, the published top-1, and the arithmetic that training takes."""
+    """Training command, published top-1 and training cost of each row with NOAH."""
     columns = ["command", "NOAH top-1", "GAP top-1", "epochs", "G multiply-adds", "EFLOP"]
     rows = []
     for row in ROWS:
@@ -66,9 +66,9 @@ class Preflight:
         feature_map: C, H and W.
         parameters: of the backbone.
         multiply_adds: of the backbone, for one image.
-        heads: the baseline and every possible (N, r), with parameters, multiply-adds for one image, and what a
-            training step keeps of each image between forward and backward (float32).
-        impossible: the (N, r) that do not divide the channels.
+        heads: the baseline and every possible (N, r), with parameters, multiply-adds for one image, and memory per
+            image kept between forward and backward (float32).
+        impossible: every (N, r) that does not divide the channels.
     """
 
     model: str
@@ -81,10 +81,10 @@ class Preflight:
 
 
 def preflight(model: str, num_classes: int = 1000) -> Preflight:
-    """Examines ``model``, a row of the paper or any timm name, on the meta device: without memory or arithmetic.
+    """Examine ``model``, a row of the paper or any timm name, on the meta device, which takes no memory.
 
     Raises:
-        UserError: an unknown model, or one without a map over positions.
+        UserError: an unknown model, or one without a spatial feature map.
     """
     name, args, row_settings = _find(model)
     size = default_image_size(name)
@@ -113,7 +113,7 @@ def preflight(model: str, num_classes: int = 1000) -> Preflight:
 
 
 def _find(model: str) -> tuple[str, dict[str, Any], tuple[int, float] | None]:
-    """timm's name of a model, its arguments, and the (N, r) that the paper gives it."""
+    """timm's name of a model, its arguments, and its (N, r) in the paper."""
     if model not in ROWS:
         return model, {}, None
     config = compose_config([f"model={model}"])
@@ -122,7 +122,7 @@ def _find(model: str) -> tuple[str, dict[str, Any], tuple[int, float] | None]:
 
 
 def _heads(width: int, num_classes: int) -> Iterator[tuple[int, float, NOAHHead | None]]:
-    """Every (N, r), and the head on the meta device, or None where it does not divide the channels."""
+    """Every (N, r) with its head on the meta device, or None if it does not divide the channels."""
     for r in KEY_RATIOS:
         for n in HEAD_NUMS:
             try:

@@ -1,4 +1,4 @@
-"""Packs: a folder tree of images written into the shards that ``data=packed`` reads."""
+"""Packing of a folder tree of images into the shards that ``data=packed`` reads."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from noah_lightning.loggers.console import log
 from noah_lightning.loggers.progress import progress
 
 SEED = 0  # of the order of the training images in the pack
-AHEAD = 8  # images per thread that are read before they are written
+AHEAD = 8  # images per thread that are read in advance
 LOCK = "noah-pack.lock"
 
 Advance = Callable[[], None]  # called after each image; raises Stopped
@@ -37,7 +37,7 @@ Advance = Callable[[], None]  # called after each image; raises Stopped
 
 @dataclass(frozen=True)
 class Packed:
-    """What was written."""
+    """A pack that was written."""
 
     out: Path
     classes: int
@@ -50,25 +50,25 @@ class Packed:
 
 
 def pack(root: Path, out: Path, shard_bytes: int) -> Packed:
-    """Writes the images of root/train/<class>/ and root/val/<class>/ into shards in the new folder ``out``.
+    """Write the images of root/train/<class>/ and root/val/<class>/ into shards in the new folder ``out``.
 
-    The bytes of each image stay as they are; it is decoded once, to see that it can be. Training images are
-    shuffled, those of val/ keep the order of the tree. The result is a pure function of the tree and ``shard_bytes``.
+    The bytes of the images do not change; each is decoded once, as a check. Training images are shuffled, those of
+    val/ keep the order of the tree. The result only depends on the tree and ``shard_bytes``.
 
     Args:
         root: as for ``data=imagefolder``.
-        out: exists once all is written; until then the files are in a folder with ``.unfinished`` after its name.
-        shard_bytes: size at which a shard is full.
+        out: new folder; until all is written, its name ends in ``.unfinished``.
+        shard_bytes: size of a shard.
 
     Raises:
-        DataError: a mistake in the tree, a file that is not an image, or an ``out`` that exists or cannot be written.
-        Stopped: by a signal; what was written is removed.
+        DataError: the tree is invalid, a file is not an image, or ``out`` exists or cannot be written.
+        Stopped: stopped by a signal, after the written files were removed.
     """
     root = given_root(str(root))
     require_same_classes(root)
     images = {split: FolderImages(root, split, Picture.pixels) for split in SPLITS}
     classes = images["train"].classes
-    # A flag that is looked at after each image: KeyboardInterrupt could come while a thread holds a lock.
+    # A flag checked after each image, as KeyboardInterrupt could be raised while a thread holds a lock.
     request = StopRequest()
     with (
         request.listening(),
@@ -90,9 +90,7 @@ def pack(root: Path, out: Path, shard_bytes: int) -> Packed:
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes ``out`` in one step at the end, or is removed.
-
-    What an attempt that was killed has left is removed first.
+    """A folder that is renamed to ``out`` at the end, or removed on an error, as are the files of a killed attempt.
 
     Raises:
         DataError: ``out`` exists, another process is packing into it, or it cannot be written.
@@ -102,7 +100,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
         _require_new(out)
         left = os.listdir(part) if part.exists() else []
         if left and LOCK not in left:
-            raise DataError(f"{part} was not made by noah pack: move it away, or give another folder")
+            raise DataError(f"{part} was not written by noah pack: move it, or choose another folder")
         part.mkdir(parents=True, exist_ok=True)
         with FileLock(part / LOCK, blocking=False):
             try:
@@ -119,18 +117,18 @@ def _new_folder(out: Path) -> Iterator[Path]:
                 raise
             (out / LOCK).unlink(missing_ok=True)
     except Timeout:
-        raise DataError(f"another process is packing into {out}: wait for it, or give another folder") from None
+        raise DataError(f"another process is packing into {out}: wait for it, or choose another folder") from None
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror or one_line(error)}") from error
 
 
 def _require_new(out: Path) -> None:
     if out.exists() or out.is_symlink():
-        raise DataError(f"{out} exists already and stays as it is: give a new folder")
+        raise DataError(f"{out} already exists and is not overwritten: choose a new folder")
 
 
 def _write_split(folder: Path, split: str, images: FolderImages, shard_bytes: int, advance: Advance) -> Index:
-    """All shards of one split."""
+    """Write the shards of one split."""
     count = len(images)
     order = np.random.default_rng(SEED).permutation(count) if split == "train" else np.arange(count)
     labels = images.index.labels[order]
@@ -154,7 +152,7 @@ def _write_shard(
     shard_bytes: int,
     advance: Advance,
 ) -> int:
-    """A tar archive of the next images, which are appended to ``members``; returns its size in bytes."""
+    """Write a shard of the next images, and append them to ``members``; returns its size in bytes."""
     with open(path, "xb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as shard:
             while len(members) < len(labels) and shard.offset < shard_bytes:
@@ -170,14 +168,14 @@ def _write_shard(
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # no owner, no time: the same images make the same shard
+    member = tarfile.TarInfo(name)  # no owner and no time, so that the same images give the same shard
     member.size = len(data)
     archive.addfile(member, BytesIO(data))
 
 
 @contextmanager
 def _reading(sources: Iterable[Path]) -> Iterator[Iterator[tuple[Path, bytes]]]:
-    """Files and their bytes, in order, read and decoded ahead by threads: both release the interpreter's lock."""
+    """Paths and bytes of files, in order, read and decoded in advance by threads, which release the GIL."""
     pool = ThreadPoolExecutor(cores())
 
     def in_order() -> Iterator[tuple[Path, bytes]]:
@@ -200,13 +198,13 @@ def _read(source: Path) -> bytes:
     try:
         data = source.read_bytes()
         decode_rgb(data)
-    except Exception as error:  # PIL's decoders raise a dozen unrelated types on broken files
+    except Exception as error:  # PIL's decoders raise many unrelated types for broken files
         raise unreadable(source, error) from error
     return data
 
 
 def _finish(folder: Path, classes: list[str], indices: dict[str, Index]) -> None:
-    """Writes where the images lie and what the pack holds."""
+    """Write the index and pack.json."""
     splits = {}
     for split, index in indices.items():
         write_whole(folder / f"{split}.npz", index.write)
