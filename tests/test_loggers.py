@@ -299,7 +299,7 @@ def test_a_crash_after_the_last_epoch_is_a_failure_too(noah: Noah, monkeypatch: 
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("noah_lightning.run_dir.write_results", fail)
+    monkeypatch.setattr("noah_lightning.run_dir.RunDir.write_results", fail)
     with pytest.raises(OSError, match="disk full"):
         noah("train", *QUICK, "logger=wandb", "trainer.max_epochs=1", "hydra.run.dir=run")
     assert [told.exit_code for told in offline_runs(Path("run"))] == [1]

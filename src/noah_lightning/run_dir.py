@@ -211,12 +211,8 @@ class RunDir:
                     arrays["labels"], arrays["guesses"], [str(name) for name in arrays["class_names"]]
                 )
             both = np.stack([found.labels, found.guesses])
-            if (
-                both.ndim != 2
-                or both.dtype.kind not in "iu"
-                or both.min() < 0
-                or both.max() >= len(found.class_names)
-            ):
+            integers = both.ndim == 2 and both.dtype.kind in "iu"
+            if not integers or both.min() < 0 or both.max() >= len(found.class_names):
                 raise ValueError("labels and guesses must be numbers of classes")
         except Exception as error:  # numpy and zipfile raise several unrelated types for damaged files
             raise ConfigError(f"{path} does not contain predictions: {one_line(error)}") from error
