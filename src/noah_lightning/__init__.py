@@ -1,4 +1,4 @@
-"""Training and comparison of image-classification heads, and the reference implementation of NOAH."""
+"""Training and comparison of image-classification heads; reference implementation of NOAH."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

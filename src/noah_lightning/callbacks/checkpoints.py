@@ -100,13 +100,7 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        every_n_steps: int,
-        every_minutes: float,
-        keep: int,
-        split: BatchSplit,
-        stop: StopRequest,
+        self, run_dir: Path, every_n_steps: int, every_minutes: float, keep: int, split: BatchSplit, stop: StopRequest
     ) -> None:
         self.folder = run_dir / CHECKPOINTS
         self.every_n_steps, self.every_seconds, self.keep = every_n_steps, 60 * every_minutes, keep
@@ -166,7 +160,9 @@ class Checkpoints(Checkpoint):
         path = self.folder / f"step-{trainer.global_step:08}.ckpt"
         trainer.save_checkpoint(path)
         self._saved = time.monotonic()
-        if rank() == 0 and not _io(trainer).failed:
+        writer = trainer.strategy.checkpoint_io
+        assert isinstance(writer, WholeFiles)
+        if rank() == 0 and not writer.failed:
             _point(self.folder / LAST, path)
             _remove_others(self.folder, _checkpoints(self.folder)[: self.keep])
 
@@ -203,12 +199,6 @@ def _point(link: Path, path: Path) -> None:
     new.unlink(missing_ok=True)
     new.symlink_to(path.name)
     new.replace(link)
-
-
-def _io(trainer: pl.Trainer) -> WholeFiles:
-    io = trainer.strategy.checkpoint_io
-    assert isinstance(io, WholeFiles)
-    return io
 
 
 def _epochs_done(checkpoint: dict[str, Any]) -> int:

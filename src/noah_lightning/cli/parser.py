@@ -24,7 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Parser of all commands; Hydra parses the arguments of ``train``."""
     parser = argparse.ArgumentParser(
         prog="noah",
-        description="A laboratory for image-classification heads, and the reference implementation of NOAH.",
+        description="Trains and compares image-classification heads; reference implementation of NOAH.",
         epilog="Run noah COMMAND --help for the arguments of a command.",
     )
     parser.add_argument("--version", action="version", version=f"noah_lightning {__version__}")

@@ -137,10 +137,7 @@ class Sweeper(BasicSweeper):
         assert self.config is not None
         sweep: Any = OmegaConf.to_container(self.config.hydra.sweep)
         if sweep["subdir"] == "${hydra.job.num}":
-            overrides = [
-                *overrides,
-                f"hydra.sweep.subdir={number}",
-            ]  # launchers count within each batch
+            overrides = [*overrides, f"hydra.sweep.subdir={number}"]  # launchers count within each batch
         return compose_job(self.hydra_context.config_loader, self.config, number, overrides, changes)
 
     def _results(self, jobs: Iterator[Job]) -> Results:
