@@ -15,7 +15,6 @@ from noah_lightning.data.loader import DrawnImages, EpochBatches, EpochOrder, Tr
 from noah_lightning.data.samplers import EpochRepeat, EpochShuffle, epoch_generator
 from noah_lightning.data.seeding import seed_training_step
 from noah_lightning.data.transforms import OnDevice
-from noah_lightning.distributed.environment import cores
 from noah_lightning.errors import DataError
 
 Split = Literal["train", "val"]
@@ -193,5 +192,9 @@ def default_workers() -> int:
 
     The processes of a run on the same machine share its CPUs.
     """
+    try:
+        cpus = len(os.sched_getaffinity(0))  # respects containers and job schedulers
+    except AttributeError:  # macOS, Windows
+        cpus = os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(8, max(0, cores() // processes - 1))
+    return min(8, max(0, cpus // processes - 1))
