@@ -141,6 +141,8 @@ def _start(first_failure: Path, imports: str, work: Callable[..., Any], argument
         return _work(first_failure, work, arguments)
     except KeyboardInterrupt:  # torch would report success
         raise SystemExit(INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # torch's launcher also interrupts a process that is ending
 
 
 def _work(first_failure: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
