@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from noah_lightning.cli.parser import parse
+from noah_lightning.cli.parser import complete, parse
 from noah_lightning.distributed.signals import Stopped
 from noah_lightning.errors import BROKEN_PIPE, FAILED, INTERRUPTED, MISTAKE, RunFailed, UserError
 
@@ -36,7 +36,7 @@ def exit_status(command: Callable[[], int | None]) -> int:
 
 def _command(argv: list[str]) -> int | None:
     if argv[:1] in (["train"], ["-sc"]):  # Hydra parses the other arguments
-        from noah_lightning.cli.hydra_app import complete, train
+        from noah_lightning.cli.hydra_app import train
 
         if argv[0] == "train" or not complete(argv):
             train(argv[argv[0] == "train" :])

@@ -66,7 +66,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def resume(arguments: argparse.Namespace) -> None:
-    from noah_lightning.cli.hydra_app import resume
+    from noah_lightning.sweep.launch import resume
 
     resume(arguments.folder, arguments.overrides, arguments.force)
 

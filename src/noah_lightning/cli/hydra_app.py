@@ -6,7 +6,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -18,7 +17,6 @@ from noah_lightning.distributed.environment import rank
 from noah_lightning.distributed.signals import Stopped
 from noah_lightning.errors import MISTAKE, ConfigError, RunFailed, UserError, did_you_mean
 from noah_lightning.sweep.job import train_job
-from noah_lightning.sweep.launch import train_in_processes
 
 
 def train(words: Sequence[str]) -> None:
@@ -94,32 +92,9 @@ def _explain(error: Exception, overrides: Sequence[str]) -> UserError:
     return explain(error, overrides)
 
 
-def complete(argv: Sequence[str]) -> bool:
-    """Print the completions of ``noah COMMAND``; returns False for all others, which Hydra completes."""
-    words = os.environ.get("COMP_LINE", "").split(" ")
-    if not argv[-1].startswith("query=") or (words[1:2] == ["train"] and len(words) > 2):
-        return False
-    from noah_lightning.cli.parser import make_parser
-
-    print(*next(action.choices or () for action in make_parser()._actions if action.metavar == "COMMAND"))
-    return True
-
-
 def _complete_noah_train() -> None:
     """Remove ``train`` from the line to complete, because Hydra expects a program name of one word."""
     line = os.environ.get("COMP_LINE", "")
     program, *rest = line.split(" ", 2)
     if rest[:1] == ["train"]:
         os.environ["COMP_LINE"] = " ".join([program, *rest[1:]])
-
-
-def resume(run_dir: Path, overrides: Sequence[str], force: bool = False) -> None:
-    """Resume an interrupted run in its directory with its settings; raises what ``train_in_processes`` does.
-
-    With ``force`` the batch may be divided differently, and the current epoch restarts. Raises UserError if there is
-    no run, if it has finished, or for settings that may not change.
-    """
-    from noah_lightning.run_dir import RunDir
-
-    config = RunDir(run_dir).config_to_resume(overrides, force)
-    train_in_processes(config, run_dir.resolve(), resume=True, force=force)

@@ -1,6 +1,7 @@
 """Argument parser of ``noah``."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -128,6 +129,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(command=run.demo)
     return parser
+
+
+def complete(argv: Sequence[str]) -> bool:
+    """Print the completions of ``noah COMMAND``; returns False for all others, which Hydra completes."""
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    if not argv[-1].startswith("query=") or (words[1:2] == ["train"] and len(words) > 2):
+        return False
+    print(*next(action.choices or () for action in make_parser()._actions if action.metavar == "COMMAND"))
+    return True
 
 
 def _positive(text: str) -> int:

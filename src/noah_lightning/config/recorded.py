@@ -10,8 +10,8 @@ import yaml
 from noah_lightning.config.compose import override
 from noah_lightning.config.parsing import parse_config
 from noah_lightning.config.plain_yaml import flat, pairs, read_yaml
-from noah_lightning.config.processes import batch_per_process
 from noah_lightning.config.schema import RunConfig
+from noah_lightning.config.trainer import batch_per_process
 from noah_lightning.errors import ConfigError
 
 NEEDED = ("model", "head", "data", "recipe", "trainer")

@@ -17,12 +17,10 @@ from noah_lightning.config.choices import (
     HeadSettings,
     LoggerSettings,
 )
-from noah_lightning.config.processes import batch_per_process
+from noah_lightning.config.trainer import TrainerSettings, batch_per_process
 from noah_lightning.config.types import (
-    BatchLimit,
     ChannelMean,
     ChannelStd,
-    Devices,
     DropRate,
     Epochs,
     Fraction,
@@ -35,9 +33,7 @@ from noah_lightning.config.types import (
     Percent,
     Positive,
     PositiveInt,
-    Precision,
     Probability,
-    Strategy,
     Text,
 )
 
@@ -108,28 +104,6 @@ class RecipeSettings(Group):
     mixing: MixingSettings = MixingSettings()
     augment: AugmentSettings = AugmentSettings()
     preprocess: PreprocessSettings = PreprocessSettings()
-
-
-class TrainerSettings(Group):
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
-    devices: Devices = 1
-    num_nodes: PositiveInt = 1
-    strategy: Strategy = "auto"
-    sync_batchnorm: bool = False
-    max_epochs: Epochs
-    precision: Precision = "32-true"
-    channels_last: bool = False
-    compile: bool = False
-    nonfinite: Literal["stop", "skip"] = "stop"
-    accumulate_grad_batches: PositiveInt = 1
-    gradient_clip_val: Positive | None = None
-    check_val_every_n_epoch: PositiveInt = 1
-    limit_train_batches: BatchLimit = None
-    limit_val_batches: BatchLimit = None
-    num_sanity_val_steps: Annotated[int, Field(ge=-1)] = 2  # -1: all of them
-    log_every_n_steps: PositiveInt = 50
-    deterministic: bool | Literal["warn"] = False
-    benchmark: bool | None = None
 
 
 class NoahDefaults(Group):

@@ -1,14 +1,15 @@
 """Start of a training in this process, or in one process per device."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from noah_lightning.config.processes import processes_per_node
 from noah_lightning.config.schema import RunConfig
+from noah_lightning.config.trainer import processes_per_node
 from noah_lightning.distributed.environment import started_from_outside
 from noah_lightning.distributed.launcher import run_in_processes
 from noah_lightning.errors import ConfigError, RunFailed, UserError
-from noah_lightning.run_dir import LOG
+from noah_lightning.run_dir import LOG, RunDir
 
 
 def train_in_processes(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = False) -> None:
@@ -38,6 +39,16 @@ def train_here(config: RunConfig, run_dir: Path, resume: bool = False, force: bo
 
     console.start_logging()
     train(config, run_dir, resume, force)
+
+
+def resume(run_dir: Path, overrides: Sequence[str], force: bool = False) -> None:
+    """Resume an interrupted run in its directory with its settings; raises what ``train_in_processes`` does.
+
+    With ``force`` the batch may be divided differently, and the current epoch restarts. Raises UserError if there is
+    no run, if it has finished, or for settings that may not change.
+    """
+    config = RunDir(run_dir).config_to_resume(overrides, force)
+    train_in_processes(config, run_dir.resolve(), resume=True, force=force)
 
 
 def _note(log: Path, mistake: str) -> None:

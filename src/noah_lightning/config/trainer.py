@@ -1,15 +1,37 @@
-"""Number of processes of a run, and their share of a batch."""
+"""Settings of the trainer, and the number of processes and share of a batch that follow from them."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from noah_lightning.config.types import BatchLimit, Devices, Epochs, Group, Positive, PositiveInt, Precision, Strategy
 from noah_lightning.errors import ConfigError
 
-if TYPE_CHECKING:
-    from noah_lightning.config.schema import TrainerSettings
+
+class TrainerSettings(Group):
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
+    devices: Devices = 1
+    num_nodes: PositiveInt = 1
+    strategy: Strategy = "auto"
+    sync_batchnorm: bool = False
+    max_epochs: Epochs
+    precision: Precision = "32-true"
+    channels_last: bool = False
+    compile: bool = False
+    nonfinite: Literal["stop", "skip"] = "stop"
+    accumulate_grad_batches: PositiveInt = 1
+    gradient_clip_val: Positive | None = None
+    check_val_every_n_epoch: PositiveInt = 1
+    limit_train_batches: BatchLimit = None
+    limit_val_batches: BatchLimit = None
+    num_sanity_val_steps: Annotated[int, Field(ge=-1)] = 2  # -1: all of them
+    log_every_n_steps: PositiveInt = 50
+    deterministic: bool | Literal["warn"] = False
+    benchmark: bool | None = None
 
 
-def processes_per_node(trainer: "TrainerSettings") -> int:
+def processes_per_node(trainer: TrainerSettings) -> int:
     """Number of processes on this machine, by ``trainer.devices``."""
     devices = trainer.devices
     if devices in ("auto", -1):
@@ -18,7 +40,7 @@ def processes_per_node(trainer: "TrainerSettings") -> int:
     return len(devices) if isinstance(devices, list) else int(devices)
 
 
-def batch_per_process(batch: int, trainer: "TrainerSettings") -> int:
+def batch_per_process(batch: int, trainer: TrainerSettings) -> int:
     """Batch size of each pass of each process, for optimizer steps of ``batch`` images in all.
 
     Raises:
