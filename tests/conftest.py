@@ -1,6 +1,7 @@
 """What several test files share: a tiny run, and the command line called as a function."""
 
 import contextlib
+import gc
 import io
 import os
 import sys
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from noah_lightning.cli import main
+from noah_lightning.distributed import launcher
 
 # Test processes run side by side; more threads than cores would slow all of them, and the processes they start.
 torch.set_num_threads(1)
@@ -89,6 +91,14 @@ def noah(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answe
     """The command line, called from an empty folder."""
     monkeypatch.chdir(tmp_path)
     return call_noah
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our launcher forks this process instead of spawning new ones."""
+    gc.collect()  # a forked process would crash when it deletes what an earlier launch left in reference cycles
+    monkeypatch.setattr(launcher, "START_METHOD", "fork")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a forked process may not use the GPU
 
 
 @dataclass

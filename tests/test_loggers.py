@@ -369,6 +369,7 @@ def test_a_sweep_killed_in_a_job_goes_on_with_the_jobs_own_run(noah: Noah, tmp_p
     assert ids == {finished.run.run_id, run_id(Path("pair/1"))}, "both files are of one run"
 
 
+@pytest.mark.usefixtures("forked")
 def test_of_several_processes_one_writes(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     words = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1"]

@@ -80,13 +80,18 @@ def test_joblib_trains_two_jobs_of_two_processes_with_a_config_folder_of_the_use
     assert {RunDir(Path("pair", n)).config().head.head_num for n in "01"} == {2}
     assert "2 of 2 jobs finished; noah compare pair" in done.stdout
 
+
+def test_jobs_resume_by_themselves_under_any_launcher(own: Path) -> None:
+    command = ["train", "-m", *QUICK, "hydra/launcher=basic", "seed=0,1", "hydra.sweep.dir=pair"]
+    assert call_noah(*command).status == 0
     Path("pair/1/results.json").unlink()  # as if it had been killed after its last step
     Path("pair/1/checkpoints/last.ckpt").rename("pair/1/checkpoints/step-00000002.ckpt")
-    done = run(*command, "sweep.resume=true")
-    assert done.returncode == 0, done.stderr
-    assert "finished already: 0\n" in done.stdout
-    assert "resumed  after 2 steps" in done.stdout, "a job resumes by itself, under any launcher"
-    assert run(*NOAH, "compare", "pair").returncode == 0
+    answer = call_noah(*command, "sweep.resume=true")
+    assert answer.status == 0, answer.err
+    assert "finished already: 0\n" in answer.out
+    assert "resumed  after 2 steps" in answer.out
+    assert finished(Path("pair")) == {"0", "1"}
+    assert call_noah("compare", "pair").status == 0
 
 
 def test_submitit_and_params_of_the_command_line(own: Path) -> None:

@@ -1,16 +1,21 @@
 """Plug-ins: a head, a backbone and a data set of a package outside the repository."""
 
+import gc
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import torch
 
-from conftest import Answer
+from conftest import Answer, call_noah
 from noah_lightning.config import plugins
 from noah_lightning.heads import make_head
 from noah_lightning.run_dir import RunDir
@@ -89,33 +94,53 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def call(*words: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, as a plug-in is imported once."""
-    return subprocess.run(
-        [sys.executable, "-m", "noah_lightning", *words], capture_output=True, text=True, timeout=300, check=False
-    )
+def start(*words: str) -> tuple[BaseProcess, Connection]:
+    """``noah <words>`` in a forked process, as a plug-in is imported once; the connection receives the answer."""
+    gc.collect()  # a forked process would crash when it deletes what an earlier launch left in reference cycles
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_call, args=(words, sender))
+    process.start()
+    sender.close()
+    return process, receiver
+
+
+def call(*words: str) -> Answer:
+    """The same, to its end."""
+    process, receiver = start(*words)
+    answer: Answer = receiver.recv()
+    process.join()
+    return answer
+
+
+def _call(words: Sequence[str], sender: Connection) -> None:
+    torch.cuda.is_available = lambda: False  # the GPU may not be used after a fork
+    sys.path.insert(0, "")  # as ``python -m`` does
+    sender.send(call_noah(*words))
 
 
 def test_a_run_with_plugins_is_recorded_evaluated_and_compared(mine: Path) -> None:
     done = call("train", *SETTINGS, "+data.count=32", "hydra.run.dir=runs/one")
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.err
     config = RunDir(mine / "runs" / "one").config()
     assert (config.plugins, config.head.name, config.data.name) == (["mine"], "scaled_mean", "stripes")
     assert RunDir(mine / "runs" / "one").results().images == 32
     # The code of an untrusted run directory runs only if the user names it.
     refused = call("evaluate", "runs/one")
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "if you trust it, add plugins=[mine]" in refused.stderr
+    assert (refused.status, refused.err.count("\n")) == (2, 1)
+    assert "if you trust it, add plugins=[mine]" in refused.err
     done = call("evaluate", "runs/one", "plugins=[mine]")
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.err
     (mine / "mine.py").unlink()  # comparing needs no code
     done = call("compare", "runs", "--csv")
-    assert done.returncode == 0, done.stderr
-    assert "scaled_mean" in done.stdout
+    assert done.status == 0, done.err
+    assert "scaled_mean" in done.out
 
 
 def test_a_sweep_over_a_plugins_setting(mine: Path) -> None:
-    done = call("train", "-m", *SETTINGS[:3], "+head.scale=0.5,2.0", *SETTINGS[4:], "sweep.dir=runs/two")
+    words = [*SETTINGS[:3], "+head.scale=0.5,2.0", *SETTINGS[4:], "sweep.dir=runs/two"]
+    command = [sys.executable, "-m", "noah_lightning", "train", "-m", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     scales = [RunDir(mine / "runs" / "two" / str(job)).config().head.scale for job in (0, 1)]
     assert scales == [0.5, 2.0]
@@ -123,13 +148,14 @@ def test_a_sweep_over_a_plugins_setting(mine: Path) -> None:
 
 def test_an_interrupted_run_with_plugins_resumes(mine: Path) -> None:
     words = [*SETTINGS, "+data.count=800", "checkpoint.every_n_steps=2", "hydra.run.dir=runs/one"]
-    process = subprocess.Popen([sys.executable, "-m", "noah_lightning", "train", *words])
-    while not list(Path("runs/one/checkpoints").glob("step-*.ckpt")) and process.poll() is None:
+    process, receiver = start("train", *words)
+    while not list(Path("runs/one/checkpoints").glob("step-*.ckpt")) and process.is_alive():
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    process.terminate()
+    assert receiver.recv().status == 128 + signal.SIGTERM
+    process.join()
     done = call("resume", "runs/one", "plugins=[mine]")
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.err
     assert RunDir(mine / "runs" / "one").results().epochs == 2
 
 

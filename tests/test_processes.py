@@ -134,14 +134,6 @@ def _member(number: int, count: int, port: str, work: Callable[..., None], argum
     work(number, *arguments)
 
 
-@pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our launcher forks this process instead of spawning new ones."""
-    gc.collect()  # as above
-    monkeypatch.setattr(launcher, "START_METHOD", "fork")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a forked process may not use the GPU
-
-
 # --- how the batch is split
 
 
