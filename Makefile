@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/noah demo
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 coverage: install # twice as slow as test
 	$(BIN)/python -m pytest --numprocesses 2 --cov --cov-fail-under 90
