@@ -16,7 +16,10 @@ import pytest
 import torch
 
 from conftest import Answer, call_noah
+from noah_lightning import data
 from noah_lightning.config import plugins
+from noah_lightning.data.digits import DigitsDataModule
+from noah_lightning.errors import ConfigError
 from noah_lightning.heads import make_head
 from noah_lightning.run_dir import RunDir
 
@@ -175,6 +178,13 @@ def test_a_plugin_that_cannot_be_imported_is_one_line(
     assert (answer.status, answer.err.count("\n")) == (2, 1)
     assert told in answer.err
     assert not os.path.exists("runs")
+
+
+@pytest.mark.parametrize("name", ["digits", "dots"])
+def test_a_data_set_is_registered_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(data, "_PLUGINS", {"dots": DigitsDataModule})
+    with pytest.raises(ConfigError, match=f"registers the data set '{name}', which exists already"):
+        data.register_data(name)(DigitsDataModule)
 
 
 def test_an_installed_package_names_its_module(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,19 +23,18 @@ REGISTRY: dict[str, tuple[str, str]] = {
     "imagenet": ("imagenet", "ImageNetDataModule"),
     "packed": ("packed", "PackedDataModule"),
 }
-
-
 _PLUGINS: dict[str, type["ImageDataModule"]] = {}
 
 
 def register_data(name: str) -> Callable[[DataModuleClass], DataModuleClass]:
     """Class decorator for plug-ins: register a subclass of :class:`ImageDataModule` as ``data.name=<name>``.
 
-    Its ``Settings`` (a subclass of ``DataSettings``) define the settings in ``data``.
+    Its ``Settings`` (a subclass of ``DataSettings``) define the settings in ``data``. Registering a name twice is a
+    ``ConfigError``.
     """
 
     def add(module_class: DataModuleClass) -> DataModuleClass:
-        if name in REGISTRY:
+        if name in REGISTRY or name in _PLUGINS:
             raise ConfigError(f"a plug-in registers the data set {name!r}, which exists already")
         _PLUGINS[name] = module_class
         return module_class
