@@ -21,16 +21,9 @@ from scipy.stats import binomtest
 
 from noah_lightning.analysis import compare, csv, html, latex, markdown, show, write_html
 from noah_lightning.analysis.figures import draw_curves, group_curve, heat_maps
-from noah_lightning.analysis.report import p_value, remarks, signed, summary
-from noah_lightning.analysis.statistics import (
-    ClassGain,
-    Paired,
-    bootstrap,
-    compare_paired,
-    mcnemar,
-    most_helped,
-    most_hurt,
-)
+from noah_lightning.analysis.groups import Group
+from noah_lightning.analysis.report import class_tables, p_value, remarks, signed, summary
+from noah_lightning.analysis.statistics import ClassGain, Entry, Paired, bootstrap, compare_paired, mcnemar
 from noah_lightning.analysis.tables import Table, latex_text
 from noah_lightning.errors import ConfigError
 
@@ -93,6 +86,10 @@ def make_run(
         facts |= {"images": 40, "train_seconds": 75.0, "images_per_second": 100.0, "a_later_fact": 1}
         (path / "results.json").write_text(json.dumps(facts | (results or {})))
     return path
+
+
+def groups(folder: Path) -> list[Group]:
+    return [entry.group for entry in compare([folder]).entries]
 
 
 # --- which runs
@@ -276,10 +273,13 @@ def test_seeds_share_images_where_both_labels_and_data_seed_say_so(tmp_path: Pat
         assert paired.low < -10 < 10 < paired.high
 
 
-def test_only_ten_classes_are_shown_a_side() -> None:
+def test_only_ten_classes_are_shown_a_side(tmp_path: Path) -> None:
+    gap = compare([make_run(tmp_path / "gap", "gap")]).entries[0].group
     gains = [ClassGain(str(k), 100, 50 + k, 50) for k in range(15, -16, -1)]
-    assert [gain.name for gain in most_helped(gains)] == [str(k) for k in range(15, 5, -1)]
-    assert [gain.name for gain in most_hurt(gains)] == [str(k) for k in range(-15, -5)]
+    _, tables = class_tables(Entry(gap, gap, gains=gains))
+    helped, hurt = ([name for name, *_ in table.rows] for table in tables)
+    assert helped == [str(k) for k in range(15, 5, -1)]
+    assert hurt == [str(k) for k in range(-15, -5)]
 
 
 def test_a_group_is_paired_with_its_baseline_by_seed(tmp_path: Path) -> None:
@@ -536,7 +536,7 @@ def test_settings_that_are_not_numbers_have_no_place_in_the_heat_map(tmp_path: P
     make_run(tmp_path / "bad2", head__head_num=2, head__key_ratio=value)
     make_run(tmp_path / "good", head__head_num=2)
     assert len(compare([tmp_path]).entries) == 3
-    assert heat_maps(compare([tmp_path]).entries) == []
+    assert heat_maps(groups(tmp_path)) == []
 
 
 def test_control_characters_do_not_reach_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -598,7 +598,7 @@ def grid(tmp_path: Path) -> Path:
 
 
 def test_the_heat_map_holds_mean_accuracies(grid: Path) -> None:
-    (heat,) = heat_maps(compare([grid]).entries)
+    (heat,) = heat_maps(groups(grid))
     assert (heat.title, heat.head_nums, heat.key_ratios) == ("model=resnet18 head=noah", [2, 8], [0.25, 0.5])
     np.testing.assert_allclose(heat.top1, [[51.25, 61.25], [71.25, np.nan]])
 
@@ -606,7 +606,7 @@ def test_the_heat_map_holds_mean_accuracies(grid: Path) -> None:
 def test_no_heat_map_where_one_setting_varies(tmp_path: Path) -> None:
     make_run(tmp_path / "a", head__head_num=1)
     make_run(tmp_path / "b", head__head_num=2)
-    assert heat_maps(compare([tmp_path]).entries) == []
+    assert heat_maps(groups(tmp_path)) == []
 
 
 def test_learning_curves_are_means_and_ranges_of_common_epochs(tmp_path: Path) -> None:
