@@ -586,15 +586,22 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.fixture
-def grid(tmp_path: Path) -> Path:
-    """Three of the four cells of an N × r grid, with two seeds, and their baseline."""
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three of the four cells of an N × r grid, with two seeds, their baseline, and an unfinished run."""
+    tmp_path = tmp_path_factory.mktemp("grid")
+    make_run(tmp_path / "bad", seed=5, finished=False, log="x error: out of memory")
     for seed in (0, 1):
         make_run(tmp_path / f"gap{seed}", "gap", seed, first(10), curve=(10 + seed, 20 + seed))
         for i, (number, ratio) in enumerate([(2, 0.25), (2, 0.5), (8, 0.25)]):
             count = first(20 + 4 * i + seed)
             make_run(tmp_path / f"{i}{seed}", "noah", seed, count, head__head_num=number, head__key_ratio=ratio)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def grid_page(grid: Path) -> str:
+    return html(compare([grid]))
 
 
 def test_the_heat_map_holds_mean_accuracies(grid: Path) -> None:
@@ -631,14 +638,13 @@ def figures(page: Page) -> list[ElementTree.Element]:
     return [ElementTree.fromstring(base64.b64decode(data)) for data in found]
 
 
-def test_the_page_needs_nothing_from_elsewhere(grid: Path) -> None:
-    text = html(compare([grid]))
-    page = Page(text)
+def test_the_page_needs_nothing_from_elsewhere(grid_page: str) -> None:
+    page = Page(grid_page)
     assert page.tags.count("img") == 2
     assert page.references
     assert all(reference.startswith("data:") for reference in page.references)
-    assert "url(" not in text
-    assert "@import" not in text
+    assert "url(" not in grid_page
+    assert "@import" not in grid_page
     assert "script" not in page.tags
     for figure in figures(page):
         for element in figure.iter():
@@ -646,22 +652,19 @@ def test_the_page_needs_nothing_from_elsewhere(grid: Path) -> None:
             assert all(target.startswith(("#", "url(#")) for target in targets)
 
 
-def test_figures_have_text_and_are_readable_on_light_and_dark_pages(grid: Path) -> None:
-    text = html(compare([grid]))
-    words = [" ".join(figure.itertext()) for figure in figures(Page(text))]
+def test_figures_have_text_and_are_readable_on_light_and_dark_pages(grid_page: str) -> None:
+    words = [" ".join(figure.itertext()) for figure in figures(Page(grid_page))]
     assert "71.25" in words[0]
     assert "head=noah head_num=8 key_ratio=0.25" in words[1]
-    assert "prefers-color-scheme: dark" in text
-    assert re.search(r"img \{.*background: white;.*\}", text)
+    assert "prefers-color-scheme: dark" in grid_page
+    assert re.search(r"img \{.*background: white;.*\}", grid_page)
 
 
-def test_the_page_keeps_its_order(grid: Path) -> None:
-    make_run(grid / "bad", seed=5, finished=False, log="x error: out of memory")
-    text = html(compare([grid]))
+def test_the_page_keeps_its_order(grid: Path, grid_page: str) -> None:
     marks = ['class="summary"', "<thead>", "heat map", "Learning curves", ">Classes<", "out of memory", "<details>"]
-    places = [text.index(mark) for mark in marks]
+    places = [grid_page.index(mark) for mark in marks]
     assert places == sorted(places)
-    assert f"noah evaluate {grid / 'gap0'}" in text
+    assert f"noah evaluate {grid / 'gap0'}" in grid_page
 
 
 def test_all_text_of_the_page_is_escaped(tmp_path: Path) -> None:
@@ -680,12 +683,12 @@ def test_all_text_of_the_page_is_escaped(tmp_path: Path) -> None:
     assert not [element for element in (*heat_map.iter(), *curves.iter()) if element.tag.endswith("script")]
 
 
-def test_the_page_is_written_or_the_reason_reported(grid: Path) -> None:
-    comparison = compare([grid])
-    write_html(comparison, grid / "page.html")
-    assert (grid / "page.html").read_text(encoding="utf-8") == html(comparison)  # the same every time
+def test_the_page_is_written_or_the_reason_reported(grid: Path, grid_page: str, tmp_path: Path) -> None:
+    write_html(compare([grid]), tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == grid_page  # the same every time
+    alone = compare([grid / "gap0"])
     with pytest.raises(ConfigError, match=r"cannot be written: .*No such file"):
-        write_html(comparison, grid / "nowhere" / "page.html")
+        write_html(alone, tmp_path / "nowhere" / "page.html")
 
 
 def test_what_rounds_to_zero_has_no_sign() -> None:

@@ -3,7 +3,7 @@
 import io
 from base64 import b64encode
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +104,7 @@ def group_curve(group: Group, column: str) -> np.ndarray | None:
 
 def heat_maps(groups: Sequence[Group]) -> list[HeatMap]:
     """A heat map for each set of groups in which N and r each have at least two values."""
-    sets: defaultdict[object, list[Group]] = defaultdict(list)
+    sets: defaultdict[Hashable, list[Group]] = defaultdict(list)
     for group in groups:
         if all(_is_plotted(group.settings.get(key)) for key in (N, R)):
             sets[identity(group.settings, without=(N, R))].append(group)

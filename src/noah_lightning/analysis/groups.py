@@ -60,7 +60,7 @@ class Group:
 
 def group_runs(runs: Iterable[RunDir]) -> list[Group]:
     """Groups of the finished ``runs``, sorted by model, the baseline first."""
-    members: defaultdict[object, list[RunDir]] = defaultdict(list)
+    members: defaultdict[Hashable, list[RunDir]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: str(run.path)):
         if run.outcome is not None:
             members[identity(run.settings)].append(run)
@@ -72,9 +72,7 @@ def group_runs(runs: Iterable[RunDir]) -> list[Group]:
         repeated = tuple(run for run in found if by_seed[run.seed] is not run)
         short = label.partition(" ")[2] if one_model else label
         groups.append(Group(label, short, shared, dict(sorted(by_seed.items())), repeated))
-    return sorted(
-        groups, key=lambda g: (g.model, g.head != BASELINE, [_word_order(word) for word in g.label.split()])
-    )
+    return sorted(groups, key=lambda g: (g.model, g.head != BASELINE, [*map(_word_order, g.label.split())]))
 
 
 def _word_order(word: str) -> tuple[str, float, str]:
@@ -95,12 +93,8 @@ def _shared(settings: Settings) -> dict[str, Any]:
     }
 
 
-def identity(
-    settings: Settings, only: tuple[str, ...] = ("",), without: tuple[str, ...] = ()
-) -> frozenset[tuple[str, Hashable]]:
-    """Key that is equal for runs that share all settings but the seed; of these settings, ``only`` those that begin
-    with some words and ``without`` those that begin with others.
-    """
+def identity(settings: Settings, only: tuple[str, ...] = ("",), without: tuple[str, ...] = ()) -> Hashable:
+    """Equal for runs with the same settings but the seed; ``only`` and ``without`` are prefixes of keys."""
     shared = _shared(settings).items()
     return frozenset((k, _comparable(v)) for k, v in shared if k.startswith(only) and not k.startswith(without))
 
@@ -114,7 +108,7 @@ def make_labels(groups: Sequence[Settings]) -> list[str]:
             same = [i for i, other in enumerate(labels) if other == label]
             more = _differing([groups[i] for i in same], absent_counts=True)
             for i in same:
-                labels[i] = _write(groups[i], [*keys, *(key for key in more if key not in keys)])
+                labels[i] = _write(groups[i], [*keys, *more])
     return labels
 
 

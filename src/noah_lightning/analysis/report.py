@@ -21,9 +21,8 @@ SHOWN = 10  # classes with the largest gains and losses
 
 def signed(points: float) -> str:
     """``+0.55`` or ``−0.30``; without a sign if it rounds to zero."""
-    text = f"{abs(points):.2f}"
-    sign = "" if float(text) == 0 else "−" if points < 0 else "+"
-    return sign + text
+    text = f"{points:+.2f}".replace("-", "−")
+    return "0.00" if text[1:] == "0.00" else text
 
 
 def p_value(p: float) -> str:

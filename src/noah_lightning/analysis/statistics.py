@@ -126,13 +126,17 @@ def measure(group: Group, groups: Sequence[Group]) -> Entry:
     seeds = tuple(seed for seed in group.runs if seed in baseline.runs)
     if not seeds:
         return Entry(group, baseline, seeds, group.top1 - baseline.top1, untested="no seed in common")
-    ours, theirs = group.outcomes, baseline.outcomes
-    difference = statistics.fmean(ours[seed].top1 - theirs[seed].top1 for seed in seeds)
+    difference = statistics.fmean(group.outcomes[seed].top1 - baseline.outcomes[seed].top1 for seed in seeds)
     try:
-        paired, gains = _test([group.runs[seed] for seed in seeds], [baseline.runs[seed] for seed in seeds])
+        ours, theirs = ([side.runs[seed].predictions() for seed in seeds] for side in (group, baseline))
+        if not all(np.array_equal(one.labels, other.labels) for one, other in zip(ours, theirs, strict=True)):
+            raise ConfigError("its validation images differ from those of the baseline")
     except ConfigError as reason:
         return Entry(group, baseline, seeds, difference, untested=str(reason))
-    return Entry(group, baseline, seeds, difference, paired, gains=gains)
+    draws = {side.runs[seed].settings.get("data.seed") for side in (group, baseline) for seed in seeds}  # of digits
+    same_images = len(draws) == 1 and all(np.array_equal(ours[0].labels, other.labels) for other in ours)
+    paired = compare_paired([one.right for one in ours], [other.right for other in theirs], same_images)
+    return Entry(group, baseline, seeds, difference, paired, gains=class_gains(ours, theirs))
 
 
 def find_baseline(group: Group, groups: Sequence[Group]) -> Group | None:
@@ -148,17 +152,6 @@ def find_baseline(group: Group, groups: Sequence[Group]) -> Group | None:
         if fitting:
             return max(fitting, key=lambda g: (len(g.runs.keys() & group.runs.keys()), g.top1))
     return None
-
-
-def _test(ours: Sequence[RunDir], theirs: Sequence[RunDir]) -> tuple[Paired, list[ClassGain]]:
-    """Test and gains of runs paired by seed; raises ConfigError if their predictions cannot be paired."""
-    group, baseline = ([run.predictions() for run in runs] for runs in (ours, theirs))
-    if not all(np.array_equal(one.labels, other.labels) for one, other in zip(group, baseline, strict=True)):
-        raise ConfigError("its validation images differ from those of the baseline")
-    one_draw = len({run.settings.get("data.seed") for run in (*ours, *theirs)}) == 1  # digits depend on data.seed
-    same_images = one_draw and all(np.array_equal(group[0].labels, other.labels) for other in group)
-    paired = compare_paired([g.right for g in group], [b.right for b in baseline], same_images)
-    return paired, class_gains(group, baseline)
 
 
 @dataclass(frozen=True)

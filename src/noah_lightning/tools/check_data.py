@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -136,9 +136,7 @@ def _report(root: Path, counts: Counts, imagenet: bool, found: Found) -> Report:
     images = sum(sum(images_of.values()) for images_of in counts.values())
     verdict = f"{count(sum(problems), 'problem')} of {count(len(problems), 'kind')}" if problems else "no problems"
     verdict += f" in {images:,} images" + (f", {count(sum(notes), 'note')}" if notes else "")
-    classes = {
-        split: {escaped(name): some for name, some in images_of.items()} for split, images_of in counts.items()
-    }
+    classes = {split: {escaped(name): n for name, n in images_of.items()} for split, images_of in counts.items()}
     return Report(escaped(str(root)), verdict, not problems, imagenet, images, classes, findings)
 
 
@@ -193,27 +191,23 @@ def compare_splits(counts: Counts, found: Found) -> None:
 
 IMAGES = {"train": 1_281_167, "val": 50_000}
 PER_CLASS = {"train": (732, 1300), "val": (50, 50)}  # minimum and maximum
-ENOUGH = 500  # of the 1000 classes; with fewer it is a subset, such as ImageNet-100
-
-
-@cache
-def _wnids() -> frozenset[str]:
-    return frozenset(ImageNetInfo().label_names())
+WNIDS = frozenset(ImageNetInfo().label_names())  # names of the 1000 class folders
+ENOUGH = 500  # of these; with fewer it is a subset, such as ImageNet-100
 
 
 def is_imagenet(counts: Counts) -> bool:
     """Whether at least half of ImageNet's classes are there."""
-    return len(_wnids() & set().union(*counts.values())) >= ENOUGH
+    return len(WNIDS & set().union(*counts.values())) >= ENOUGH
 
 
 def compare_with_imagenet(counts: Counts, found: Found) -> None:
     """Find differences from ImageNet's classes and counts; with other classes, labels would be shifted."""
     for split, images_of in counts.items():
-        for name in _wnids() ^ images_of.keys():
-            found["imagenet-missing" if name in _wnids() else "imagenet-extra"].append(f"{split}/{name}")
+        for name in WNIDS ^ images_of.keys():
+            found["imagenet-missing" if name in WNIDS else "imagenet-extra"].append(f"{split}/{name}")
         least, most = PER_CLASS[split]
         published = f"{least} to {most}" if least < most else str(least)
-        for name in _wnids() & images_of.keys():
+        for name in WNIDS & images_of.keys():
             images = images_of[name]
             if images and not least <= images <= most:
                 found["imagenet-count"].append(f"{split}/{name} ({images:,}, published {published})")

@@ -37,10 +37,7 @@ def pack(root: Path, out: Path, shard_bytes: int) -> str:
     The bytes of the images do not change; each is decoded once, as a check. Training images are shuffled, those of
     val/ keep the order of the tree. The result only depends on the tree and ``shard_bytes``.
 
-    Args:
-        root: as for ``data=imagefolder``.
-        out: new folder; until all is written, its name ends in ``.unfinished``.
-        shard_bytes: size of a shard.
+    Until all is written, the name of the folder ends in ``.unfinished``.
 
     Returns:
         A line with the folder and the numbers of images, shards, classes and bytes.
