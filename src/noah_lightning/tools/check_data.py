@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -245,9 +245,8 @@ def _look_at_images(root: Path, trees: Trees, found: Found) -> NDArray[np.uint64
 def find_copies(trees: Trees, digests: NDArray[np.uint64], found: Found) -> None:
     """Find identical files in both splits, or in several classes of a split; ``digests`` (N,) of 0 are skipped."""
     distinct, numbers = np.unique(digests, return_counts=True)
-    copies: Mapping[int, list[tuple[str, int, str]]] = {
-        digest: [] for digest in distinct[(numbers > 1) & (distinct != 0)].tolist()
-    }
+    repeated = distinct[(numbers > 1) & (distinct != 0)]
+    copies: dict[int, list[tuple[str, int, str]]] = {digest: [] for digest in repeated.tolist()}
     for digest, image in zip(digests.tolist(), _all_images(trees), strict=True):
         if digest in copies:
             copies[digest].append(image)
