@@ -21,16 +21,9 @@ from scipy.stats import binomtest
 
 from noah_lightning.analysis import compare, csv, html, latex, markdown, show, write_html
 from noah_lightning.analysis.figures import draw_curves, group_curve, heat_maps
-from noah_lightning.analysis.report import p_value, remarks, signed, summary
-from noah_lightning.analysis.statistics import (
-    ClassGain,
-    Paired,
-    bootstrap,
-    compare_paired,
-    mcnemar,
-    most_helped,
-    most_hurt,
-)
+from noah_lightning.analysis.groups import Group
+from noah_lightning.analysis.report import class_tables, p_value, remarks, signed, summary
+from noah_lightning.analysis.statistics import ClassGain, Entry, Paired, bootstrap, compare_paired, mcnemar
 from noah_lightning.analysis.tables import Table, latex_text
 from noah_lightning.errors import ConfigError
 
@@ -93,6 +86,10 @@ def make_run(
         facts |= {"images": 40, "train_seconds": 75.0, "images_per_second": 100.0, "a_later_fact": 1}
         (path / "results.json").write_text(json.dumps(facts | (results or {})))
     return path
+
+
+def groups(folder: Path) -> list[Group]:
+    return [entry.group for entry in compare([folder]).entries]
 
 
 # --- which runs
@@ -276,10 +273,13 @@ def test_seeds_share_images_where_both_labels_and_data_seed_say_so(tmp_path: Pat
         assert paired.low < -10 < 10 < paired.high
 
 
-def test_only_ten_classes_are_shown_a_side() -> None:
+def test_only_ten_classes_are_shown_a_side(tmp_path: Path) -> None:
+    gap = compare([make_run(tmp_path / "gap", "gap")]).entries[0].group
     gains = [ClassGain(str(k), 100, 50 + k, 50) for k in range(15, -16, -1)]
-    assert [gain.name for gain in most_helped(gains)] == [str(k) for k in range(15, 5, -1)]
-    assert [gain.name for gain in most_hurt(gains)] == [str(k) for k in range(-15, -5)]
+    _, tables = class_tables(Entry(gap, gap, gains=gains))
+    helped, hurt = ([name for name, *_ in table.rows] for table in tables)
+    assert helped == [str(k) for k in range(15, 5, -1)]
+    assert hurt == [str(k) for k in range(-15, -5)]
 
 
 def test_a_group_is_paired_with_its_baseline_by_seed(tmp_path: Path) -> None:
@@ -536,7 +536,7 @@ def test_settings_that_are_not_numbers_have_no_place_in_the_heat_map(tmp_path: P
     make_run(tmp_path / "bad2", head__head_num=2, head__key_ratio=value)
     make_run(tmp_path / "good", head__head_num=2)
     assert len(compare([tmp_path]).entries) == 3
-    assert heat_maps(compare([tmp_path]).entries) == []
+    assert heat_maps(groups(tmp_path)) == []
 
 
 def test_control_characters_do_not_reach_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -586,9 +586,11 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.fixture
-def grid(tmp_path: Path) -> Path:
-    """Three of the four cells of an N × r grid, with two seeds, and their baseline."""
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three of the four cells of an N × r grid, with two seeds, their baseline, and an unfinished run."""
+    tmp_path = tmp_path_factory.mktemp("grid")
+    make_run(tmp_path / "bad", seed=5, finished=False, log="x error: out of memory")
     for seed in (0, 1):
         make_run(tmp_path / f"gap{seed}", "gap", seed, first(10), curve=(10 + seed, 20 + seed))
         for i, (number, ratio) in enumerate([(2, 0.25), (2, 0.5), (8, 0.25)]):
@@ -597,8 +599,13 @@ def grid(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def grid_page(grid: Path) -> str:
+    return html(compare([grid]))
+
+
 def test_the_heat_map_holds_mean_accuracies(grid: Path) -> None:
-    (heat,) = heat_maps(compare([grid]).entries)
+    (heat,) = heat_maps(groups(grid))
     assert (heat.title, heat.head_nums, heat.key_ratios) == ("model=resnet18 head=noah", [2, 8], [0.25, 0.5])
     np.testing.assert_allclose(heat.top1, [[51.25, 61.25], [71.25, np.nan]])
 
@@ -606,7 +613,7 @@ def test_the_heat_map_holds_mean_accuracies(grid: Path) -> None:
 def test_no_heat_map_where_one_setting_varies(tmp_path: Path) -> None:
     make_run(tmp_path / "a", head__head_num=1)
     make_run(tmp_path / "b", head__head_num=2)
-    assert heat_maps(compare([tmp_path]).entries) == []
+    assert heat_maps(groups(tmp_path)) == []
 
 
 def test_learning_curves_are_means_and_ranges_of_common_epochs(tmp_path: Path) -> None:
@@ -631,14 +638,13 @@ def figures(page: Page) -> list[ElementTree.Element]:
     return [ElementTree.fromstring(base64.b64decode(data)) for data in found]
 
 
-def test_the_page_needs_nothing_from_elsewhere(grid: Path) -> None:
-    text = html(compare([grid]))
-    page = Page(text)
+def test_the_page_needs_nothing_from_elsewhere(grid_page: str) -> None:
+    page = Page(grid_page)
     assert page.tags.count("img") == 2
     assert page.references
     assert all(reference.startswith("data:") for reference in page.references)
-    assert "url(" not in text
-    assert "@import" not in text
+    assert "url(" not in grid_page
+    assert "@import" not in grid_page
     assert "script" not in page.tags
     for figure in figures(page):
         for element in figure.iter():
@@ -646,22 +652,19 @@ def test_the_page_needs_nothing_from_elsewhere(grid: Path) -> None:
             assert all(target.startswith(("#", "url(#")) for target in targets)
 
 
-def test_figures_have_text_and_are_readable_on_light_and_dark_pages(grid: Path) -> None:
-    text = html(compare([grid]))
-    words = [" ".join(figure.itertext()) for figure in figures(Page(text))]
+def test_figures_have_text_and_are_readable_on_light_and_dark_pages(grid_page: str) -> None:
+    words = [" ".join(figure.itertext()) for figure in figures(Page(grid_page))]
     assert "71.25" in words[0]
     assert "head=noah head_num=8 key_ratio=0.25" in words[1]
-    assert "prefers-color-scheme: dark" in text
-    assert re.search(r"img \{.*background: white;.*\}", text)
+    assert "prefers-color-scheme: dark" in grid_page
+    assert re.search(r"img \{.*background: white;.*\}", grid_page)
 
 
-def test_the_page_keeps_its_order(grid: Path) -> None:
-    make_run(grid / "bad", seed=5, finished=False, log="x error: out of memory")
-    text = html(compare([grid]))
+def test_the_page_keeps_its_order(grid: Path, grid_page: str) -> None:
     marks = ['class="summary"', "<thead>", "heat map", "Learning curves", ">Classes<", "out of memory", "<details>"]
-    places = [text.index(mark) for mark in marks]
+    places = [grid_page.index(mark) for mark in marks]
     assert places == sorted(places)
-    assert f"noah evaluate {grid / 'gap0'}" in text
+    assert f"noah evaluate {grid / 'gap0'}" in grid_page
 
 
 def test_all_text_of_the_page_is_escaped(tmp_path: Path) -> None:
@@ -680,12 +683,12 @@ def test_all_text_of_the_page_is_escaped(tmp_path: Path) -> None:
     assert not [element for element in (*heat_map.iter(), *curves.iter()) if element.tag.endswith("script")]
 
 
-def test_the_page_is_written_or_the_reason_reported(grid: Path) -> None:
-    comparison = compare([grid])
-    write_html(comparison, grid / "page.html")
-    assert (grid / "page.html").read_text(encoding="utf-8") == html(comparison)  # the same every time
+def test_the_page_is_written_or_the_reason_reported(grid: Path, grid_page: str, tmp_path: Path) -> None:
+    write_html(compare([grid]), tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == grid_page  # the same every time
+    alone = compare([grid / "gap0"])
     with pytest.raises(ConfigError, match=r"cannot be written: .*No such file"):
-        write_html(comparison, grid / "nowhere" / "page.html")
+        write_html(alone, tmp_path / "nowhere" / "page.html")
 
 
 def test_what_rounds_to_zero_has_no_sign() -> None:

@@ -31,10 +31,8 @@ Noah = Callable[..., Answer]
 SHARD = 6000  # bytes: a few images of the tree
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def make_photos(root: Path) -> Path:
     """root/{train,val}/{ant,bee,cat}/*: noise, each image another one, some no JPEG."""
-    root = tmp_path / "photos"
     rng = np.random.default_rng(0)
     for split, count in (("train", 9), ("val", 4)):
         for name in ("ant", "bee", "cat"):
@@ -44,6 +42,25 @@ def photos(tmp_path: Path) -> Path:
                 image = Image.fromarray(rng.integers(0, 256, (24 + i, 30, 3), dtype=np.uint8))
                 image.save(folder / f"{i}.v1.{'PNG' if i == 3 else 'jpg'}")
     return root
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return make_photos(tmp_path / "photos")
+
+
+@pytest.fixture(scope="module")
+def shared_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same tree, only read."""
+    return make_photos(tmp_path_factory.mktemp("shared") / "photos")
+
+
+@pytest.fixture(scope="module")
+def packed(shared_photos: Path) -> Path:
+    """Its pack, only read."""
+    out = shared_photos.with_name("packed")
+    pack(shared_photos, out, SHARD)
+    return out
 
 
 def members(out: Path, split: str) -> list[tuple[str, bytes]]:
@@ -60,11 +77,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_shards_hold_the_files_and_their_labels(photos: Path, tmp_path: Path, split: str) -> None:
+def test_shards_hold_the_files_and_their_labels(shared_photos: Path, packed: Path, split: str) -> None:
     """As WebDataset's convention has it: members of one sample share a key and stand together."""
-    pack(photos, tmp_path / "out", SHARD)
-    found = members(tmp_path / "out", split)
-    assert len(list((tmp_path / "out").glob(f"{split}-*.tar"))) > 2
+    found = members(packed, split)
+    assert len(list(packed.glob(f"{split}-*.tar"))) > 2
     images, labels = found[::2], found[1::2]
     assert [name for name, _ in labels] == [f"{number:09}.cls" for number in range(len(images))]
     assert [name[:9] for name, _ in images] == [f"{number:09}" for number in range(len(images))]
@@ -72,21 +88,19 @@ def test_shards_hold_the_files_and_their_labels(photos: Path, tmp_path: Path, sp
     tree = [
         (label, file.read_bytes())
         for label, name in enumerate(("ant", "bee", "cat"))
-        for file in sorted((photos / split / name).iterdir())
+        for file in sorted((shared_photos / split / name).iterdir())
     ]
     assert sorted(packed) == sorted(tree)
     assert (packed == tree) == (split == "val"), "only the training images are shuffled"
     assert {name[9:] for name, _ in images} == {".jpg", ".png"}
 
 
-def test_the_index_says_where_they_lie(photos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    pack(photos, out, SHARD)
-    index = read_index(out, "train")
-    found = members(out, "train")
+def test_the_index_says_where_they_lie(packed: Path) -> None:
+    index = read_index(packed, "train")
+    found = members(packed, "train")
     start = 0
     for shard, end in enumerate(index.ends.tolist()):
-        data = (out / f"train-{shard:06}.tar").read_bytes()
+        data = (packed / f"train-{shard:06}.tar").read_bytes()
         for image in range(start, end):
             offset, size = int(index.offsets[image]), int(index.sizes[image])
             assert data[offset : offset + size] == found[2 * image][1]
@@ -95,25 +109,23 @@ def test_the_index_says_where_they_lie(photos: Path, tmp_path: Path) -> None:
     assert start == len(index) == 27
 
 
-def test_classes_are_mixed_over_the_shards(photos: Path, tmp_path: Path) -> None:
-    pack(photos, tmp_path / "out", 3 * SHARD)
+def test_classes_are_mixed_over_the_shards(shared_photos: Path, tmp_path: Path) -> None:
+    pack(shared_photos, tmp_path / "out", 3 * SHARD)
     index = read_index(tmp_path / "out", "train")
     for some in np.split(index.labels, index.ends[:-1]):
         assert len(some) < 5 or len(set(some.tolist())) > 1
 
 
-def test_shards_are_as_large_as_asked(photos: Path, tmp_path: Path) -> None:
-    pack(photos, tmp_path / "out", SHARD)
-    *full, last = read_index(tmp_path / "out", "train").shard_bytes.tolist()
-    largest = max(file.stat().st_size for file in photos.rglob("*.*g"))
+def test_shards_are_as_large_as_asked(shared_photos: Path, packed: Path) -> None:
+    *full, last = read_index(packed, "train").shard_bytes.tolist()
+    largest = max(file.stat().st_size for file in shared_photos.rglob("*.*g"))
     assert all(SHARD / 2 < size < SHARD + largest + 3 * 512 + tarfile.RECORDSIZE for size in full)
     assert last > 0
 
 
-def test_the_same_tree_makes_the_same_pack(photos: Path, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        pack(photos, tmp_path / name, SHARD)
-    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+def test_the_same_tree_makes_the_same_pack(photos: Path, packed: Path, tmp_path: Path) -> None:
+    pack(photos, tmp_path / "out", SHARD)
+    one, two = contents(packed), contents(tmp_path / "out")
     assert one.keys() == two.keys()
     assert all(one[name] == two[name] for name in one if name.endswith((".tar", ".json")))
 
@@ -288,10 +300,9 @@ def test_an_unreadable_image_is_named(photos: Path, noah: Noah, how: str) -> Non
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_webdataset_reads_the_shards(photos: Path, tmp_path: Path, split: str) -> None:
-    pack(photos, tmp_path / "out", SHARD)
-    shards = sorted(map(str, (tmp_path / "out").glob(f"{split}-*.tar")))
+def test_webdataset_reads_the_shards(packed: Path, split: str) -> None:
+    shards = sorted(map(str, packed.glob(f"{split}-*.tar")))
     samples = WebDataset(shards, shardshuffle=False).to_tuple("jpg;png", "cls")
-    index = read_index(tmp_path / "out", split)
+    index = read_index(packed, split)
     found = [(zlib.crc32(image), int(label)) for image, label in samples]
     assert found == list(zip(index.checksums.tolist(), index.labels.tolist(), strict=True))

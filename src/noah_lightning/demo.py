@@ -12,7 +12,6 @@ from noah_lightning.callbacks.attention_images import attention_of_guess, draw_c
 from noah_lightning.config.compose import compose_config
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.data import create_data
-from noah_lightning.data.datamodule import LabeledImages
 from noah_lightning.errors import ConfigError
 from noah_lightning.loggers.console import duration, log
 from noah_lightning.models.classifier import Classifier, load_model
@@ -20,6 +19,7 @@ from noah_lightning.run_dir import Results
 from noah_lightning.train import train
 
 HEADS = ("gap", "noah")
+DRAWN = 6  # images in the picture, each of another class
 
 
 def demo(overrides: Sequence[str] = ()) -> Path:
@@ -48,10 +48,9 @@ def comparison_table(results: dict[str, Results]) -> Table:
     columns = ["head", "parameters", "val top-1", "correct", "epoch", "time", "images/s"]
     rows = []
     for head, r in results.items():
-        correct = f"{r.correct:,} of {r.images:,}"
-        best = f"{r.best_epoch} of {r.epochs}"
-        rate = f"{r.images_per_second:.0f}"
-        rows.append([head, f"{r.parameters:,}", f"{r.top1:.2f} %", correct, best, duration(r.train_seconds), rate])
+        correct, best = f"{r.correct:,} of {r.images:,}", f"{r.best_epoch} of {r.epochs}"
+        cells = [head, f"{r.parameters:,}", f"{r.top1:.2f} %", correct, best, duration(r.train_seconds)]
+        rows.append([*cells, f"{r.images_per_second:.0f}"])
     return Table(columns, rows, left=["head"])
 
 
@@ -68,31 +67,25 @@ def verdict(results: dict[str, Results]) -> str:
     )
 
 
-def draw_demo(folder: Path, configs: dict[str, RunConfig], count: int = 6) -> Path:
-    """Draw the first validation images of ``count`` different classes; returns the picture's path."""
+def draw_demo(folder: Path, configs: dict[str, RunConfig]) -> Path:
+    """Draw the first validation images of different classes; returns the picture's path."""
     data = create_data(**configs["noah"].data.arguments())
     data.prepare_data()
     data.setup("validate")
     assert data.val_dataset is not None
-    images, labels = _one_per_class(data.val_dataset, count)
-    normalized = data.on_device.normalize(images)
+    images: dict[int, Tensor] = {}  # by label
+    for index in range(len(data.val_dataset)):
+        image, label = data.val_dataset[index]
+        images.setdefault(label, image)
+        if len(images) == DRAWN:
+            break
+    shown = torch.stack(list(images.values()))  # uint8 (DRAWN, 3, H, W)
+    normalized = data.on_device.normalize(shown)
     models = {head: load_model(folder / head, config) for head, config in configs.items()}
+    assert isinstance(models["noah"], Classifier)
     with torch.no_grad():
         probabilities = {head: model(normalized).softmax(dim=1) for head, model in models.items()}
-        noah = models["noah"]
-        assert isinstance(noah, Classifier)
-        _, attention = attention_of_guess(noah, normalized)
+        _, attention = attention_of_guess(models["noah"], normalized)
     path = folder / "demo.png"
-    draw_comparison(path, images, labels, data.class_names, probabilities, attention)
+    draw_comparison(path, shown, list(images), data.class_names, probabilities, attention)
     return path
-
-
-def _one_per_class(dataset: LabeledImages, count: int) -> tuple[Tensor, list[int]]:
-    """The first image of each of the first ``count`` classes found: uint8 (count, 3, H, W), and the labels."""
-    found: dict[int, Tensor] = {}
-    for index in range(len(dataset)):
-        image, label = dataset[index]
-        found.setdefault(label, image)
-        if len(found) == count:
-            break
-    return torch.stack(list(found.values())), list(found)

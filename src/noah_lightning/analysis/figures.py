@@ -3,18 +3,16 @@
 import io
 from base64 import b64encode
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from noah_lightning.analysis.groups import Group, identity, make_labels
-from noah_lightning.analysis.statistics import Entry
 
 N, R = "head.head_num", "head.key_ratio"
 
@@ -47,10 +45,10 @@ class HeatMap:
 
 
 @matplotlib.rc_context(STYLE)
-def draw_figures(entries: Sequence[Entry]) -> tuple[list[tuple[str, str]], str | None]:
+def draw_figures(groups: Sequence[Group]) -> tuple[list[tuple[str, str]], str | None]:
     """Title and image of each heat map, and the learning curves or None; images are data URIs of SVG."""
-    maps = [(heat.title, _data_uri(_draw_heat_map(heat))) for heat in heat_maps(entries)]
-    curves = draw_curves([entry.group for entry in entries])
+    maps = [(heat.title, _data_uri(_draw_heat_map(heat))) for heat in heat_maps(groups)]
+    curves = draw_curves(groups)
     return maps, _data_uri(curves) if curves else None
 
 
@@ -58,6 +56,36 @@ def _data_uri(figure: Figure) -> str:
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     return f"data:image/svg+xml;base64,{b64encode(file.getvalue()).decode()}"
+
+
+def draw_curves(groups: Sequence[Group]) -> Figure | None:
+    """Validation accuracy and training loss by epoch; None if no group has either."""
+    panels = [("val/top1", "validation top-1, %"), ("train/loss", "training loss")]
+    rows = -(-len(groups) // 2)  # of the legend
+    figure = Figure(figsize=(8, 3.2 + 0.18 * rows), layout="constrained")
+    lines: dict[str, Line2D] = {}
+    for axes, (column, title) in zip(figure.subplots(1, 2), panels, strict=True):
+        for group, color in zip(groups, _colors(len(groups)), strict=True):
+            curve = group_curve(group, column)
+            if curve is None:
+                continue
+            epochs, mean, low, high = curve
+            marker = "o" if len(epochs) == 1 else ""
+            [lines[group.short]] = axes.plot(epochs, mean, color=color, linewidth=1.6, marker=marker)
+            if (low < high).any():
+                axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.set(title=title, xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(True)
+    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=2)
+    return figure if lines else None
+
+
+def _colors(number: int) -> Sequence[Any]:
+    """Distinct colors; of more than eight, colors of a scale without its almost black ends."""
+    if number <= len(_COLORS):
+        return _COLORS[:number]
+    return list(matplotlib.colormaps["turbo"](np.linspace(0.1, 0.92, number)))
 
 
 def group_curve(group: Group, column: str) -> np.ndarray | None:
@@ -74,66 +102,27 @@ def group_curve(group: Group, column: str) -> np.ndarray | None:
     return np.stack([np.array(epochs, float), values.mean(axis=0), values.min(axis=0), values.max(axis=0)])
 
 
-def draw_curves(groups: Sequence[Group]) -> Figure | None:
-    """Validation accuracy and training loss by epoch; None if no group has either."""
-    panels = [("val/top1", "validation top-1, %"), ("train/loss", "training loss")]
-    rows = -(-len(groups) // 2)  # of the legend
-    figure = Figure(figsize=(8, 3.2 + 0.18 * rows), layout="constrained")
-    lines: dict[str, Line2D] = {}
-    for axes, (column, title) in zip(figure.subplots(1, 2), panels, strict=True):
-        for i, group in enumerate(groups):
-            curve = group_curve(group, column)
-            if curve is not None:
-                lines[group.short] = _draw_curve(axes, curve, _color(i, len(groups)))
-        axes.set(title=title, xlabel="epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(True)
-    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=2)
-    return figure if lines else None
-
-
-def _draw_curve(axes: Axes, curve: np.ndarray, color: Any) -> Line2D:
-    epochs, mean, low, high = curve
-    (line,) = axes.plot(epochs, mean, color=color, linewidth=1.6, marker="o" if len(epochs) == 1 else "")
-    if (low < high).any():
-        axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
-    return line
-
-
-def _color(index: int, number: int) -> Any:
-    """One of eight distinct colors; for more groups, a color of a scale without its almost black ends."""
-    if number <= len(_COLORS):
-        return _COLORS[index]
-    return matplotlib.colormaps["turbo"](0.1 + 0.82 * index / (number - 1))
-
-
-def heat_maps(entries: Sequence[Entry]) -> list[HeatMap]:
+def heat_maps(groups: Sequence[Group]) -> list[HeatMap]:
     """A heat map for each set of groups in which N and r each have at least two values."""
-    sets: defaultdict[object, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        settings = entry.group.settings
-        if _is_plotted(settings.get(N)) and _is_plotted(settings.get(R)):
-            sets[identity(settings, lambda key: key not in (N, R))].append(entry)
-    full = [found for found in sets.values() if len(_values(found, N)) > 1 and len(_values(found, R)) > 1]
-    rest = [{k: v for k, v in found[0].group.settings.items() if k not in (N, R)} for found in full]
-    return [_heat_map(title, found) for title, found in zip(make_labels(rest), full, strict=True)]
+    sets: defaultdict[Hashable, list[Group]] = defaultdict(list)
+    for group in groups:
+        if all(_is_plotted(group.settings.get(key)) for key in (N, R)):
+            sets[identity(group.settings, without=(N, R))].append(group)
+    full = [found for found in sets.values() if all(len({g.settings[key] for g in found}) > 1 for key in (N, R))]
+    shared = [{k: v for k, v in found[0].settings.items() if k not in (N, R)} for found in full]
+    maps = []
+    for title, found in zip(make_labels(shared), full, strict=True):
+        head_nums, rows = np.unique([g.settings[N] for g in found], return_inverse=True)
+        key_ratios, columns = np.unique([g.settings[R] for g in found], return_inverse=True)
+        top1 = np.full((len(head_nums), len(key_ratios)), np.nan)
+        top1[rows, columns] = [g.top1 for g in found]
+        maps.append(HeatMap(title, head_nums.tolist(), key_ratios.tolist(), top1))
+    return maps
 
 
 def _is_plotted(value: object) -> bool:
     """Whether a setting is a number; an untrusted run directory may contain any value."""
     return isinstance(value, int | float) and 0 < value < 1e9
-
-
-def _values(entries: Sequence[Entry], key: str) -> list[float]:
-    return sorted({entry.group.settings[key] for entry in entries})
-
-
-def _heat_map(title: str, entries: Sequence[Entry]) -> HeatMap:
-    rows, columns = _values(entries, N), _values(entries, R)
-    top1 = np.full((len(rows), len(columns)), np.nan)
-    for entry in entries:
-        top1[rows.index(entry.group.settings[N]), columns.index(entry.group.settings[R])] = entry.group.top1
-    return HeatMap(title, rows, columns, top1)
 
 
 def _draw_heat_map(heat: HeatMap) -> Figure:
@@ -145,8 +134,7 @@ def _draw_heat_map(heat: HeatMap) -> Figure:
     axes.pcolormesh(np.ma.masked_invalid(heat.top1), cmap="viridis", vmin=low, vmax=high)
     for (row, column), value in np.ndenumerate(heat.top1):
         if np.isfinite(value):
-            light = high > low and (value - low) / (high - low) > 0.55
-            ink = "black" if light else "white"
+            ink = "black" if value - low > 0.55 * (high - low) else "white"
             axes.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center", color=ink)
     axes.set_xticks(np.arange(columns) + 0.5, [f"{ratio:g}" for ratio in heat.key_ratios])
     axes.set_yticks(np.arange(rows) + 0.5, [f"{number:g}" for number in heat.head_nums])

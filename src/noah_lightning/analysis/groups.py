@@ -1,8 +1,9 @@
 """Groups of runs that differ only in their seed, and the labels of these groups."""
 
+import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,10 @@ class Group:
         """By seed."""
         return {seed: run.outcome for seed, run in self.runs.items() if run.outcome}
 
+    def mean(self, field: str) -> float:
+        """Mean over the seeds of a field of the results."""
+        return statistics.fmean(getattr(outcome, field) for outcome in self.outcomes.values())
+
     @property
     def top1(self) -> float:
         """Mean over the seeds, in percent."""
@@ -52,14 +57,10 @@ class Group:
         """Maximum over the seeds, in bytes."""
         return max((o.peak_memory for o in self.outcomes.values() if o.peak_memory is not None), default=None)
 
-    def mean(self, field: str) -> float:
-        """Mean over the seeds of a field of the results."""
-        return statistics.fmean(getattr(outcome, field) for outcome in self.outcomes.values())
-
 
 def group_runs(runs: Iterable[RunDir]) -> list[Group]:
     """Groups of the finished ``runs``, sorted by model, the baseline first."""
-    members: defaultdict[object, list[RunDir]] = defaultdict(list)
+    members: defaultdict[Hashable, list[RunDir]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: str(run.path)):
         if run.outcome is not None:
             members[identity(run.settings)].append(run)
@@ -71,7 +72,16 @@ def group_runs(runs: Iterable[RunDir]) -> list[Group]:
         repeated = tuple(run for run in found if by_seed[run.seed] is not run)
         short = label.partition(" ")[2] if one_model else label
         groups.append(Group(label, short, shared, dict(sorted(by_seed.items())), repeated))
-    return sorted(groups, key=_order)
+    return sorted(groups, key=lambda g: (g.model, g.head != BASELINE, [*map(_word_order, g.label.split())]))
+
+
+def _word_order(word: str) -> tuple[str, float, str]:
+    """Sort key of a word of a label such as ``head_num=4``: numbers by value, before other words."""
+    key, _, value = word.partition("=")
+    try:
+        return key, float(value), ""
+    except ValueError:
+        return key, math.inf, value
 
 
 def _shared(settings: Settings) -> dict[str, Any]:
@@ -83,9 +93,10 @@ def _shared(settings: Settings) -> dict[str, Any]:
     }
 
 
-def identity(settings: Settings, keep: Callable[[str], bool] = lambda key: True) -> frozenset[tuple[str, Hashable]]:
-    """Key that is equal for runs that share all settings but the seed, or all those with ``keep(name)``."""
-    return frozenset((key, _comparable(value)) for key, value in _shared(settings).items() if keep(key))
+def identity(settings: Settings, only: tuple[str, ...] = ("",), without: tuple[str, ...] = ()) -> Hashable:
+    """Equal for runs with the same settings but the seed; ``only`` and ``without`` are prefixes of keys."""
+    shared = _shared(settings).items()
+    return frozenset((k, _comparable(v)) for k, v in shared if k.startswith(only) and not k.startswith(without))
 
 
 def make_labels(groups: Sequence[Settings]) -> list[str]:
@@ -97,7 +108,7 @@ def make_labels(groups: Sequence[Settings]) -> list[str]:
             same = [i for i, other in enumerate(labels) if other == label]
             more = _differing([groups[i] for i in same], absent_counts=True)
             for i in same:
-                labels[i] = _write(groups[i], [*keys, *(key for key in more if key not in keys)])
+                labels[i] = _write(groups[i], [*keys, *more])
     return labels
 
 
@@ -119,23 +130,22 @@ def _differing(groups: Sequence[Settings], absent_counts: bool = False) -> list[
     for settings in groups:
         for key, value in settings.items():
             values[key].append(_comparable(value))
-    return [
-        key for key, found in values.items() if len(set(found)) > 1 or (absent_counts and len(found) < len(groups))
-    ]
+    return [k for k, found in values.items() if len(set(found)) > 1 or (absent_counts and len(found) < len(groups))]
+
+
+def _comparable(value: Any) -> Hashable:
+    """Hashable value, in which 1 equals 1.0 but not true, and NaN equals itself."""
+    if isinstance(value, list):
+        return tuple(map(_comparable, value))
+    return value if isinstance(value, int | float) and type(value) is not bool and value == value else repr(value)
 
 
 def _write(settings: Settings, keys: Sequence[str]) -> str:
     """Label such as ``head_num=4``, or ``head.head_num=4`` if the last part of the key is ambiguous."""
-    used = Counter(map(_last, (*_NAMES, *keys)))
-    present = [*_NAMES, *(key for key in keys if key in settings)]
-    return " ".join(
-        f"{_last(key) if key in _NAMES or used[_last(key)] == 1 else key}={_show(settings[key])}" for key in present
-    )
-
-
-def _last(key: str) -> str:
-    """``head.head_num`` → ``head_num``, ``data.name`` → ``data``."""
-    return key.removesuffix(".name").rpartition(".")[2]
+    last = {key: key.removesuffix(".name").rpartition(".")[2] for key in (*_NAMES, *keys)}  # data.name → data
+    used = Counter(last.values())
+    words = {key: last[key] if key in _NAMES or used[last[key]] == 1 else key for key in last if key in settings}
+    return " ".join(f"{word}={_show(settings[key])}" for key, word in words.items())
 
 
 def _show(value: Any) -> str:
@@ -147,23 +157,3 @@ def _show(value: Any) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else " ".join(str(value).split())
-
-
-def _comparable(value: Any) -> Hashable:
-    """Hashable value, in which 1 equals 1.0 but not true, and NaN equals itself."""
-    if isinstance(value, list):
-        return tuple(map(_comparable, value))
-    return value if isinstance(value, int | float) and type(value) is not bool and value == value else repr(value)
-
-
-def _order(group: Group) -> tuple[object, ...]:
-    """Sort key: model, the baseline first, then the words of the label, with numbers by value."""
-    words = [word.partition("=") for word in group.label.split()]
-    return group.model, group.head != BASELINE, [_word_order(key, value) for key, _, value in words]
-
-
-def _word_order(key: str, value: str) -> tuple[str, bool, float, str]:
-    try:
-        return key, False, float(value), ""
-    except ValueError:
-        return key, True, 0.0, value

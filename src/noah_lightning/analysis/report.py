@@ -8,36 +8,26 @@ from shlex import quote
 from rich import get_console
 
 from noah_lightning.analysis.groups import BASELINE, Group
-from noah_lightning.analysis.statistics import LEVEL, RESAMPLES, Comparison, Entry, most_helped, most_hurt
-from noah_lightning.analysis.tables import Table
+from noah_lightning.analysis.statistics import LEVEL, RESAMPLES, Comparison, Entry
+from noah_lightning.analysis.tables import Table, count, printable
 from noah_lightning.errors import ConfigError, one_line
 from noah_lightning.loggers.console import duration
 from noah_lightning.run_dir import CONFIG
 
 NONE = "–"  # in a cell
 FEW = 3  # number of differences up to which all are reported; of more, only the highest
+SHOWN = 10  # classes with the largest gains and losses
 
 
 def signed(points: float) -> str:
     """``+0.55`` or ``−0.30``; without a sign if it rounds to zero."""
-    text = f"{abs(points):.2f}"
-    sign = "" if float(text) == 0 else "−" if points < 0 else "+"
-    return sign + text
+    text = f"{points:+.2f}".replace("-", "−")
+    return "0.00" if text[1:] == "0.00" else text
 
 
 def p_value(p: float) -> str:
     """``p = 0.21``, or ``p < 0.001``."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-
-
-def count(number: int, thing: str) -> str:
-    """``1 seed``, ``2 seeds``."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def printable(text: str) -> str:
-    """``text`` with control characters escaped, because logs and paths may be untrusted."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def main_table(comparison: Comparison) -> Table:
@@ -47,32 +37,22 @@ def main_table(comparison: Comparison) -> Table:
     columns += ["parameters", "images/s", *(["GPU memory"] if memory else []), "time", "best epoch"]
     rows = []
     for entry in comparison.entries:
-        group, outcomes = entry.group, list(entry.group.outcomes.values())
+        group, paired, outcomes = entry.group, entry.paired, list(entry.group.outcomes.values())
         spread = "" if group.deviation is None else f" ± {group.deviation:.2f}"
-        cells = [group.label, str(len(outcomes)), f"{group.top1:.2f}{spread}", *_against_baseline(entry)]
+        cells = [group.label, str(len(outcomes)), f"{group.top1:.2f}{spread}"]
+        if entry.difference is None:
+            cells += [NONE] * 3
+        elif paired is None:
+            cells += [signed(entry.difference), "not tested", NONE]
+        else:
+            cells += [signed(entry.difference), f"{signed(paired.low)} to {signed(paired.high)}", p_value(paired.p)]
         cells += [f"{outcomes[0].parameters:,}", f"{group.mean('images_per_second'):,.0f}"]
-        cells += [NONE if group.peak_memory is None else f"{group.peak_memory / 2**30:.2f} GiB"] if memory else []
+        if memory:
+            cells.append(NONE if group.peak_memory is None else f"{group.peak_memory / 2**30:.2f} GiB")
         best = ", ".join(str(outcome.best_epoch) for outcome in outcomes)
         last = ", ".join(map(str, sorted({outcome.epochs for outcome in outcomes})))
         rows.append([*cells, duration(group.mean("train_seconds")), f"{best} of {last}"])
     return Table(columns, rows, left=["group"])
-
-
-def _against_baseline(entry: Entry) -> list[str]:
-    """Cells of difference, interval and p value."""
-    if entry.difference is None:
-        return [NONE] * 3
-    if entry.paired is None:
-        return [signed(entry.difference), "not tested", NONE]
-    interval = f"{signed(entry.paired.low)} to {signed(entry.paired.high)}"
-    return [signed(entry.difference), interval, p_value(entry.paired.p)]
-
-
-def full_table(comparison: Comparison) -> Table:
-    """One row per group in full precision; missing values are empty, and lists are separated by spaces."""
-    facts = [_facts(entry) for entry in comparison.entries]
-    rows = [["" if value is None else printable(str(value)) for value in row.values()] for row in facts]
-    return Table(list(facts[0]) if facts else ["group"], rows, left=["group"])
 
 
 def _facts(entry: Entry) -> dict[str, object]:
@@ -117,16 +97,14 @@ def summary(comparison: Comparison) -> list[str]:
         return [f"No run has finished; {count(len(comparison.unfinished), 'run')} without results."]
     measured = [entry for entry in entries if entry.difference is not None]
     if not measured:
+        reason = f"there is no finished run with head={BASELINE} and the same model, data and recipe"
         if all(entry.group.head == BASELINE for entry in entries):
             reason = f"every finished run has head={BASELINE}, the baseline"
-        else:
-            reason = f"there is no finished run with head={BASELINE} and the same model, data and recipe"
         return [*(_accuracy(entry.group) for entry in entries[:FEW]), f"There is nothing to compare with: {reason}."]
     if len(measured) <= FEW:
         return [_difference(entry) for entry in measured]
-    best = max(measured, key=lambda entry: entry.difference or 0)
     return [
-        _difference(best),
+        _difference(max(measured, key=lambda entry: entry.difference or 0)),
         f"This is the highest of {len(measured)} groups; choosing it on the images it is evaluated on is optimistic, "
         "and p values are not corrected for the number of groups.",
     ]
@@ -138,20 +116,15 @@ def _accuracy(group: Group) -> str:
 
 
 def _difference(entry: Entry) -> str:
-    assert entry.difference is not None
-    assert entry.baseline is not None
     points, paired = entry.difference, entry.paired
-    if points == 0:
-        position = f"level with {entry.baseline.short}"
-    else:
-        over = f"{signed(points)} points over" if points > 0 else f"{abs(points):.2f} points below"
-        position = f"{over} {entry.baseline.short}"
+    assert points is not None
+    assert entry.baseline is not None
+    position = "level with" if points == 0 else f"{abs(points):.2f} points below"
+    if points > 0:
+        position = f"{signed(points)} points over"
+    start = f"{entry.group.short} is {position} {entry.baseline.short}"
     if paired is None:
-        return f"{entry.group.short} is {position}, not tested: {printable(entry.untested)}."
-    facts = (
-        f"{LEVEL} % interval {signed(paired.low)} to {signed(paired.high)}, McNemar {p_value(paired.p)}, "
-        f"{paired.images:,} images × {count(paired.seeds, 'seed')}"
-    )
+        return f"{start}, not tested: {printable(entry.untested)}."
     if not paired.significant:
         verdict = "not significant"
     elif paired.seeds == 1:
@@ -160,26 +133,27 @@ def _difference(entry: Entry) -> str:
         verdict = "significant on these images, but the seeds disagree in the sign"
     else:
         verdict = "significant on these images, with the same sign for every seed"
-    return f"{entry.group.short} is {position} ({facts}): {verdict}."
+    return (
+        f"{start} ({LEVEL} % interval {signed(paired.low)} to {signed(paired.high)}, McNemar {p_value(paired.p)}, "
+        f"{paired.images:,} images × {count(paired.seeds, 'seed')}): {verdict}."
+    )
 
 
 def remarks(comparison: Comparison) -> list[str]:
     """Notes on missing tests, ignored runs and unfinished runs."""
     entries = comparison.entries
-    untested = [f"{entry.group.label}: not tested, {entry.untested}" for entry in entries if entry.untested]
-    partial = [
-        f"{entry.group.label}: difference and test only use {'seed' if len(entry.seeds) == 1 else 'seeds'} "
-        f"{', '.join(map(str, entry.seeds))}, in common with its baseline {entry.baseline.label}"
-        for entry in entries
-        if entry.baseline and entry.seeds and set(entry.seeds) != set(entry.group.runs) | set(entry.baseline.runs)
-    ]
-    repeated = [
-        f"{run.path}: ignored, {entry.group.runs[run.seed].path} has the same settings and seed"
-        for entry in entries
-        for run in entry.group.repeated
-    ]
-    unfinished = [f"{run.path}: not finished; {run.reason}" for run in comparison.unfinished]
-    return list(map(printable, [*untested, *partial, *repeated, *unfinished]))
+    found = [f"{entry.group.label}: not tested, {entry.untested}" for entry in entries if entry.untested]
+    for entry in entries:
+        if entry.baseline and entry.seeds and set(entry.seeds) != {*entry.group.runs, *entry.baseline.runs}:
+            found.append(
+                f"{entry.group.label}: difference and test only use {'seed' if len(entry.seeds) == 1 else 'seeds'} "
+                f"{', '.join(map(str, entry.seeds))}, in common with its baseline {entry.baseline.label}"
+            )
+    for group in (entry.group for entry in entries):
+        for run in group.repeated:
+            found.append(f"{run.path}: ignored, {group.runs[run.seed].path} has the same settings and seed")
+    found += [f"{run.path}: not finished; {run.reason}" for run in comparison.unfinished]
+    return list(map(printable, found))
 
 
 def show(comparison: Comparison) -> None:
@@ -203,8 +177,10 @@ def latex(comparison: Comparison) -> str:
 
 
 def csv(comparison: Comparison) -> str:
-    """Every number in full precision, one line per group."""
-    return full_table(comparison).csv()
+    """Every number in full precision, one line per group; missing values are empty, lists separated by spaces."""
+    facts = [_facts(entry) for entry in comparison.entries]
+    rows = [["" if value is None else printable(str(value)) for value in row.values()] for row in facts]
+    return Table(list(facts[0]) if facts else ["group"], rows).csv()
 
 
 def html(comparison: Comparison) -> str:
@@ -214,7 +190,7 @@ def html(comparison: Comparison) -> str:
     from noah_lightning.analysis.figures import draw_figures  # matplotlib takes half a second to import
 
     entries = comparison.entries
-    heat_maps, curves = draw_figures(entries)
+    heat_maps, curves = draw_figures([entry.group for entry in entries])
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string((files("noah_lightning.analysis") / "page.html").read_text(encoding="utf-8"))
     return page.render(
@@ -225,17 +201,19 @@ def html(comparison: Comparison) -> str:
         level=LEVEL,
         heat_maps=heat_maps,
         curves=curves,
-        classes=[_class_tables(entry) for entry in entries if entry.gains],
+        classes=[class_tables(entry) for entry in entries if entry.gains],
         remarks=remarks(comparison),
         groups=[_commands_and_configuration(entry.group) for entry in entries],
     )
 
 
-def _class_tables(entry: Entry) -> tuple[str, list[Table]]:
+def class_tables(entry: Entry) -> tuple[str, list[Table]]:
     """A heading, and the classes with the largest gains and losses."""
     assert entry.baseline is not None
+    helped = [gain for gain in entry.gains if gain.points > 0]
+    hurt = [gain for gain in reversed(entry.gains) if gain.points < 0]
     tables = []
-    for title, gains in (("helped most", most_helped(entry.gains)), ("hurt most", most_hurt(entry.gains))):
+    for title, gains in (("helped most", helped[:SHOWN]), ("hurt most", hurt[:SHOWN])):
         rows = [[g.name, f"{g.images:,}", f"{g.baseline:,}", f"{g.correct:,}", signed(g.points)] for g in gains]
         tables.append(Table([title, "images", "baseline right", "right", "points"], rows, left=[title]))
     return f"{entry.group.short} against {entry.baseline.short}", tables

@@ -12,7 +12,6 @@ from noah_lightning.errors import ConfigError
 from noah_lightning.run_dir import Predictions, RunDir, find_runs
 
 RESAMPLES, LEVEL = 2000, 95  # LEVEL in percent
-SHOWN = 10  # classes with the largest gains and losses
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,15 @@ def compare_paired(group: Sequence[np.ndarray], baseline: Sequence[np.ndarray], 
     differences = [g.astype(int) - b.astype(int) for g, b in zip(group, baseline, strict=True)]  # -1, 0, 1
     better, worse = (sum(int((d == sign).sum()) for d in differences) for sign in (1, -1))
     low, high = bootstrap([np.mean(differences, axis=0)] if same_images else differences)
-    signs = {int(np.sign(d.sum())) for d in differences}
-    p = mcnemar(better, worse)
     return Paired(
-        better, worse, len(differences[0]), len(differences), 100 * low, 100 * high, p, one_sign=len(signs) == 1
+        better=better,
+        worse=worse,
+        images=len(differences[0]),
+        seeds=len(differences),
+        low=100 * low,
+        high=100 * high,
+        p=mcnemar(better, worse),
+        one_sign=len({int(np.sign(d.sum())) for d in differences}) == 1,
     )
 
 
@@ -60,16 +64,16 @@ def mcnemar(better: int, worse: int) -> float:
     return min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5)))
 
 
-def bootstrap(sets: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
+def bootstrap(sets: Sequence[np.ndarray]) -> tuple[float, float]:
     """Bootstrap percentile interval of the mean over ``sets`` of the mean of each set.
 
     There are few distinct values, so their counts are drawn: the same distribution, but faster.
     """
-    random = np.random.default_rng(seed)
-    means = np.zeros(resamples)
+    random = np.random.default_rng(0)
+    means = np.zeros(RESAMPLES)
     for values in sets:
         distinct, counts = np.unique(values, return_counts=True)
-        drawn = random.multinomial(len(values), counts / len(values), size=resamples)
+        drawn = random.multinomial(len(values), counts / len(values), size=RESAMPLES)
         means += drawn @ distinct / (len(values) * len(sets))
     margin = (100 - LEVEL) / 2
     low, high = np.percentile(means, [margin, 100 - margin])
@@ -101,14 +105,6 @@ def class_gains(group: Sequence[Predictions], baseline: Sequence[Predictions]) -
     return sorted(gains, key=lambda gain: -gain.points)
 
 
-def most_helped(gains: Sequence[ClassGain]) -> list[ClassGain]:
-    return [gain for gain in gains if gain.points > 0][:SHOWN]
-
-
-def most_hurt(gains: Sequence[ClassGain]) -> list[ClassGain]:
-    return [gain for gain in reversed(gains) if gain.points < 0][:SHOWN]
-
-
 @dataclass(frozen=True)
 class Entry:
     """A group compared with its baseline; None or empty if there is none."""
@@ -130,13 +126,17 @@ def measure(group: Group, groups: Sequence[Group]) -> Entry:
     seeds = tuple(seed for seed in group.runs if seed in baseline.runs)
     if not seeds:
         return Entry(group, baseline, seeds, group.top1 - baseline.top1, untested="no seed in common")
-    ours, theirs = group.outcomes, baseline.outcomes
-    difference = statistics.fmean(ours[seed].top1 - theirs[seed].top1 for seed in seeds)
+    difference = statistics.fmean(group.outcomes[seed].top1 - baseline.outcomes[seed].top1 for seed in seeds)
     try:
-        paired, gains = _test([group.runs[seed] for seed in seeds], [baseline.runs[seed] for seed in seeds])
+        ours, theirs = ([side.runs[seed].predictions() for seed in seeds] for side in (group, baseline))
+        if not all(np.array_equal(one.labels, other.labels) for one, other in zip(ours, theirs, strict=True)):
+            raise ConfigError("its validation images differ from those of the baseline")
     except ConfigError as reason:
         return Entry(group, baseline, seeds, difference, untested=str(reason))
-    return Entry(group, baseline, seeds, difference, paired, gains=gains)
+    draws = {side.runs[seed].settings.get("data.seed") for side in (group, baseline) for seed in seeds}  # of digits
+    same_images = len(draws) == 1 and all(np.array_equal(ours[0].labels, other.labels) for other in ours)
+    paired = compare_paired([one.right for one in ours], [other.right for other in theirs], same_images)
+    return Entry(group, baseline, seeds, difference, paired, gains=class_gains(ours, theirs))
 
 
 def find_baseline(group: Group, groups: Sequence[Group]) -> Group | None:
@@ -146,30 +146,12 @@ def find_baseline(group: Group, groups: Sequence[Group]) -> Group | None:
     """
     if group.head == BASELINE:
         return None
-
-    def all_but_the_head(key: str) -> bool:
-        return not key.startswith("head.")
-
-    def the_essential(key: str) -> bool:
-        return key == "model.name" or key.startswith(("data.", "recipe."))
-
-    for keep in (all_but_the_head, the_essential):
-        wanted = identity(group.settings, keep)
-        fitting = [g for g in groups if g.head == BASELINE and identity(g.settings, keep) == wanted]
+    for parts in ({"without": ("head.",)}, {"only": ("model.name", "data.", "recipe.")}):
+        wanted = identity(group.settings, **parts)
+        fitting = [g for g in groups if g.head == BASELINE and identity(g.settings, **parts) == wanted]
         if fitting:
             return max(fitting, key=lambda g: (len(g.runs.keys() & group.runs.keys()), g.top1))
     return None
-
-
-def _test(ours: Sequence[RunDir], theirs: Sequence[RunDir]) -> tuple[Paired, list[ClassGain]]:
-    """Test and gains of runs paired by seed; raises ConfigError if their predictions cannot be paired."""
-    group, baseline = ([run.predictions() for run in runs] for runs in (ours, theirs))
-    if not all(np.array_equal(one.labels, other.labels) for one, other in zip(group, baseline, strict=True)):
-        raise ConfigError("its validation images differ from those of the baseline")
-    one_draw = len({run.settings.get("data.seed") for run in (*ours, *theirs)}) == 1  # digits depend on data.seed
-    same_images = one_draw and all(np.array_equal(group[0].labels, other.labels) for other in group)
-    paired = compare_paired([g.right for g in group], [b.right for b in baseline], same_images)
-    return paired, class_gains(group, baseline)
 
 
 @dataclass(frozen=True)

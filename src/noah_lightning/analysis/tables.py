@@ -1,4 +1,4 @@
-"""Text tables for a terminal, Markdown, LaTeX and CSV."""
+"""Text tables for a terminal, Markdown, LaTeX and CSV, and words of their texts."""
 
 import csv
 import io
@@ -63,3 +63,13 @@ _LATEX = str.maketrans(
 def latex_text(text: str) -> str:
     """Escape the special characters of LaTeX."""
     return text.translate(_LATEX)
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters and undecodable bytes escaped, because names, paths and logs are untrusted."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def count(number: int, thing: str) -> str:
+    """``1 seed``, ``2 seeds``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

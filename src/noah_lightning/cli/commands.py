@@ -29,17 +29,9 @@ def settings(arguments: argparse.Namespace) -> None:
 
 
 def heads(arguments: argparse.Namespace) -> None:
-    from noah_lightning.tools.model_tables import preflight
+    from noah_lightning.tools.model_tables import show_heads
 
-    look = preflight(arguments.model, arguments.num_classes)
-    channels, rows, columns = look.feature_map
-    print(f"{look.model}  image {look.image_size[0]} × {look.image_size[1]}  {arguments.num_classes:,} classes")
-    print(f"feature map  {channels} channels × {rows} × {columns} = {rows * columns} positions")
-    print(f"backbone     {look.parameters:,} parameters, {look.multiply_adds / 1e6:,.0f} M multiply-adds")
-    look.heads.show()
-    print("kept per image: what a training step keeps for the backward pass, in float32")
-    if look.impossible:
-        print(f"impossible, as they do not divide the channels: {', '.join(look.impossible)}")
+    show_heads(arguments.model, arguments.num_classes)
 
 
 def convert(arguments: argparse.Namespace) -> None:

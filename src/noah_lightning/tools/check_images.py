@@ -1,6 +1,5 @@
 """Check of image files, decoded as in training, by one process per core."""
 
-import os
 import signal
 import stat
 import warnings
@@ -22,34 +21,35 @@ from PIL import Image, UnidentifiedImageError
 from noah_lightning.data.image import decode_rgb, usual_jpeg
 from noah_lightning.distributed.environment import cores, end_with_parent
 from noah_lightning.errors import one_line
-from noah_lightning.tools.check_report import SMALLEST
 
 CHUNK = 16  # files per task of a process
 AHEAD = 4  # tasks per process that are submitted in advance
+SMALLEST = 8  # pixels per side
 
 
 @dataclass(frozen=True)
 class Look:
     """Result of the check of a file."""
 
-    remarks: list[tuple[str, str]]  # kind in check_report.KINDS, and a detail or ""
+    remarks: list[tuple[str, str]]  # kind in check_data.KINDS, and a detail or ""
     digest: int = 0  # 64-bit hash of its bytes; 0 if it is not an image
 
 
-def look_at_all(root: str, paths: Iterable[str]) -> Generator[tuple[str, Look], None, None]:
+def look_at_all(root: str, paths: Iterable[str], singly: bool = False) -> Generator[tuple[str, Look], None, None]:
     """Check the files at ``paths``, relative to ``root``; yields each path with its result, in order.
 
-    If a process crashes, the files that it may have been decoding are checked one by one.
+    If a process crashes, the files that it may have been decoding are checked again, one at a time (``singly``).
     """
+    workers, size, ahead = (1, 1, 1) if singly else (cores(), CHUNK, AHEAD * cores())
     left = iter(paths)
-    chunks = iter(lambda: list(islice(left, CHUNK)), [])
+    chunks = iter(lambda: list(islice(left, size)), [])
     while True:
         waiting: deque[list[str]] = deque()
         running: deque[Future[list[Look]]] = deque()
         try:
-            with _pool(cores()) as pool:
+            with _pool(workers) as pool:
                 while True:
-                    for chunk in islice(chunks, AHEAD * cores() - len(running)):
+                    for chunk in islice(chunks, ahead - len(running)):
                         waiting.append(chunk)
                         running.append(pool.submit(_look_at_chunk, root, chunk))
                     if not running:
@@ -57,18 +57,11 @@ def look_at_all(root: str, paths: Iterable[str]) -> Generator[tuple[str, Look], 
                     looks = running.popleft().result()
                     yield from zip(waiting.popleft(), looks, strict=True)
         except BrokenProcessPool:
-            yield from _look_one_by_one(root, deque(chain(*waiting)))
-
-
-def _look_one_by_one(root: str, left: deque[str]) -> Iterator[tuple[str, Look]]:
-    while left:
-        try:
-            with _pool(1) as pool:
-                while left:
-                    [look] = pool.submit(_look_at_chunk, root, [left[0]]).result()
-                    yield left.popleft(), look
-        except BrokenProcessPool:
-            yield left.popleft(), Look([("crash", "")])
+            if singly:
+                [[path]] = waiting
+                yield path, Look([("crash", "")])
+            else:
+                yield from look_at_all(root, chain(*waiting), singly=True)
 
 
 @contextmanager
@@ -96,26 +89,22 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _look_at_chunk(root: str, paths: list[str]) -> list[Look]:
-    return [look_at(os.path.join(root, path)) for path in paths]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return [look_at(Path(root, path)) for path in paths]
 
 
-def look_at(path: str) -> Look:
+def look_at(path: Path) -> Look:
     """Check a file: read and decode it as in training."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait forever
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait forever
             return Look([("unreadable", "not a regular file")])
-        data = Path(path).read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         return Look([("unreadable", error.strerror or one_line(error))])
     if not data:
         return Look([("empty-file", "")])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return _look_into(data)
-
-
-def _look_into(data: bytes) -> Look:
     try:
         with Image.open(BytesIO(data)) as image:  # reads only the header
             form, mode = image.format, image.mode

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from noah_lightning.config.schema import RunConfig
@@ -15,6 +15,7 @@ from noah_lightning.models.classifier import build_model
 from noah_lightning.models.cost import count_parameters
 from noah_lightning.models.official_checkpoints import convert_official, read_official, row_overrides
 from noah_lightning.models.rows import row_config
+from noah_lightning.models.timm_models import read_weights
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
 
@@ -29,10 +30,6 @@ class Facts:
     parameters: int
     source: str  # name of the converted file
     ema: bool  # whether the averaged weights were converted
-
-    @property
-    def overrides(self) -> list[str]:
-        return ["model.args.pre_logits=true"] if self.pre_logits else []
 
 
 def convert(file: Path, row: str, head: str, output: Path, ema: bool = False) -> Facts:
@@ -72,8 +69,15 @@ def is_converted(folder: Path) -> bool:
 
 def converted_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a converted model; raises ConfigError for an invalid model.json or override."""
-    facts = _read_facts(folder)
-    return row_config(facts.row, facts.head, [*facts.overrides, *overrides])
+    path = folder / FACTS
+    try:
+        facts = Facts(**json.loads(path.read_text()))
+        if not isinstance(facts.pre_logits, bool):
+            raise ValueError(f"pre_logits={facts.pre_logits!r} must be true or false")
+    except (OSError, RecursionError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is not valid: {one_line(error)}") from error
+    extra = ["model.args.pre_logits=true"] if facts.pre_logits else []
+    return row_config(facts.row, facts.head, [*extra, *overrides])
 
 
 def load_converted(folder: Path, config: RunConfig) -> nn.Module:
@@ -82,25 +86,10 @@ def load_converted(folder: Path, config: RunConfig) -> nn.Module:
     Raises:
         WeightsError: weights that are missing, unreadable or of another model.
     """
-    path = folder / WEIGHTS
-    try:
-        weights = load_file(path)
-    except Exception as error:  # safetensors raises its own
-        raise WeightsError(f"{path} cannot be read as model weights: {one_line(error)}") from error
-    model = build_model(config)
+    weights, model = read_weights(folder / WEIGHTS), build_model(config)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
+        path = folder / WEIGHTS
         raise WeightsError(f"{path} is not of the model in {folder / FACTS}: {one_line(error)}") from error
     return model.eval()
-
-
-def _read_facts(folder: Path) -> Facts:
-    path = folder / FACTS
-    try:
-        facts = Facts(**json.loads(path.read_text()))
-        if not isinstance(facts.pre_logits, bool):
-            raise ValueError(f"pre_logits={facts.pre_logits!r} must be true or false")
-    except (OSError, RecursionError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is not valid: {one_line(error)}") from error
-    return facts

@@ -1,9 +1,7 @@
 """Tables of the paper's models (``noah rows``) and of the heads that fit a backbone (``noah heads``)."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from itertools import product
 
 import torch
 from torch import nn
@@ -56,96 +54,48 @@ def cost_table() -> Table:
     return Table(columns, rows, left=["command"])
 
 
-@dataclass(frozen=True)
-class Preflight:
-    """The feature map of a model, and the cost of the heads that fit it.
+def show_heads(model: str, num_classes: int) -> None:
+    """Print the feature map of ``model``, a row of the paper or any timm name, and the cost of the heads that fit it.
 
-    Attributes:
-        model: row of the paper, or timm name.
-        image_size: height and width of the images, in pixels.
-        feature_map: C, H and W.
-        parameters: of the backbone.
-        multiply_adds: of the backbone, for one image.
-        heads: the baseline and every possible (N, r), with parameters, multiply-adds for one image, and memory per
-            image kept between forward and backward (float32).
-        impossible: every (N, r) that does not divide the channels.
-    """
-
-    model: str
-    image_size: tuple[int, int]
-    feature_map: tuple[int, int, int]
-    parameters: int
-    multiply_adds: int
-    heads: Table
-    impossible: list[str]
-
-
-def preflight(model: str, num_classes: int = 1000) -> Preflight:
-    """Examine ``model``, a row of the paper or any timm name, on the meta device, which takes no memory.
+    The model is built on the meta device, which takes no memory.
 
     Raises:
         UserError: an unknown model, or one without a spatial feature map.
     """
-    name, args, row_settings = _find(model)
+    name, args, published = model, {}, None
+    if model in ROWS:
+        config = compose_config([f"model={model}"])
+        assert isinstance(config.head, NoahHeadSettings)
+        name, args, published = config.model.name, config.model.args, (config.head.head_num, config.head.key_ratio)
     size = default_image_size(name)
     with torch.device("meta"):
         backbone = make_backbone(name, **args)
-        features = backbone(torch.empty(1, 3, *size))
-    width, positions = backbone.out_channels, features.shape[2]
-    shape = (width, positions)
-    rows = [_cost_row("GAP", "", nn.Sequential(_Mean(), nn.Linear(width, num_classes, device="meta")), shape)]
+        channels, positions = backbone(torch.empty(1, 3, *size)).shape[1:]
+        pooled = nn.Linear(channels, num_classes)
+    rows = [["GAP", "", *_cost(pooled, (channels,)), ""]]
     impossible = []
-    for n, r, head in _heads(width, num_classes):
-        if head is None:
+    for r, n in product(KEY_RATIOS, HEAD_NUMS):
+        try:
+            with torch.device("meta"):
+                head = NOAHHead(channels, num_classes, head_num=n, key_ratio=r, dropout=0.1)
+        except HeadSettingError:  # they do not divide the channels
             impossible.append(f"N={n} r={Fraction(r)}")
-        else:
-            rows.append(_cost_row(f"N={n}", f"r={Fraction(r)}", head, shape, (n, r) == row_settings))
+            continue
+        cost = _cost(head, (channels, positions))
+        rows.append([f"N={n}", f"r={Fraction(r)}", *cost, "the paper's" if (n, r) == published else ""])
+    height, width = grid_shape(positions, size[0] / size[1])
+    operations = multiply_adds(backbone, (1, 3, *size)) / 1e6
+    print(f"{model}  image {size[0]} × {size[1]}  {num_classes:,} classes")
+    print(f"feature map  {channels} channels × {height} × {width} = {positions} positions")
+    print(f"backbone     {count_parameters(backbone):,} parameters, {operations:,.0f} M multiply-adds")
     columns = ["head", "", "parameters", "M multiply-adds", "kept per image", " "]
-    return Preflight(
-        model=model,
-        image_size=size,
-        feature_map=(width, *grid_shape(positions, size[0] / size[1])),
-        parameters=count_parameters(backbone),
-        multiply_adds=multiply_adds(backbone, (1, 3, *size)),
-        heads=Table(columns, rows, left=["head", "", " "]),
-        impossible=impossible,
-    )
+    Table(columns, rows, left=["head", "", " "]).show()
+    print("kept per image: what a training step keeps for the backward pass, in float32")
+    if impossible:
+        print(f"impossible, as they do not divide the channels: {', '.join(impossible)}")
 
 
-def _find(model: str) -> tuple[str, dict[str, Any], tuple[int, float] | None]:
-    """timm's name of a model, its arguments, and its (N, r) in the paper."""
-    if model not in ROWS:
-        return model, {}, None
-    config = compose_config([f"model={model}"])
-    assert isinstance(config.head, NoahHeadSettings)
-    return config.model.name, config.model.args, (config.head.head_num, config.head.key_ratio)
-
-
-def _heads(width: int, num_classes: int) -> Iterator[tuple[int, float, NOAHHead | None]]:
-    """Every (N, r) with its head on the meta device, or None if it does not divide the channels."""
-    for r in KEY_RATIOS:
-        for n in HEAD_NUMS:
-            try:
-                with torch.device("meta"):
-                    yield n, r, NOAHHead(width, num_classes, head_num=n, key_ratio=r, dropout=0.1)
-            except HeadSettingError:
-                yield n, r, None
-
-
-class _Mean(nn.Module):
-    """(B, C, L) → (B, C)."""
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return features.mean(dim=2)
-
-
-def _cost_row(n: str, r: str, head: nn.Module, shape: tuple[int, int], of_the_paper: bool = False) -> list[str]:
-    kept = kept_for_backward(head, shape) / 2**20
-    return [
-        n,
-        r,
-        f"{count_parameters(head):,}",
-        f"{multiply_adds(head, (1, *shape)) / 1e6:.1f}",
-        f"{kept:.2f} MiB",
-        "the paper's" if of_the_paper else "",
-    ]
+def _cost(head: nn.Module, shape: tuple[int, ...]) -> list[str]:
+    """Parameters, multiply-adds and memory of a head for one image with features of this shape."""
+    operations, kept = multiply_adds(head, (1, *shape)) / 1e6, kept_for_backward(head, shape) / 2**20
+    return [f"{count_parameters(head):,}", f"{operations:.1f}", f"{kept:.2f} MiB"]

@@ -6,16 +6,14 @@ import shutil
 import tarfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 
 from noah_lightning.atomic_io import write_whole
 from noah_lightning.data.image import Picture, decode_rgb, unreadable
@@ -32,33 +30,17 @@ SEED = 0  # of the order of the training images in the pack
 AHEAD = 8  # images per thread that are read in advance
 LOCK = "noah-pack.lock"
 
-Advance = Callable[[], None]  # called after each image; raises Stopped
 
-
-@dataclass(frozen=True)
-class Packed:
-    """A pack that was written."""
-
-    out: Path
-    classes: int
-    indices: dict[str, Index]
-
-    def __str__(self) -> str:
-        parts = [f"{name} {len(one):,} images in {len(one.ends)} shards" for name, one in self.indices.items()]
-        size = sum(int(one.shard_bytes.sum()) for one in self.indices.values())
-        return f"{self.out}  {'  '.join(parts)}  {self.classes} classes  {size / 1e9:.3g} GB"
-
-
-def pack(root: Path, out: Path, shard_bytes: int) -> Packed:
+def pack(root: Path, out: Path, shard_bytes: int) -> str:
     """Write the images of root/train/<class>/ and root/val/<class>/ into shards in the new folder ``out``.
 
     The bytes of the images do not change; each is decoded once, as a check. Training images are shuffled, those of
     val/ keep the order of the tree. The result only depends on the tree and ``shard_bytes``.
 
-    Args:
-        root: as for ``data=imagefolder``.
-        out: new folder; until all is written, its name ends in ``.unfinished``.
-        shard_bytes: size of a shard.
+    Until all is written, the name of the folder ends in ``.unfinished``.
+
+    Returns:
+        A line with the folder and the numbers of images, shards, classes and bytes.
 
     Raises:
         DataError: the tree is invalid, a file is not an image, or ``out`` exists or cannot be written.
@@ -68,24 +50,26 @@ def pack(root: Path, out: Path, shard_bytes: int) -> Packed:
     require_same_classes(root)
     images = {split: FolderImages(root, split, Picture.pixels) for split in SPLITS}
     classes = images["train"].classes
+    total = sum(map(len, images.values()))
     # A flag checked after each image, as KeyboardInterrupt could be raised while a thread holds a lock.
     request = StopRequest()
-    with (
-        request.listening(),
-        _new_folder(out) as folder,
-        progress("packing", sum(map(len, images.values()))) as count,
-    ):
+    with request.listening(), _new_folder(out) as folder, progress("packing", total) as count:
 
         def advance() -> None:
             count()
             if request.signal:
                 raise Stopped(request.signal)
 
-        indices: dict[str, Index] = {}
+        splits = {}
         for split in SPLITS:
-            indices[split] = _write_split(folder, split, images[split], shard_bytes, advance)
-        _finish(folder, classes, indices)
-    return Packed(out, len(classes), indices)
+            index = _write_shards(folder, split, images[split], shard_bytes, advance)
+            write_whole(folder / f"{split}.npz", index.write)
+            splits[split] = {"images": len(index), "shards": len(index.ends), "bytes": int(index.shard_bytes.sum())}
+        facts = {"format": FORMAT, "version": VERSION, "splits": splits, "classes": classes}
+        write_whole(folder / FACTS, lambda file: file.write(json.dumps(facts, indent=1).encode()))
+    parts = [f"{split} {fact['images']:,} images in {fact['shards']} shards" for split, fact in splits.items()]
+    size = sum(fact["bytes"] for fact in splits.values())
+    return f"{out}  {'  '.join(parts)}  {len(classes)} classes  {size / 1e9:.3g} GB"
 
 
 @contextmanager
@@ -127,44 +111,34 @@ def _require_new(out: Path) -> None:
         raise DataError(f"{out} already exists and is not overwritten: choose a new folder")
 
 
-def _write_split(folder: Path, split: str, images: FolderImages, shard_bytes: int, advance: Advance) -> Index:
-    """Write the shards of one split."""
+def _write_shards(
+    folder: Path, split: str, images: FolderImages, shard_bytes: int, advance: Callable[[], None]
+) -> Index:
+    """Write the shards of one split; ``advance`` is called after each image."""
     count = len(images)
     order = np.random.default_rng(SEED).permutation(count) if split == "train" else np.arange(count)
     labels = images.index.labels[order]
     members: list[tuple[int, int, int]] = []  # offset, size and checksum of each image
     ends: list[int] = []
     lengths: list[int] = []
-    with _reading(images.file(image) for image in order.tolist()) as files:
+    with closing(_read_ahead(images.file(image) for image in order.tolist())) as files:
         while len(members) < count:
-            path = folder / shard_name(split, len(ends))
-            lengths.append(_write_shard(path, files, labels, members, shard_bytes, advance))
+            with open(folder / shard_name(split, len(ends)), "xb") as file:
+                with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as shard:
+                    while len(members) < count and shard.offset < shard_bytes:
+                        source, data = next(files)
+                        number = len(members)
+                        offset = shard.offset + tarfile.BLOCKSIZE  # after the header
+                        members.append((offset, len(data), zlib.crc32(data)))
+                        _add(shard, f"{number:09}{source.suffix.lower()}", data)
+                        _add(shard, f"{number:09}.cls", str(labels[number]).encode())
+                        advance()
+                file.flush()
+                os.fsync(file.fileno())
+                lengths.append(file.tell())
             ends.append(len(members))
     offsets, sizes, checksums = np.array(members).T
     return Index(np.array(ends), np.array(lengths), offsets, sizes, checksums.astype(np.uint32), labels)
-
-
-def _write_shard(
-    path: Path,
-    files: Iterator[tuple[Path, bytes]],
-    labels: NDArray[np.int32],
-    members: list[tuple[int, int, int]],
-    shard_bytes: int,
-    advance: Advance,
-) -> int:
-    """Write a shard of the next images, and append them to ``members``; returns its size in bytes."""
-    with open(path, "xb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as shard:
-            while len(members) < len(labels) and shard.offset < shard_bytes:
-                source, data = next(files)
-                number = len(members)
-                members.append((shard.offset + tarfile.BLOCKSIZE, len(data), zlib.crc32(data)))  # after the header
-                _add(shard, f"{number:09}{source.suffix.lower()}", data)
-                _add(shard, f"{number:09}.cls", str(labels[number]).encode())
-                advance()
-        file.flush()
-        os.fsync(file.fileno())
-        return file.tell()
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -173,13 +147,11 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(member, BytesIO(data))
 
 
-@contextmanager
-def _reading(sources: Iterable[Path]) -> Iterator[Iterator[tuple[Path, bytes]]]:
+def _read_ahead(sources: Iterable[Path]) -> Generator[tuple[Path, bytes], None, None]:
     """Paths and bytes of files, in order, read and decoded in advance by threads, which release the GIL."""
     pool = ThreadPoolExecutor(cores())
-
-    def in_order() -> Iterator[tuple[Path, bytes]]:
-        ahead: deque[tuple[Path, Future[bytes]]] = deque()
+    ahead: deque[tuple[Path, Future[bytes]]] = deque()
+    try:
         for source in sources:
             ahead.append((source, pool.submit(_read, source)))
             if len(ahead) > AHEAD * cores():
@@ -187,9 +159,6 @@ def _reading(sources: Iterable[Path]) -> Iterator[Iterator[tuple[Path, bytes]]]:
                 yield first, data.result()
         for first, data in ahead:
             yield first, data.result()
-
-    try:
-        yield in_order()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -201,13 +170,3 @@ def _read(source: Path) -> bytes:
     except Exception as error:  # PIL's decoders raise many unrelated types for broken files
         raise unreadable(source, error) from error
     return data
-
-
-def _finish(folder: Path, classes: list[str], indices: dict[str, Index]) -> None:
-    """Write the index and pack.json."""
-    splits = {}
-    for split, index in indices.items():
-        write_whole(folder / f"{split}.npz", index.write)
-        splits[split] = {"images": len(index), "shards": len(index.ends), "bytes": int(index.shard_bytes.sum())}
-    facts = {"format": FORMAT, "version": VERSION, "splits": splits, "classes": classes}
-    write_whole(folder / FACTS, lambda file: file.write(json.dumps(facts, indent=1).encode()))
