@@ -22,7 +22,7 @@ from torchvision.datasets import imagenet as torchvision_imagenet
 
 from conftest import TINY, Answer, FinishedRun
 from noah_lightning.config.choices import PackedSettings
-from noah_lightning.config.plain_yaml import read_yaml
+from noah_lightning.config.recorded import read_recorded
 from noah_lightning.data.image import Picture
 from noah_lightning.data.imagenet import unpack_archives
 from noah_lightning.data.packed import PackedDataModule
@@ -428,7 +428,7 @@ def require_nothing_executed(file: Path) -> None:
         assert name not in ("eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.unsafe_load")
         assert last not in ("instantiate", "get_method", "get_class", "extractall", "unpack_archive")
         assert words.get("shell", "False") == "False"
-        assert name != "yaml.load" or ast.unparse(call.args[1]) == "_LOADER"  # a safe one, see plain_yaml
+        assert name != "yaml.load" or ast.unparse(call.args[1]) == "_LOADER"  # a safe one, see config/recorded.py
         assert name != "np.load" or words["allow_pickle"] == "False"
         if name == "torch.load" or (last == "load_state_dict" and name == "load_state_dict"):
             assert words["weights_only"] == "True"
@@ -442,4 +442,4 @@ def test_the_errors_are_the_users(tmp_path: Path) -> None:
     with pytest.raises(WeightsError):
         read_official(tmp_path / "file")
     with pytest.raises(ConfigError):
-        read_yaml(tmp_path / "file")
+        read_recorded(tmp_path / "file")

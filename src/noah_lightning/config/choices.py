@@ -1,9 +1,8 @@
 """Settings of heads, data sets and loggers, each chosen by its name."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from noah_lightning.config.types import (
     AspectRange,
@@ -141,47 +140,7 @@ class WandbLoggerSettings(Group):
     picture_every_n_epochs: NonNegativeInt = 10
 
 
-# Classes of settings by group and name.
-VARIANTS: dict[str, dict[str, type[Group]]] = {
-    "head": {"gap": GapHeadSettings, "noah": NoahHeadSettings},
-    "data": {
-        "digits": DigitsSettings,
-        "imagefolder": ImageFolderSettings,
-        "imagenet": ImageNetSettings,
-        "packed": PackedSettings,
-    },
-    "logger": {"csv": CSVLoggerSettings, "tensorboard": TensorBoardLoggerSettings, "wandb": WandbLoggerSettings},
-}
-# Classes for names of plug-ins.
-PLUGINS: dict[str, type[Group]] = {"head": PluginHeadSettings, "data": PluginDataSettings}
-PLUGIN = "plugin"
-
-
-def _variant(group: str) -> Discriminator:
-    def tag(value: Any) -> str:
-        name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
-        return name if isinstance(name, str) and name in VARIANTS[group] else PLUGIN
-
-    return Discriminator(tag)
-
-
-HeadSettings = Annotated[
-    Annotated[GapHeadSettings, Tag("gap")]
-    | Annotated[NoahHeadSettings, Tag("noah")]
-    | Annotated[PluginHeadSettings, Tag(PLUGIN)],
-    _variant("head"),
-]
-AnyDataSettings = Annotated[
-    Annotated[DigitsSettings, Tag("digits")]
-    | Annotated[ImageFolderSettings, Tag("imagefolder")]
-    | Annotated[ImageNetSettings, Tag("imagenet")]
-    | Annotated[PackedSettings, Tag("packed")]
-    | Annotated[PluginDataSettings, Tag(PLUGIN)],
-    _variant("data"),
-]
-LoggerSettings = Annotated[
-    Annotated[CSVLoggerSettings, Tag("csv")]
-    | Annotated[TensorBoardLoggerSettings, Tag("tensorboard")]
-    | Annotated[WandbLoggerSettings, Tag("wandb")],
-    _variant("logger"),
-]
+# RunConfig parses each with the class of the given name; other names are those of plug-ins.
+HeadSettings = GapHeadSettings | NoahHeadSettings | PluginHeadSettings
+AnyDataSettings = DigitsSettings | ImageFolderSettings | ImageNetSettings | PackedSettings | PluginDataSettings
+LoggerSettings = CSVLoggerSettings | TensorBoardLoggerSettings | WandbLoggerSettings

@@ -1,7 +1,7 @@
 """Composition of the configuration from ``conf/``, with Hydra's errors as one line."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from noah_lightning.config.parsing import parse_config
+from noah_lightning.config.parsing import parse
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, UserError, did_you_mean, one_line
 
@@ -34,15 +34,19 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
         ConfigError: an invalid override.
         UserError: an interpolation that cannot be resolved, such as the class count of missing data.
     """
-    GlobalHydra.instance().clear()
     check_overrides(overrides)
     if any(re.match(r"sweep[=.]|hydra/launcher=", pair) for pair in overrides):
         raise ConfigError("sweep… and hydra/launcher are for sweeps: add -m")
     try:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return from_hydra(compose("config", overrides=list(overrides)))
+        return from_hydra(_compose(overrides))
     except CONFIG_ERRORS as error:
         raise explain(error, overrides) from error
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
 
 
 def from_hydra(composed: DictConfig) -> RunConfig:
@@ -53,12 +57,11 @@ def from_hydra(composed: DictConfig) -> RunConfig:
         UserError: raised by a resolver.
     """
     try:
-        content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        content: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise explain(error) from error
-    assert isinstance(content, dict)
     content.pop("sweep", None)  # settings of the sweep, not of the run
-    return parse_config({str(key): value for key, value in content.items()})
+    return parse(RunConfig, content)
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -82,8 +85,8 @@ def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     Raises:
         ConfigError: not a ``key=value`` pair, an unknown key, or a value that is not YAML or out of range.
     """
-    content = OmegaConf.create(config.model_dump())
-    known = list(_keys(content))
+    plain: Any = config.model_dump()
+    content, known = OmegaConf.create(plain), [key for key, _ in dotted(plain)]
     for pair in overrides:
         key, equals, value = pair.partition("=")
         if not equals:
@@ -96,8 +99,8 @@ def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
             content.merge_with_dotlist([pair])
         except (OmegaConfBaseException, YAMLError, RecursionError, ValueError) as error:
             raise ConfigError(f"{pair!r} cannot be set: {one_line(error)}") from error
-    plain: Any = OmegaConf.to_container(content)
-    return parse_config(plain)
+    plain = OmegaConf.to_container(content)
+    return parse(RunConfig, plain)
 
 
 def explain(error: BaseException, overrides: Sequence[str] = ()) -> UserError:
@@ -132,17 +135,16 @@ def _unknown_option(file: str, options: Sequence[str]) -> ConfigError:
 
 def _composed_keys(overrides: Sequence[str]) -> list[str]:
     """Keys of the configuration with the groups chosen in ``overrides``."""
-    GlobalHydra.instance().clear()
     choices = [pair for pair in overrides if "=" in pair and _is_group(pair.partition("=")[0])]
-    with suppress(*CONFIG_ERRORS), initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return list(_keys(compose("config", overrides=choices)))
+    with suppress(*CONFIG_ERRORS):
+        unresolved: Any = OmegaConf.to_container(_compose(choices))
+        return [key for key, _ in dotted(unresolved)]
     return []
 
 
-def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    """All dotted keys, each group before its settings; nothing is resolved."""
-    for key in map(str, config):
-        yield f"{prefix}{key}"
-        node = config._get_node(key)
-        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
-            yield from _keys(node, f"{prefix}{key}.")
+def dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each group, and each setting in it, with its dotted key."""
+    for key, value in tree.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")

@@ -5,10 +5,9 @@ existed. Comments in ``conf/`` explain the settings.
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from noah_lightning.config.choices import (
     AnyDataSettings,
@@ -17,6 +16,7 @@ from noah_lightning.config.choices import (
     HeadSettings,
     LoggerSettings,
 )
+from noah_lightning.config.parsing import chosen_class, group_classes, name_in, shown
 from noah_lightning.config.trainer import TrainerSettings, batch_per_process
 from noah_lightning.config.types import (
     ChannelMean,
@@ -131,7 +131,7 @@ class ModelSettings(Group):
 class RunConfig(Group):
     """Complete configuration of a run; mistakes are reported in the order of the groups."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     plugins: list[Text] = Field(default_factory=list)
     checkpoint: CheckpointSettings = CheckpointSettings()
     recipe: RecipeSettings
@@ -145,21 +145,22 @@ class RunConfig(Group):
         """A copy with other settings in one group, which are not checked."""
         return self.model_copy(update={group: getattr(self, group).model_copy(update=settings)})
 
-    @model_validator(mode="before")
+    @field_validator("head", "data", "logger", mode="before")
     @classmethod
-    def _follow(cls, content: Any) -> Any:
-        """Fill in settings that are null because they follow from others."""
-        groups = {name: content.get(name) for name in ("recipe", "trainer", "head", "data")}
-        if not all(isinstance(group, Mapping) for group in groups.values()):
-            return content  # rejected below
-        recipe, trainer, head, data = groups.values()
-        if head.get("name") == "gap" and head.get("dropout", 0) is None:
-            head = {**head, "dropout": recipe.get("head_dropout") if recipe.get("equal_dropout") is True else 0.0}
-        if data.get("batch_size", 0) is None:
-            with suppress(ValidationError):  # reported below by its own group
-                batch = TypeAdapter(PositiveInt).validate_python(recipe.get("batch_size"), strict=True)
-                data = {**data, "batch_size": batch_per_process(batch, TrainerSettings.model_validate(trainer))}
-        return {**content, "head": head, "data": data}
+    def _choose_class(cls, given: Any, info: ValidationInfo) -> Any:
+        """Parse with the class of the given name, after filling in what is null because it follows from others."""
+        recipe, trainer = info.data.get("recipe"), info.data.get("trainer")
+        if isinstance(given, Mapping) and recipe and trainer:  # otherwise these are rejected
+            if info.field_name == "head" and given.get("name") == "gap" and given.get("dropout", 0) is None:
+                given = {**given, "dropout": recipe.head_dropout if recipe.equal_dropout else 0.0}
+            if info.field_name == "data" and given.get("batch_size", 0) is None:
+                given = {**given, "batch_size": batch_per_process(recipe.batch_size, trainer)}
+        field = cls.model_fields[str(info.field_name)]
+        chosen = chosen_class(field, given)
+        if chosen is None:
+            names = ", ".join(kind.model_fields["name"].default for kind in group_classes(field))
+            raise ValueError(f"{info.field_name}.name={shown(name_in(given))} must be one of {names}")
+        return chosen.model_validate(given)
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:

@@ -3,15 +3,30 @@
 import os
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from noah_lightning.config.types import BatchLimit, Devices, Epochs, Group, Positive, PositiveInt, Precision, Strategy
+from noah_lightning.config.types import Epochs, Fraction, Group, NonNegativeInt, Positive, PositiveInt
 from noah_lightning.errors import ConfigError
+
+
+def _distinct(values: list[int]) -> list[int]:
+    if len(set(values)) < len(values):
+        raise ValueError("must be different GPUs, such as [0,1]")
+    return values
+
+
+GPUs = Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(_distinct)]
+BatchLimit = PositiveInt | Fraction | None  # number or fraction of batches
+# Lightning's, except for sharded models, because checkpoints here are not sharded.
+Strategy = Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"]
+TrueOrMixed = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+Bits = Literal["32", "bf16", "16", "64", 32, 16, 64]
+Precision = Literal[TrueOrMixed, Bits, "transformer-engine", "transformer-engine-float16"]
 
 
 class TrainerSettings(Group):
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
-    devices: Devices = 1
+    devices: PositiveInt | Literal[-1, "auto"] | GPUs = 1
     num_nodes: PositiveInt = 1
     strategy: Strategy = "auto"
     sync_batchnorm: bool = False
