@@ -49,7 +49,7 @@ def test_version(noah: Noah) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; from noah_lightning.cli.parser import make_parser; make_parser(); print(*sys.modules)"
+    code = "import sys; from noah_lightning.cli.commands import make_parser; make_parser(); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "timm", "lightning", "hydra", "wandb"} & set(modules)
 
@@ -92,10 +92,10 @@ def test_train_py_tells_a_mistake_in_one_line() -> None:
 
 
 def test_ctrl_c_before_training_is_quiet(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(arguments: object) -> None:
+    def demo(arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "demo", interrupt)
+    monkeypatch.setattr(commands, "demo", demo)
     answer = noah("demo")
     assert (answer.status, answer.err) == (130, "")
 

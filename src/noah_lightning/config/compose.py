@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,35 +110,30 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> UserError:
             return cause
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-        return _unknown_option(error.missing_cfg_file, error.options)
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        advice = did_you_mean(option, error.options)
+        if group == "model":
+            advice += f" (for any model of timm: model=timm model.name={option})"
+        return ConfigError(f"{group or 'the configuration'} has no option {option!r}{advice}")
     text = str(error)
-    key = error.full_key if isinstance(error, MissingMandatoryValue) else None
-    if key or (missing := re.search(r"Missing mandatory value: ([\w.]+)", text)):
-        key = key or missing[1]  # type: ignore[index]  # one of the two
+    if missing := re.search(r"Missing mandatory value: ([\w.]+)", text):
+        key = error.full_key if isinstance(error, MissingMandatoryValue) else missing[1]
         return ConfigError(f"{key} has no value; add {key}=… to the command")
     if several := re.search(r"Ambiguous value for argument '(.+)'$", text, re.MULTILINE):
         return ConfigError(f"{several[1]} is several values: add -m for a run of each, or write [...] for a list")
-    if unknown := re.search(r"Could not override '([^']+)'|Could not find '([^']+)'", text):
-        key = unknown[1] or unknown[2]
-        return ConfigError(f"unknown setting {key!r}{did_you_mean(key, _composed_keys(overrides))}")
+    if unknown := re.search(r"Could not (?:override|find) '([^']+)'", text):
+        return ConfigError(f"unknown setting {unknown[1]!r}{did_you_mean(unknown[1], _composed_keys(overrides))}")
     return ConfigError(one_line(error))
-
-
-def _unknown_option(file: str, options: Sequence[str]) -> ConfigError:
-    group, _, option = file.rpartition("/")
-    advice = did_you_mean(option, options)
-    if group == "model":
-        advice += f" (for any model of timm: model=timm model.name={option})"
-    return ConfigError(f"{group or 'the configuration'} has no option {option!r}{advice}")
 
 
 def _composed_keys(overrides: Sequence[str]) -> list[str]:
     """Keys of the configuration with the groups chosen in ``overrides``."""
     choices = [pair for pair in overrides if "=" in pair and _is_group(pair.partition("=")[0])]
-    with suppress(*CONFIG_ERRORS):
+    try:
         unresolved: Any = OmegaConf.to_container(_compose(choices))
-        return [key for key, _ in dotted(unresolved)]
-    return []
+    except CONFIG_ERRORS:
+        return []
+    return [key for key, _ in dotted(unresolved)]
 
 
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -53,8 +53,8 @@ def chosen_class(field: FieldInfo, given: Any) -> type[Group] | None:
 
 
 def name_in(given: Any) -> Any:
-    """The ``name`` of a group of settings; None without one."""
-    return given.get("name") if isinstance(given, Mapping) else getattr(given, "name", None)
+    """The ``name`` of a group of settings, or what is given in its place."""
+    return given.get("name") if isinstance(given, Mapping) else getattr(given, "name", given)
 
 
 def allowed(field: FieldInfo) -> str:
@@ -98,27 +98,21 @@ def _words(schema: Mapping[str, Any]) -> str:
     if "const" in schema or "enum" in schema:
         choices = dict.fromkeys(_word(choice) for choice in schema.get("enum", [schema.get("const")]))
         return f"{'one of ' if len(choices) > 1 else ''}{', '.join(choices)}"
-    match schema.get("type"):
+    match kind := schema.get("type", ""):
         case "array":
-            return _list(schema)
-        case "integer":
-            return f"an integer{_range(schema)}"
-        case "number":
-            return f"a number{_range(schema)}"
+            items = re.sub(r"\ban? (integer|number|string)", r"\1s", _words(schema["items"]))
+            fewest = schema.get("minItems")
+            if fewest and fewest == schema.get("maxItems"):
+                return f"{fewest} {items}"
+            return f"a list of {items}{', at least one' if fewest else ''}"
+        case "integer" | "number":
+            return f"{'an integer' if kind == 'integer' else 'a number'}{_range(schema)}"
         case "string" if "pattern" in schema:
             return f"{schema['title']}, such as {schema['examples'][0]}"
         case "string" if "maxLength" in schema:
             return f"a string of at most {schema['maxLength']} characters"
     simple = {"boolean": "true or false", "string": "a string", "object": "a group of settings", "null": "null"}
-    return simple.get(schema.get("type", ""), "any value")
-
-
-def _list(schema: Mapping[str, Any]) -> str:
-    items = re.sub(r"\ban? (integer|number|string)", r"\1s", _words(schema["items"]))
-    fewest = schema.get("minItems")
-    if fewest and fewest == schema.get("maxItems"):
-        return f"{fewest} {items}"
-    return f"a list of {items}{', at least one' if fewest else ''}"
+    return simple.get(kind, "any value")
 
 
 _BOUNDS = {"exclusiveMinimum": "above", "minimum": "of at least", "exclusiveMaximum": "below", "maximum": "at most"}

@@ -19,8 +19,6 @@ from noah_lightning.errors import ConfigError, one_line
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 LARGEST, DEEPEST = 1_000_000, 20  # bytes, and levels of nesting; our files have a few thousand bytes and four levels
-_BEGIN = (yaml.MappingStartEvent, yaml.SequenceStartEvent)
-_END = (yaml.MappingEndEvent, yaml.SequenceEndEvent)
 NEEDED = ("model", "head", "data", "recipe", "trainer")
 PATHS = (("data", "root"), ("model", "weights"))  # settings that name files
 # Settings that may change when a run resumes.
@@ -72,7 +70,7 @@ def _require_flat(text: str) -> None:
     """Raise ValueError for aliases and deep nesting."""
     depth = 0
     for event in yaml.parse(text, _LOADER):
-        depth += isinstance(event, _BEGIN) - isinstance(event, _END)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
             raise ValueError(f"more than {DEEPEST} groups within each other")
         if isinstance(event, yaml.AliasEvent):

@@ -48,11 +48,17 @@ class TrainerSettings(Group):
 
 def processes_per_node(trainer: TrainerSettings) -> int:
     """Number of processes on this machine, by ``trainer.devices``."""
-    devices = trainer.devices
-    if devices in ("auto", -1):
-        outside = os.environ.get("LOCAL_WORLD_SIZE")
-        return int(outside) if outside else _gpus(trainer.accelerator)
-    return len(devices) if isinstance(devices, list) else int(devices)
+    if isinstance(trainer.devices, list):
+        return len(trainer.devices)
+    if trainer.devices not in ("auto", -1):
+        return int(trainer.devices)
+    if outside := os.environ.get("LOCAL_WORLD_SIZE"):
+        return int(outside)
+    if trainer.accelerator not in ("auto", "gpu", "cuda"):
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
 
 
 def batch_per_process(batch: int, trainer: TrainerSettings) -> int:
@@ -70,12 +76,3 @@ def batch_per_process(batch: int, trainer: TrainerSettings) -> int:
         over = " × ".join(f"{number} {what}" for number, what in splits if number > 1)
         raise ConfigError(f"recipe.batch_size={batch} cannot be divided among {over}; use {near}")
     return batch // parts
-
-
-def _gpus(accelerator: str) -> int:
-    """Number of GPUs that Lightning uses for ``auto``; 1 if it uses the CPU."""
-    if accelerator not in ("auto", "gpu", "cuda"):
-        return 1
-    import torch
-
-    return max(1, torch.cuda.device_count())
