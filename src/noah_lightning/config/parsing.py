@@ -93,8 +93,9 @@ def _message(error: ValidationError, group: type[Group], values: Mapping[str, An
 def _words(schema: Mapping[str, Any]) -> str:
     """JSON schema to words."""
     if kinds := schema.get("anyOf"):
-        *others, last = sorted(kinds, key=lambda kind: kind.get("type") == "null")  # null comes last
-        return f"{', '.join(_words(kind).removeprefix('one of ') for kind in others)}, or {_words(last)}"
+        null_last = sorted(kinds, key=lambda kind: kind.get("type") == "null")
+        *others, last = [_words(kind).removeprefix("one of ") for kind in null_last]
+        return f"{', '.join(others)}, or {last}"
     if "const" in schema or "enum" in schema:
         choices = dict.fromkeys(_word(choice) for choice in schema.get("enum", [schema.get("const")]))
         return f"{'one of ' if len(choices) > 1 else ''}{', '.join(choices)}"

@@ -13,8 +13,7 @@ import yaml
 
 from noah_lightning.config.compose import dotted, override
 from noah_lightning.config.parsing import parse
-from noah_lightning.config.schema import RunConfig
-from noah_lightning.config.trainer import batch_per_process
+from noah_lightning.config.schema import RunConfig, batch_per_process
 from noah_lightning.errors import ConfigError, one_line
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -4,6 +4,7 @@ The defaults are the same as in ``conf/``; they serve Python callers, and runs t
 existed. Comments in ``conf/`` explain the settings.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -17,10 +18,11 @@ from noah_lightning.config.choices import (
     LoggerSettings,
 )
 from noah_lightning.config.parsing import chosen_class, group_classes, name_in, shown
-from noah_lightning.config.trainer import TrainerSettings, batch_per_process
 from noah_lightning.config.types import (
+    BatchLimit,
     ChannelMean,
     ChannelStd,
+    Devices,
     DropRate,
     Epochs,
     Fraction,
@@ -33,9 +35,12 @@ from noah_lightning.config.types import (
     Percent,
     Positive,
     PositiveInt,
+    Precision,
     Probability,
+    Strategy,
     Text,
 )
+from noah_lightning.errors import ConfigError
 
 
 class CheckpointSettings(Group):
@@ -104,6 +109,28 @@ class RecipeSettings(Group):
     mixing: MixingSettings = MixingSettings()
     augment: AugmentSettings = AugmentSettings()
     preprocess: PreprocessSettings = PreprocessSettings()
+
+
+class TrainerSettings(Group):
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
+    devices: Devices = 1
+    num_nodes: PositiveInt = 1
+    strategy: Strategy = "auto"
+    sync_batchnorm: bool = False
+    max_epochs: Epochs
+    precision: Precision = "32-true"
+    channels_last: bool = False
+    compile: bool = False
+    nonfinite: Literal["stop", "skip"] = "stop"
+    accumulate_grad_batches: PositiveInt = 1
+    gradient_clip_val: Positive | None = None
+    check_val_every_n_epoch: PositiveInt = 1
+    limit_train_batches: BatchLimit = None
+    limit_val_batches: BatchLimit = None
+    num_sanity_val_steps: Annotated[int, Field(ge=-1)] = 2  # -1: all of them
+    log_every_n_steps: PositiveInt = 50
+    deterministic: bool | Literal["warn"] = False
+    benchmark: bool | None = None
 
 
 class NoahDefaults(Group):
@@ -186,3 +213,35 @@ class RunConfig(Group):
             if (value := getattr(schedule, key)) > epochs:
                 raise ValueError(f"recipe.schedule.{key}={value:g} must be at most the {epochs} epochs{advice}")
         return self
+
+
+def processes_per_node(trainer: TrainerSettings) -> int:
+    """Number of processes on this machine, by ``trainer.devices``."""
+    if isinstance(trainer.devices, list):
+        return len(trainer.devices)
+    if trainer.devices not in ("auto", -1):
+        return int(trainer.devices)
+    if outside := os.environ.get("LOCAL_WORLD_SIZE"):
+        return int(outside)
+    if trainer.accelerator not in ("auto", "gpu", "cuda"):
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def batch_per_process(batch: int, trainer: TrainerSettings) -> int:
+    """Batch size of each pass of each process, for optimizer steps of ``batch`` images in all.
+
+    Raises:
+        ConfigError: the batch cannot be divided equally.
+    """
+    processes, passes = processes_per_node(trainer) * trainer.num_nodes, trainer.accumulate_grad_batches
+    parts = processes * passes
+    if batch % parts:
+        below = batch - batch % parts
+        near = f"{below} or {below + parts}" if below else f"{parts}"
+        splits = ((processes, "processes"), (passes, "accumulated passes"))
+        over = " × ".join(f"{number} {what}" for number, what in splits if number > 1)
+        raise ConfigError(f"recipe.batch_size={batch} cannot be divided among {over}; use {near}")
+    return batch // parts

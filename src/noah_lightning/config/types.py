@@ -19,6 +19,17 @@ Text = Annotated[str, Field(min_length=1)]
 ShortText = Annotated[str, Field(min_length=1, max_length=64)]  # maximum of W&B tags
 Interpolation = Literal["bilinear", "bicubic"]
 NoahInit = Literal["official", "lecun", "small"]
+# Lightning's, except for sharded models, because checkpoints here are not sharded.
+Strategy = Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"]
+TrueOrMixed = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+Bits = Literal["32", "bf16", "16", "64", 32, 16, 64]
+Precision = Literal[TrueOrMixed, Bits, "transformer-engine", "transformer-engine-float16"]
+
+
+def _distinct(values: list[int]) -> list[int]:
+    if len(set(values)) < len(values):
+        raise ValueError("must be different GPUs, such as [0,1]")
+    return values
 
 
 def _rising(values: list[float]) -> list[float]:
@@ -38,6 +49,9 @@ ChannelMean = Annotated[list[Probability], Field(min_length=3, max_length=3)]
 ChannelStd = Annotated[list[Fraction], Field(min_length=3, max_length=3)]
 AspectRange = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(_not_falling)]
 Milestones = Annotated[list[NonNegative], AfterValidator(_rising)]
+GPUs = Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(_distinct)]
+Devices = PositiveInt | Literal[-1, "auto"] | GPUs
+BatchLimit = PositiveInt | Fraction | None  # number or fraction of batches
 # timm ignores a part without a number, such as "inc" in rand-m9-inc; here it is an error.
 RandAugment = Annotated[
     str,
