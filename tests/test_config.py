@@ -13,10 +13,9 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 from pydantic import BaseModel
 
-from noah_lightning.config.choices import AugmentSettings
+from noah_lightning.config.choices import AugmentSettings, Group
 from noah_lightning.config.compose import compose_config, config_dir, override
 from noah_lightning.config.schema import MixingSettings, OptimizerSettings, RunConfig, ScheduleSettings
-from noah_lightning.config.types import Group
 from noah_lightning.data import REGISTRY
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.errors import ConfigError, DataError, UserError

@@ -11,10 +11,10 @@ from pydantic import Field
 from pydantic_core import PydanticUndefined
 
 from conftest import TINY, Answer
+from noah_lightning.config.choices import Group
 from noah_lightning.config.compose import compose_config, config_dir, override
 from noah_lightning.config.parsing import allowed, known_settings, parse
 from noah_lightning.config.schema import RecipeSettings, RunConfig
-from noah_lightning.config.types import Group
 from noah_lightning.errors import ConfigError, UserError
 from noah_lightning.train import train
 

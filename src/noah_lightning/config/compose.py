@@ -30,8 +30,7 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
     """The configuration of ``noah train <overrides>``, without starting Hydra's application.
 
     Raises:
-        ConfigError: an invalid override.
-        UserError: an interpolation that cannot be resolved, such as the class count of missing data.
+        UserError: an invalid override, or a resolver's error, such as that data is missing whose classes it counts.
     """
     check_overrides(overrides)
     if any(re.match(r"sweep[=.]|hydra/launcher=", pair) for pair in overrides):
@@ -49,12 +48,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def from_hydra(composed: DictConfig) -> RunConfig:
-    """Resolve and parse what Hydra has composed.
-
-    Raises:
-        ConfigError: a mandatory value is missing, or a setting is unknown or out of range.
-        UserError: raised by a resolver.
-    """
+    """Resolve and parse what Hydra has composed; raises UserError as :func:`compose_config`."""
     try:
         content: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from noah_lightning.config.types import Group
+from noah_lightning.config.choices import Group
 from noah_lightning.errors import ConfigError, did_you_mean
 
 Settings = TypeVar("Settings", bound=Group)

@@ -77,11 +77,7 @@ def _require_flat(text: str) -> None:
 
 
 def _plain_nodes(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each value with its dotted key, also in lists.
-
-    Raises:
-        ValueError: a value of another type, such as a date or bytes, or a key that is not a string.
-    """
+    """Each value with its dotted key, also in lists; raises ValueError for dates, bytes and other types."""
     if not isinstance(tree, dict | list):
         if tree is not None and not isinstance(tree, str | int | float):
             raise ValueError(f"{tree!r} is neither a number nor a string")
@@ -99,11 +95,7 @@ def flat(tree: Any) -> dict[str, Any]:
 
 
 def parse_recorded(path: Path) -> RunConfig:
-    """The recorded configuration, parsed.
-
-    Raises:
-        ConfigError: as :func:`read_recorded`, or a setting is unknown or out of range.
-    """
+    """The recorded configuration; raises ConfigError as :func:`read_recorded`, and as :func:`parse`."""
     content = read_recorded(path)
     try:
         return parse(RunConfig, content)

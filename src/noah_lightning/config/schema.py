@@ -8,38 +8,33 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from noah_lightning.config.choices import (
     AnyDataSettings,
     AugmentSettings,
-    CSVLoggerSettings,
-    HeadSettings,
-    LoggerSettings,
-)
-from noah_lightning.config.parsing import chosen_class, group_classes, name_in, shown
-from noah_lightning.config.types import (
-    BatchLimit,
     ChannelMean,
     ChannelStd,
-    Devices,
+    CSVLoggerSettings,
     DropRate,
     Epochs,
     Fraction,
     Group,
+    HeadSettings,
     Interpolation,
+    LoggerSettings,
     Milestones,
     NoahInit,
     NonNegative,
+    NonNegativeInt,
     OpenFraction,
     Percent,
     Positive,
     PositiveInt,
-    Precision,
     Probability,
-    Strategy,
     Text,
 )
+from noah_lightning.config.parsing import chosen_class, group_classes, name_in, shown
 from noah_lightning.errors import ConfigError
 
 
@@ -109,6 +104,22 @@ class RecipeSettings(Group):
     mixing: MixingSettings = MixingSettings()
     augment: AugmentSettings = AugmentSettings()
     preprocess: PreprocessSettings = PreprocessSettings()
+
+
+def _distinct(values: list[int]) -> list[int]:
+    if len(set(values)) < len(values):
+        raise ValueError("must be different GPUs, such as [0,1]")
+    return values
+
+
+GPUs = Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(_distinct)]
+Devices = PositiveInt | Literal[-1, "auto"] | GPUs
+BatchLimit = PositiveInt | Fraction | None  # number or fraction of batches
+# Lightning's, except for sharded models, because checkpoints here are not sharded.
+Strategy = Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"]
+TrueOrMixed = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+Bits = Literal["32", "bf16", "16", "64", 32, 16, 64]
+Precision = Literal[TrueOrMixed, Bits, "transformer-engine", "transformer-engine-float16"]
 
 
 class TrainerSettings(Group):
@@ -231,11 +242,7 @@ def processes_per_node(trainer: TrainerSettings) -> int:
 
 
 def batch_per_process(batch: int, trainer: TrainerSettings) -> int:
-    """Batch size of each pass of each process, for optimizer steps of ``batch`` images in all.
-
-    Raises:
-        ConfigError: the batch cannot be divided equally.
-    """
+    """Batch size of each pass of each process; raises ConfigError if ``batch`` cannot be divided equally."""
     processes, passes = processes_per_node(trainer) * trainer.num_nodes, trainer.accumulate_grad_batches
     parts = processes * passes
     if batch % parts:
