@@ -1,6 +1,7 @@
 """The configuration folder, how it is composed, and what a mistake in it is called."""
 
 import inspect
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,9 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 from pydantic import BaseModel
 
-from noah_lightning.config.choices import AugmentSettings
+from noah_lightning.config.choices import AugmentSettings, Group
 from noah_lightning.config.compose import compose_config, config_dir, override
 from noah_lightning.config.schema import MixingSettings, OptimizerSettings, RunConfig, ScheduleSettings
-from noah_lightning.config.types import Group
 from noah_lightning.data import REGISTRY
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.errors import ConfigError, DataError, UserError
@@ -170,6 +170,12 @@ def parameters(function: Any) -> set[str]:
     return set(inspect.signature(function).parameters)
 
 
+@cache
+def composed(*overrides: str) -> RunConfig:
+    """Composed once; for tests of the result, not of composing."""
+    return compose_config(overrides)
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder tree of three classes."""
@@ -206,7 +212,7 @@ def test_every_option_composes_to_plain_values(group: str, option: str, photos: 
         "imagefolder": [f"data.root={photos}"],
         "packed": [f"data.root={photos}"],
     }
-    config = compose_config([f"{group}={option}", *more.get(option, [])])
+    config = composed(f"{group}={option}", *more.get(option, []))
     text = yaml.safe_dump(config.model_dump())
     assert "${" not in text
     assert "???" not in text
@@ -225,17 +231,17 @@ def test_the_folder_in_use_is_that_of_the_clone() -> None:
 
 def test_the_result_has_the_groups_and_no_hydra() -> None:
     groups = {"seed", "plugins", "model", "head", "data", "recipe", "trainer", "checkpoint", "logger"}
-    assert compose_config([]).model_dump().keys() == groups
+    assert composed().model_dump().keys() == groups
 
 
 def test_the_result_cannot_be_changed() -> None:
-    config = compose_config([])
+    config = composed()
     with pytest.raises(ValueError, match="frozen"):
         config.head.head_num = 3
 
 
 def test_without_overrides_it_is_the_papers_resnet18() -> None:
-    config = compose_config([])
+    config = composed()
     assert (config.model.name, config.head.name, config.data.name) == ("resnet18", "noah", "imagenet")
     assert (config.recipe.epochs, config.recipe.batch_size, config.recipe.optimizer.name) == (100, 256, "sgd")
 
@@ -262,14 +268,14 @@ def test_composing_twice_gives_the_same_and_leaves_nothing_behind() -> None:
 def test_the_heads_defaults_are_the_models_and_the_command_line_wins(
     overrides: list[str], head_num: int, key_ratio: float
 ) -> None:
-    head = compose_config(overrides).head
+    head = composed(*overrides).head
     assert (head.head_num, head.key_ratio) == (head_num, key_ratio)
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_has_the_figures_of_the_papers_table(row: str) -> None:
     name, recipe, head_num, key_ratio, gap, noah = ROWS[row]
-    config = compose_config([f"model={row}"])
+    config = composed(f"model={row}")
     assert (config.model.name, config.model.init, config.recipe.name) == (name, "official", recipe)
     assert config.model.noah.model_dump() == {
         "head_num": head_num,
@@ -296,21 +302,21 @@ def test_a_recipe_on_the_command_line_wins_over_the_rows(order: int) -> None:
 def test_an_experiments_recipe_wins_over_the_rows(order: int) -> None:
     config = compose_config(["experiment=demo", "model=mixer_s16"][::order])
     assert config.model.name == "mixer_s16_224"
-    assert flat(config.recipe) == flat(compose_config(["recipe=digits"]).recipe)
+    assert flat(config.recipe) == flat(composed("recipe=digits").recipe)
 
 
 def test_a_single_setting_wins_over_the_rows_recipe() -> None:
-    recipe = compose_config(["model=deit_tiny", "recipe.epochs=7"]).recipe
+    recipe = composed("model=deit_tiny", "recipe.epochs=7").recipe
     assert (recipe.name, recipe.epochs) == ("deit", 7)
 
 
 def test_a_model_that_is_no_row_keeps_the_default_recipe() -> None:
-    assert compose_config(["model=timm", "model.name=convnext_tiny"]).recipe.name == "resnet"
+    assert composed("model=timm", "model.name=convnext_tiny").recipe.name == "resnet"
 
 
 @pytest.mark.parametrize("row", ["resnet18", "shufflenetv2_100", "deit_tiny"])
 def test_the_baseline_has_no_dropout_unless_told_to(row: str) -> None:
-    assert compose_config([f"model={row}", "head=gap"]).head.model_dump() == {"name": "gap", "dropout": 0.0}
+    assert composed(f"model={row}", "head=gap").head.model_dump() == {"name": "gap", "dropout": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -325,11 +331,11 @@ def test_the_baseline_has_no_dropout_unless_told_to(row: str) -> None:
 )
 def test_with_equal_dropout_the_baseline_has_the_dropout_of_noah(overrides: list[str], dropout: float) -> None:
     for head in ("gap", "noah"):
-        assert compose_config([f"head={head}", "recipe.equal_dropout=true", *overrides]).head.dropout == dropout
+        assert composed(f"head={head}", "recipe.equal_dropout=true", *overrides).head.dropout == dropout
 
 
 def test_equal_dropout_leaves_noah_its_dropout_either_way() -> None:
-    assert compose_config(["recipe.equal_dropout=false"]).head.dropout == 0.1
+    assert composed("recipe.equal_dropout=false").head.dropout == 0.1
 
 
 @pytest.mark.parametrize("value", ["maybe", "1", "null", "no"])
@@ -338,7 +344,7 @@ def test_equal_dropout_is_true_or_false(value: str) -> None:
 
 
 def test_the_experiment_chooses_data_recipe_and_model() -> None:
-    config = compose_config(["experiment=demo"])
+    config = composed("experiment=demo")
     assert (config.data.name, config.recipe.epochs, config.head.name) == ("digits", 3, "noah")
     assert config.model.args == {"channels": [16, 32, 64, 128], "output_stride": 8}
 
@@ -346,14 +352,14 @@ def test_the_experiment_chooses_data_recipe_and_model() -> None:
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_command_line_wins_over_the_experiment(order: int) -> None:
     choices = ["experiment=demo", "model=resnet18", "recipe=resnet", "head=gap", "recipe.epochs=97"]
-    config = compose_config(choices[::order])
+    config = composed(*choices[::order])
     assert (config.model.name, config.model.args, config.head.name) == ("resnet18", {}, "gap")
     assert (config.recipe.optimizer.name, config.recipe.epochs, config.data.name) == ("sgd", 97, "digits")
 
 
 def test_one_setting_reaches_all_that_follow_it() -> None:
     changed = ["recipe.epochs=97", "recipe.batch_size=12", "seed=5", "recipe.head_dropout=0.3"]
-    config = compose_config([*changed, "recipe.gradient_clip=2.5"])
+    config = composed(*changed, "recipe.gradient_clip=2.5")
     assert config.trainer.max_epochs == 97
     assert config.trainer.gradient_clip_val == 2.5
     assert config.data.batch_size == 12
@@ -362,7 +368,7 @@ def test_one_setting_reaches_all_that_follow_it() -> None:
 
 
 def test_what_follows_can_be_set_by_itself() -> None:
-    config = compose_config(["trainer.max_epochs=2", "data.batch_size=3", "data.seed=4"])
+    config = composed("trainer.max_epochs=2", "data.batch_size=3", "data.seed=4")
     assert (config.trainer.max_epochs, config.recipe.epochs) == (2, 100)
     assert (config.data.batch_size, config.recipe.batch_size) == (3, 256)
     assert (config.data.seed, config.seed) == (4, 0)
@@ -370,7 +376,7 @@ def test_what_follows_can_be_set_by_itself() -> None:
 
 @pytest.mark.parametrize(("row", "clip"), [("resnet18", None), ("pvt_tiny", None), ("gmlp_s16", 1.0)])
 def test_the_trainer_clips_gradients_as_the_recipe_says(row: str, clip: float | None) -> None:
-    assert compose_config([f"model={row}"]).trainer.gradient_clip_val == clip
+    assert composed(f"model={row}").trainer.gradient_clip_val == clip
 
 
 @pytest.mark.parametrize("data", ["imagenet", "imagefolder"])
@@ -385,7 +391,7 @@ def test_photographs_are_prepared_as_the_recipe_says(recipe: str, data: str, pho
 
 @pytest.mark.parametrize("row", ["resnet18", "mixer_s16"])
 def test_digits_are_no_photographs_and_keep_their_own_preparation(row: str) -> None:
-    config = compose_config(["data=digits", f"model={row}"])
+    config = composed("data=digits", f"model={row}")
     assert (config.data.mean, config.data.std) == ([0.088] * 3, [0.228] * 3)
     assert config.data.model_dump().keys().isdisjoint({"augment", "crop_ratio", "interpolation"})
 
@@ -399,14 +405,14 @@ def test_the_class_count_is_that_of_the_folders(photos: Path) -> None:
 
 
 def test_values_on_the_command_line_keep_their_types() -> None:
-    config = compose_config(["data.mean=[0,0.5,1]", "head.head_split=false", "trainer.limit_val_batches=3"])
+    config = composed("data.mean=[0,0.5,1]", "head.head_split=false", "trainer.limit_val_batches=3")
     assert config.data.mean == [0, 0.5, 1]
     assert config.head.head_split is False
     assert config.trainer.limit_val_batches == 3
 
 
 def test_open_ended_groups_take_new_keys() -> None:
-    config = compose_config(["+model.args.drop_path_rate=0.1", "+recipe.optimizer.options.nesterov=true"])
+    config = composed("+model.args.drop_path_rate=0.1", "+recipe.optimizer.options.nesterov=true")
     assert config.model.args == {"drop_path_rate": 0.1}
     assert config.recipe.optimizer.options == {"momentum": 0.9, "nesterov": True}
 
@@ -501,7 +507,7 @@ def test_a_reference_to_nothing_is_named() -> None:
 
 @pytest.fixture
 def demo() -> RunConfig:
-    return compose_config(["experiment=demo"])
+    return composed("experiment=demo")  # frozen
 
 
 def test_override_changes_a_copy(demo: RunConfig) -> None:
@@ -591,7 +597,7 @@ def test_head_files_have_exactly_the_settings_of_their_class() -> None:
 
 @pytest.mark.parametrize("name", options("recipe"))
 def test_recipes_have_the_settings_of_the_plain_one_at_every_level_once_composed(name: str) -> None:
-    recipe = compose_config([f"recipe={name}"]).recipe
+    recipe = composed(f"recipe={name}").recipe
     assert recipe.name == name
     assert flat(recipe).keys() == flat(read("recipe", "plain")).keys()
 
@@ -612,7 +618,7 @@ def test_the_plain_recipe_has_exactly_the_settings_of_the_schema(group: str, set
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_the_plain_one_but_for_what_the_paper_says(name: str) -> None:
     expected = flat(read("recipe", "plain")) | RECIPES[name] | {"name": name}
-    assert flat(compose_config([f"recipe={name}"]).recipe) == expected
+    assert flat(composed(f"recipe={name}").recipe) == expected
 
 
 def test_every_recipe_is_the_papers_but_for_two() -> None:
@@ -621,7 +627,7 @@ def test_every_recipe_is_the_papers_but_for_two() -> None:
 
 @pytest.mark.parametrize("name", options("model"))
 def test_model_files_have_the_same_settings_once_composed(name: str) -> None:
-    model = compose_config([f"model={name}", *(["model.name=resnet18"] if name == "timm" else [])]).model
+    model = composed(f"model={name}", *(["model.name=resnet18"] if name == "timm" else [])).model
     keys = {
         "name",
         "pretrained",

@@ -4,7 +4,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -140,17 +139,17 @@ def test_a_run_with_plugins_is_recorded_evaluated_and_compared(mine: Path) -> No
     assert "scaled_mean" in done.out
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_sweep_over_a_plugins_setting(mine: Path) -> None:
     words = [*SETTINGS[:3], "+head.scale=0.5,2.0", *SETTINGS[4:], "sweep.dir=runs/two"]
-    command = [sys.executable, "-m", "noah_lightning", "train", "-m", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    done = call("train", "-m", *words)
+    assert done.status == 0, done.err
     scales = [RunDir(mine / "runs" / "two" / str(job)).config().head.scale for job in (0, 1)]
     assert scales == [0.5, 2.0]
 
 
 def test_an_interrupted_run_with_plugins_resumes(mine: Path) -> None:
-    words = [*SETTINGS, "+data.count=800", "checkpoint.every_n_steps=2", "hydra.run.dir=runs/one"]
+    words = [*SETTINGS, "+data.count=320", "checkpoint.every_n_steps=10", "hydra.run.dir=runs/one"]
     process, receiver = start("train", *words)
     while not list(Path("runs/one/checkpoints").glob("step-*.ckpt")) and process.is_alive():
         time.sleep(0.02)

@@ -35,8 +35,13 @@ from faults import Process
 from noah_lightning.cli import main
 from noah_lightning.config.choices import DataSettings
 from noah_lightning.config.compose import compose_config
-from noah_lightning.config.schema import OptimizerSettings, ScheduleSettings
-from noah_lightning.config.trainer import TrainerSettings, batch_per_process, processes_per_node
+from noah_lightning.config.schema import (
+    OptimizerSettings,
+    ScheduleSettings,
+    TrainerSettings,
+    batch_per_process,
+    processes_per_node,
+)
 from noah_lightning.data import create_data
 from noah_lightning.data.datamodule import ImageDataModule, Split
 from noah_lightning.data.samplers import EpochRepeat, EpochShuffle

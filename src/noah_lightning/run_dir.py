@@ -29,7 +29,6 @@ from pydantic import BaseModel
 
 from noah_lightning.atomic_io import write_whole
 from noah_lightning.config import recorded
-from noah_lightning.config.plain_yaml import flat
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, RunFailed, one_line
 
@@ -235,7 +234,7 @@ class RunDir:
             ConfigError: there is no run, or its configuration is invalid.
         """
         path = self._config_file()
-        settings = dict(flat(recorded.read_recorded(path)))
+        settings = recorded.flat(recorded.read_recorded(path))
         for key, kind in (("seed", int), ("model.name", str), ("head.name", str)):
             if not isinstance(settings.get(key), kind):
                 name = "an integer" if kind is int else "a string"

@@ -20,8 +20,7 @@ from noah_lightning.callbacks.checkpoints import BatchSplit, Checkpoints, WholeF
 from noah_lightning.callbacks.failures import NonFiniteCheck, failures_in_one_line
 from noah_lightning.callbacks.progress import EpochReport, progress
 from noah_lightning.config.plugins import load_plugins
-from noah_lightning.config.schema import RunConfig
-from noah_lightning.config.trainer import processes_per_node
+from noah_lightning.config.schema import RunConfig, processes_per_node
 from noah_lightning.data import create_data
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.distributed.environment import keep_freed_memory, processes_started, rank

@@ -34,8 +34,8 @@ def run_hydra(main: Callable[[], Any], words: Sequence[str], program: str = "noa
     """
     arguments = get_args_parser().parse_intermixed_args(words)
     flags, overrides = _prepared(words, arguments)
-    if arguments.shell_completion:
-        _complete_noah_train()
+    if arguments.shell_completion and "COMP_LINE" in os.environ:  # Hydra expects a program name of one word
+        os.environ["COMP_LINE"] = re.sub(r"^(\S*) train(?= |$)", r"\1", os.environ["COMP_LINE"])
     sys.argv = [program, *flags, *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     try:
@@ -90,11 +90,3 @@ def _explain(error: Exception, overrides: Sequence[str]) -> UserError:
     if rejected := re.fullmatch(r"Error merging override (.*)", str(error)):
         return ConfigError(f"{rejected[1]!r} cannot be set: {str(error.__context__).partition(chr(10))[0]}")
     return explain(error, overrides)
-
-
-def _complete_noah_train() -> None:
-    """Remove ``train`` from the line to complete, because Hydra expects a program name of one word."""
-    line = os.environ.get("COMP_LINE", "")
-    program, *rest = line.split(" ", 2)
-    if rest[:1] == ["train"]:
-        os.environ["COMP_LINE"] = " ".join([program, *rest[1:]])

@@ -16,7 +16,6 @@ FILES = (
     "logger/wandb.yaml",
 )
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?: (?P<value>[^#\n]*?))?(?:\s*# ?(?P<meaning>.*))?$")
-_NOT_SETTINGS = ("defaults", "hydra", "sweep")
 
 
 def settings_table(prefix: str = "") -> Table:
@@ -24,7 +23,8 @@ def settings_table(prefix: str = "") -> Table:
     rows = [row for file in FILES for row in _rows_of(file) if row[0].startswith(prefix)]
     if not rows:
         raise ConfigError(f"no setting begins with {prefix!r}; see noah settings for all")
-    return Table(["setting", "default", "values", "meaning"], rows, left=["setting", "default", "values", "meaning"])
+    columns = ["setting", "default", "values", "meaning"]
+    return Table(columns, rows, left=columns)
 
 
 def _rows_of(file: str) -> Iterator[list[str]]:
@@ -37,9 +37,7 @@ def _rows_of(file: str) -> Iterator[list[str]]:
             continue
         depth = len(match["indent"]) // 2 + bool(group)
         path[depth:] = [match["key"]]
-        key = ".".join(path)
-        value = (match["value"] or "").strip()
-        if path[0] in _NOT_SETTINGS or path[-1] == "defaults" or key not in fields or not value:
-            continue
-        shown = f"{key} ({group}={name})" if group in ("head", "data", "logger") else key
-        yield [shown, value, allowed(fields[key]), (match["meaning"] or "").strip()]
+        key, value = ".".join(path), (match["value"] or "").strip()
+        if key in fields and value:
+            shown = f"{key} ({group}={name})" if group in ("head", "data", "logger") else key
+            yield [shown, value, allowed(fields[key]), (match["meaning"] or "").strip()]

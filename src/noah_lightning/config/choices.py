@@ -1,28 +1,65 @@
-"""Settings of heads, data sets and loggers, each chosen by its name."""
+"""Types of settings with their ranges, and the settings of heads, data sets and loggers, each chosen by its name.
 
-from collections.abc import Mapping
+Messages and documentation are derived from the types.
+"""
+
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from noah_lightning.config.types import (
-    AspectRange,
-    ChannelMean,
-    ChannelStd,
-    DropRate,
-    Fraction,
-    Group,
-    Interpolation,
-    NoahInit,
-    NonNegative,
-    NonNegativeInt,
-    OpenFraction,
-    PositiveInt,
-    Probability,
-    RandAugment,
-    ShortText,
-    Text,
-)
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Epochs = Annotated[int, Field(ge=1, le=10**6)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+DropRate = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Text = Annotated[str, Field(min_length=1)]
+ShortText = Annotated[str, Field(min_length=1, max_length=64)]  # maximum of W&B tags
+Interpolation = Literal["bilinear", "bicubic"]
+NoahInit = Literal["official", "lecun", "small"]
+
+
+def _rising(values: list[float]) -> list[float]:
+    if any(later <= earlier for earlier, later in pairwise(values)):
+        raise ValueError("must be rising numbers")
+    return values
+
+
+def _not_falling(values: list[float]) -> list[float]:
+    if values[0] > values[1]:  # equal values: a fixed shape
+        raise ValueError("must be 2 rising numbers above 0 (width / height)")
+    return values
+
+
+# RGB, with white as 1.
+ChannelMean = Annotated[list[Probability], Field(min_length=3, max_length=3)]
+ChannelStd = Annotated[list[Fraction], Field(min_length=3, max_length=3)]
+AspectRange = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(_not_falling)]
+Milestones = Annotated[list[NonNegative], AfterValidator(_rising)]
+# timm ignores a part without a number, such as "inc" in rand-m9-inc; here it is an error.
+RandAugment = Annotated[
+    str,
+    Field(
+        title="RandAugment in timm's notation",
+        pattern=r"^rand(-(m\d+|n\d+|mstd\d+(\.\d+)?|mmax\d+|p\d+(\.\d+)?|inc\d|w\d+|t\w+))*$",
+        examples=["rand-m9-mstd0.5-inc1"],
+    ),
+]
+
+
+class Group(BaseModel):
+    """Base class of groups of settings: unknown settings are errors, and values are not converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    def arguments(self, *leave_out: str) -> dict[str, Any]:
+        """The settings as keyword arguments, without ``leave_out``."""
+        return self.model_dump(exclude=set(leave_out))
 
 
 class AugmentSettings(Group):
@@ -141,47 +178,7 @@ class WandbLoggerSettings(Group):
     picture_every_n_epochs: NonNegativeInt = 10
 
 
-# Classes of settings by group and name.
-VARIANTS: dict[str, dict[str, type[Group]]] = {
-    "head": {"gap": GapHeadSettings, "noah": NoahHeadSettings},
-    "data": {
-        "digits": DigitsSettings,
-        "imagefolder": ImageFolderSettings,
-        "imagenet": ImageNetSettings,
-        "packed": PackedSettings,
-    },
-    "logger": {"csv": CSVLoggerSettings, "tensorboard": TensorBoardLoggerSettings, "wandb": WandbLoggerSettings},
-}
-# Classes for names of plug-ins.
-PLUGINS: dict[str, type[Group]] = {"head": PluginHeadSettings, "data": PluginDataSettings}
-PLUGIN = "plugin"
-
-
-def _variant(group: str) -> Discriminator:
-    def tag(value: Any) -> str:
-        name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
-        return name if isinstance(name, str) and name in VARIANTS[group] else PLUGIN
-
-    return Discriminator(tag)
-
-
-HeadSettings = Annotated[
-    Annotated[GapHeadSettings, Tag("gap")]
-    | Annotated[NoahHeadSettings, Tag("noah")]
-    | Annotated[PluginHeadSettings, Tag(PLUGIN)],
-    _variant("head"),
-]
-AnyDataSettings = Annotated[
-    Annotated[DigitsSettings, Tag("digits")]
-    | Annotated[ImageFolderSettings, Tag("imagefolder")]
-    | Annotated[ImageNetSettings, Tag("imagenet")]
-    | Annotated[PackedSettings, Tag("packed")]
-    | Annotated[PluginDataSettings, Tag(PLUGIN)],
-    _variant("data"),
-]
-LoggerSettings = Annotated[
-    Annotated[CSVLoggerSettings, Tag("csv")]
-    | Annotated[TensorBoardLoggerSettings, Tag("tensorboard")]
-    | Annotated[WandbLoggerSettings, Tag("wandb")],
-    _variant("logger"),
-]
+# RunConfig parses each with the class of the given name; other names are those of plug-ins.
+HeadSettings = GapHeadSettings | NoahHeadSettings | PluginHeadSettings
+AnyDataSettings = DigitsSettings | ImageFolderSettings | ImageNetSettings | PackedSettings | PluginDataSettings
+LoggerSettings = CSVLoggerSettings | TensorBoardLoggerSettings | WandbLoggerSettings

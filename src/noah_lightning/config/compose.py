@@ -1,8 +1,7 @@
 """Composition of the configuration from ``conf/``, with Hydra's errors as one line."""
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from noah_lightning.config.parsing import parse_config
+from noah_lightning.config.parsing import parse
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, UserError, did_you_mean, one_line
 
@@ -31,34 +30,31 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
     """The configuration of ``noah train <overrides>``, without starting Hydra's application.
 
     Raises:
-        ConfigError: an invalid override.
-        UserError: an interpolation that cannot be resolved, such as the class count of missing data.
+        UserError: an invalid override, or a resolver's error, such as that data is missing whose classes it counts.
     """
-    GlobalHydra.instance().clear()
     check_overrides(overrides)
     if any(re.match(r"sweep[=.]|hydra/launcher=", pair) for pair in overrides):
         raise ConfigError("sweep… and hydra/launcher are for sweeps: add -m")
     try:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return from_hydra(compose("config", overrides=list(overrides)))
+        return from_hydra(_compose(overrides))
     except CONFIG_ERRORS as error:
         raise explain(error, overrides) from error
 
 
-def from_hydra(composed: DictConfig) -> RunConfig:
-    """Resolve and parse what Hydra has composed.
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
 
-    Raises:
-        ConfigError: a mandatory value is missing, or a setting is unknown or out of range.
-        UserError: raised by a resolver.
-    """
+
+def from_hydra(composed: DictConfig) -> RunConfig:
+    """Resolve and parse what Hydra has composed; raises UserError as :func:`compose_config`."""
     try:
-        content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        content: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise explain(error) from error
-    assert isinstance(content, dict)
     content.pop("sweep", None)  # settings of the sweep, not of the run
-    return parse_config({str(key): value for key, value in content.items()})
+    return parse(RunConfig, content)
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -82,8 +78,8 @@ def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     Raises:
         ConfigError: not a ``key=value`` pair, an unknown key, or a value that is not YAML or out of range.
     """
-    content = OmegaConf.create(config.model_dump())
-    known = list(_keys(content))
+    plain: Any = config.model_dump()
+    content, known = OmegaConf.create(plain), [key for key, _ in dotted(plain)]
     for pair in overrides:
         key, equals, value = pair.partition("=")
         if not equals:
@@ -96,8 +92,8 @@ def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
             content.merge_with_dotlist([pair])
         except (OmegaConfBaseException, YAMLError, RecursionError, ValueError) as error:
             raise ConfigError(f"{pair!r} cannot be set: {one_line(error)}") from error
-    plain: Any = OmegaConf.to_container(content)
-    return parse_config(plain)
+    plain = OmegaConf.to_container(content)
+    return parse(RunConfig, plain)
 
 
 def explain(error: BaseException, overrides: Sequence[str] = ()) -> UserError:
@@ -108,41 +104,35 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> UserError:
             return cause
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-        return _unknown_option(error.missing_cfg_file, error.options)
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        advice = did_you_mean(option, error.options)
+        if group == "model":
+            advice += f" (for any model of timm: model=timm model.name={option})"
+        return ConfigError(f"{group or 'the configuration'} has no option {option!r}{advice}")
     text = str(error)
-    key = error.full_key if isinstance(error, MissingMandatoryValue) else None
-    if key or (missing := re.search(r"Missing mandatory value: ([\w.]+)", text)):
-        key = key or missing[1]  # type: ignore[index]  # one of the two
+    if missing := re.search(r"Missing mandatory value: ([\w.]+)", text):
+        key = error.full_key if isinstance(error, MissingMandatoryValue) else missing[1]
         return ConfigError(f"{key} has no value; add {key}=… to the command")
     if several := re.search(r"Ambiguous value for argument '(.+)'$", text, re.MULTILINE):
         return ConfigError(f"{several[1]} is several values: add -m for a run of each, or write [...] for a list")
-    if unknown := re.search(r"Could not override '([^']+)'|Could not find '([^']+)'", text):
-        key = unknown[1] or unknown[2]
-        return ConfigError(f"unknown setting {key!r}{did_you_mean(key, _composed_keys(overrides))}")
+    if unknown := re.search(r"Could not (?:override|find) '([^']+)'", text):
+        return ConfigError(f"unknown setting {unknown[1]!r}{did_you_mean(unknown[1], _composed_keys(overrides))}")
     return ConfigError(one_line(error))
-
-
-def _unknown_option(file: str, options: Sequence[str]) -> ConfigError:
-    group, _, option = file.rpartition("/")
-    advice = did_you_mean(option, options)
-    if group == "model":
-        advice += f" (for any model of timm: model=timm model.name={option})"
-    return ConfigError(f"{group or 'the configuration'} has no option {option!r}{advice}")
 
 
 def _composed_keys(overrides: Sequence[str]) -> list[str]:
     """Keys of the configuration with the groups chosen in ``overrides``."""
-    GlobalHydra.instance().clear()
     choices = [pair for pair in overrides if "=" in pair and _is_group(pair.partition("=")[0])]
-    with suppress(*CONFIG_ERRORS), initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return list(_keys(compose("config", overrides=choices)))
-    return []
+    try:
+        unresolved: Any = OmegaConf.to_container(_compose(choices))
+    except CONFIG_ERRORS:
+        return []
+    return [key for key, _ in dotted(unresolved)]
 
 
-def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    """All dotted keys, each group before its settings; nothing is resolved."""
-    for key in map(str, config):
-        yield f"{prefix}{key}"
-        node = config._get_node(key)
-        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
-            yield from _keys(node, f"{prefix}{key}.")
+def dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each group, and each setting in it, with its dotted key."""
+    for key, value in tree.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")

@@ -19,9 +19,14 @@ GROUP = "noah_lightning.plugins"
 
 def load_plugins(modules: Sequence[str]) -> None:
     """Import the modules that a configuration names; raises ConfigError if one cannot be imported."""
-    for name in modules:
-        with _current_folder_on_path(), _one_line(f"plugins=[{name}]"):
-            import_module(name)
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        for name in modules:
+            with _one_line(f"plugins=[{name}]"):
+                import_module(name)
+    finally:
+        sys.path.remove(folder)
 
 
 @cache
@@ -30,16 +35,6 @@ def load_installed_plugins() -> None:
     for entry in entry_points(group=GROUP):
         with _one_line(f"the plug-in {entry.name} ({entry.value})"):
             entry.load()
-
-
-@contextmanager
-def _current_folder_on_path() -> Iterator[None]:
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
 
 
 @contextmanager

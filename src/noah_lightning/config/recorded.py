@@ -1,19 +1,23 @@
-"""Recorded configurations: the config.yaml of a run directory, which may be untrusted."""
+"""Recorded configurations: the config.yaml of a run directory, which may be untrusted.
+
+Nothing in the file is executed, and memory is bounded: PyYAML's parser in C crashes on a few thousand brackets, and a
+few hundred bytes of aliases can expand to gigabytes.
+"""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from noah_lightning.config.compose import override
-from noah_lightning.config.parsing import parse_config
-from noah_lightning.config.plain_yaml import flat, pairs, read_yaml
-from noah_lightning.config.schema import RunConfig
-from noah_lightning.config.trainer import batch_per_process
-from noah_lightning.errors import ConfigError
+from noah_lightning.config.compose import dotted, override
+from noah_lightning.config.parsing import parse
+from noah_lightning.config.schema import RunConfig, batch_per_process
+from noah_lightning.errors import ConfigError, one_line
 
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LARGEST, DEEPEST = 1_000_000, 20  # bytes, and levels of nesting; our files have a few thousand bytes and four levels
 NEEDED = ("model", "head", "data", "recipe", "trainer")
 PATHS = (("data", "root"), ("model", "weights"))  # settings that name files
 # Settings that may change when a run resumes.
@@ -31,12 +35,26 @@ def as_yaml(config: RunConfig) -> str:
 
 
 def read_recorded(path: Path) -> dict[str, Any]:
-    """The recorded settings as nested plain values; raises ConfigError unless it is a run's configuration."""
-    content = read_yaml(path)
+    """The recorded settings: strings, numbers, booleans, null, and lists and mappings of these.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, has values of other types, or is not a run's configuration.
+    """
     wrong = f"{path} is not a run's configuration"
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ConfigError(f"{wrong}: it has more than {LARGEST:,} bytes")
+        text = path.read_text(encoding="utf-8")
+        _require_flat(text)
+        content = yaml.load(text, _LOADER)
+        nodes = list(_plain_nodes(content))
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: also an invalid date or number
+        raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{wrong}: it has no settings")
     if missing := set(NEEDED) - content.keys():
         raise ConfigError(f"{wrong}: {', '.join(sorted(missing))} missing")
-    for key, value in pairs(content):
+    for key, value in nodes:
         if key.rpartition(".")[2].startswith("_"):  # such as Hydra's _target_, which names a function to call
             raise ConfigError(f"{wrong}: unknown setting {key!r}")
         if not key.isprintable() or (isinstance(value, str) and not value.isprintable()):  # a terminal executes some
@@ -47,16 +65,42 @@ def read_recorded(path: Path) -> dict[str, Any]:
     return content
 
 
-def parse_recorded(path: Path) -> RunConfig:
-    """The recorded configuration, parsed.
+def _require_flat(text: str) -> None:
+    """Raise ValueError for aliases and deep nesting."""
+    depth = 0
+    for event in yaml.parse(text, _LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} groups within each other")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"it refers to another part of itself (*{event.anchor})")
 
-    Raises:
-        ConfigError: as :func:`read_recorded`, or a setting is unknown or out of range.
-    """
+
+def _plain_nodes(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value with its dotted key, also in lists; raises ValueError for dates, bytes and other types."""
+    if not isinstance(tree, dict | list):
+        if tree is not None and not isinstance(tree, str | int | float):
+            raise ValueError(f"{tree!r} is neither a number nor a string")
+        return
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(tree, dict) and not isinstance(key, str):
+            raise ValueError(f"the key {key!r} is not a string")
+        yield f"{prefix}{key}", value
+        yield from _plain_nodes(value, f"{prefix}{key}.")
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """The settings by dotted key, without the groups; a list is one value."""
+    return {key: value for key, value in dotted(tree) if not isinstance(value, dict)}
+
+
+def parse_recorded(path: Path) -> RunConfig:
+    """The recorded configuration; raises ConfigError as :func:`read_recorded`, and as :func:`parse`."""
+    content = read_recorded(path)
     try:
-        return parse_config(read_recorded(path))
+        return parse(RunConfig, content)
     except ConfigError as error:
-        raise ConfigError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def parse_with(path: Path, overrides: Sequence[str], split_again: bool = False) -> RunConfig:
@@ -89,7 +133,7 @@ def parse_with(path: Path, overrides: Sequence[str], split_again: bool = False) 
 def check_same(path: Path, config: RunConfig, force: bool = False) -> None:
     """Raise ConfigError for changed settings; with ``force`` the batch may be divided differently."""
     free = (*FREE, *SPLIT) if force else FREE
-    old, new = (dict(flat(_plain(one))) for one in (parse_recorded(path), config))
+    old, new = (flat(_plain(one)) for one in (parse_recorded(path), config))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and key not in free:
             may = "with --force, which restarts the epoch" if key in SPLIT else f"only in {', '.join(FREE)}"

@@ -4,31 +4,29 @@ The defaults are the same as in ``conf/``; they serve Python callers, and runs t
 existed. Comments in ``conf/`` explain the settings.
 """
 
+import os
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from noah_lightning.config.choices import (
     AnyDataSettings,
     AugmentSettings,
-    CSVLoggerSettings,
-    HeadSettings,
-    LoggerSettings,
-)
-from noah_lightning.config.trainer import TrainerSettings, batch_per_process
-from noah_lightning.config.types import (
     ChannelMean,
     ChannelStd,
+    CSVLoggerSettings,
     DropRate,
     Epochs,
     Fraction,
     Group,
+    HeadSettings,
     Interpolation,
+    LoggerSettings,
     Milestones,
     NoahInit,
     NonNegative,
+    NonNegativeInt,
     OpenFraction,
     Percent,
     Positive,
@@ -36,6 +34,8 @@ from noah_lightning.config.types import (
     Probability,
     Text,
 )
+from noah_lightning.config.parsing import chosen_class, group_classes, name_in, shown
+from noah_lightning.errors import ConfigError
 
 
 class CheckpointSettings(Group):
@@ -106,6 +106,44 @@ class RecipeSettings(Group):
     preprocess: PreprocessSettings = PreprocessSettings()
 
 
+def _distinct(values: list[int]) -> list[int]:
+    if len(set(values)) < len(values):
+        raise ValueError("must be different GPUs, such as [0,1]")
+    return values
+
+
+GPUs = Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(_distinct)]
+Devices = PositiveInt | Literal[-1, "auto"] | GPUs
+BatchLimit = PositiveInt | Fraction | None  # number or fraction of batches
+# Lightning's, except for sharded models, because checkpoints here are not sharded.
+Strategy = Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"]
+TrueOrMixed = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+Bits = Literal["32", "bf16", "16", "64", 32, 16, 64]
+Precision = Literal[TrueOrMixed, Bits, "transformer-engine", "transformer-engine-float16"]
+
+
+class TrainerSettings(Group):
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
+    devices: Devices = 1
+    num_nodes: PositiveInt = 1
+    strategy: Strategy = "auto"
+    sync_batchnorm: bool = False
+    max_epochs: Epochs
+    precision: Precision = "32-true"
+    channels_last: bool = False
+    compile: bool = False
+    nonfinite: Literal["stop", "skip"] = "stop"
+    accumulate_grad_batches: PositiveInt = 1
+    gradient_clip_val: Positive | None = None
+    check_val_every_n_epoch: PositiveInt = 1
+    limit_train_batches: BatchLimit = None
+    limit_val_batches: BatchLimit = None
+    num_sanity_val_steps: Annotated[int, Field(ge=-1)] = 2  # -1: all of them
+    log_every_n_steps: PositiveInt = 50
+    deterministic: bool | Literal["warn"] = False
+    benchmark: bool | None = None
+
+
 class NoahDefaults(Group):
     head_num: PositiveInt = 4
     key_ratio: OpenFraction = 0.5
@@ -131,7 +169,7 @@ class ModelSettings(Group):
 class RunConfig(Group):
     """Complete configuration of a run; mistakes are reported in the order of the groups."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     plugins: list[Text] = Field(default_factory=list)
     checkpoint: CheckpointSettings = CheckpointSettings()
     recipe: RecipeSettings
@@ -145,21 +183,22 @@ class RunConfig(Group):
         """A copy with other settings in one group, which are not checked."""
         return self.model_copy(update={group: getattr(self, group).model_copy(update=settings)})
 
-    @model_validator(mode="before")
+    @field_validator("head", "data", "logger", mode="before")
     @classmethod
-    def _follow(cls, content: Any) -> Any:
-        """Fill in settings that are null because they follow from others."""
-        groups = {name: content.get(name) for name in ("recipe", "trainer", "head", "data")}
-        if not all(isinstance(group, Mapping) for group in groups.values()):
-            return content  # rejected below
-        recipe, trainer, head, data = groups.values()
-        if head.get("name") == "gap" and head.get("dropout", 0) is None:
-            head = {**head, "dropout": recipe.get("head_dropout") if recipe.get("equal_dropout") is True else 0.0}
-        if data.get("batch_size", 0) is None:
-            with suppress(ValidationError):  # reported below by its own group
-                batch = TypeAdapter(PositiveInt).validate_python(recipe.get("batch_size"), strict=True)
-                data = {**data, "batch_size": batch_per_process(batch, TrainerSettings.model_validate(trainer))}
-        return {**content, "head": head, "data": data}
+    def _choose_class(cls, given: Any, info: ValidationInfo) -> Any:
+        """Parse with the class of the given name, after filling in what is null because it follows from others."""
+        recipe, trainer = info.data.get("recipe"), info.data.get("trainer")
+        if isinstance(given, Mapping) and recipe and trainer:  # otherwise these are rejected
+            if info.field_name == "head" and given.get("name") == "gap" and given.get("dropout", 0) is None:
+                given = {**given, "dropout": recipe.head_dropout if recipe.equal_dropout else 0.0}
+            if info.field_name == "data" and given.get("batch_size", 0) is None:
+                given = {**given, "batch_size": batch_per_process(recipe.batch_size, trainer)}
+        field = cls.model_fields[str(info.field_name)]
+        chosen = chosen_class(field, given)
+        if chosen is None:
+            names = ", ".join(kind.model_fields["name"].default for kind in group_classes(field))
+            raise ValueError(f"{info.field_name}.name={shown(name_in(given))} must be one of {names}")
+        return chosen.model_validate(given)
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:
@@ -185,3 +224,31 @@ class RunConfig(Group):
             if (value := getattr(schedule, key)) > epochs:
                 raise ValueError(f"recipe.schedule.{key}={value:g} must be at most the {epochs} epochs{advice}")
         return self
+
+
+def processes_per_node(trainer: TrainerSettings) -> int:
+    """Number of processes on this machine, by ``trainer.devices``."""
+    if isinstance(trainer.devices, list):
+        return len(trainer.devices)
+    if trainer.devices not in ("auto", -1):
+        return int(trainer.devices)
+    if outside := os.environ.get("LOCAL_WORLD_SIZE"):
+        return int(outside)
+    if trainer.accelerator not in ("auto", "gpu", "cuda"):
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def batch_per_process(batch: int, trainer: TrainerSettings) -> int:
+    """Batch size of each pass of each process; raises ConfigError if ``batch`` cannot be divided equally."""
+    processes, passes = processes_per_node(trainer) * trainer.num_nodes, trainer.accumulate_grad_batches
+    parts = processes * passes
+    if batch % parts:
+        below = batch - batch % parts
+        near = f"{below} or {below + parts}" if below else f"{parts}"
+        splits = ((processes, "processes"), (passes, "accumulated passes"))
+        over = " × ".join(f"{number} {what}" for number, what in splits if number > 1)
+        raise ConfigError(f"recipe.batch_size={batch} cannot be divided among {over}; use {near}")
+    return batch // parts

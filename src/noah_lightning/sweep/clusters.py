@@ -8,7 +8,7 @@ from contextlib import redirect_stderr
 from io import StringIO
 from typing import Any
 
-from noah_lightning.config.trainer import processes_per_node
+from noah_lightning.config.schema import processes_per_node
 from noah_lightning.distributed.signals import Stopped
 from noah_lightning.errors import ConfigError, RunFailed, one_line
 from noah_lightning.sweep.launchers import Launcher, Outcome, Results, as_return, run_payload

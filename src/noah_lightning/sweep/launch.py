@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from noah_lightning.config.schema import RunConfig
-from noah_lightning.config.trainer import processes_per_node
+from noah_lightning.config.schema import RunConfig, processes_per_node
 from noah_lightning.distributed.environment import started_from_outside
 from noah_lightning.distributed.launcher import run_in_processes
 from noah_lightning.errors import ConfigError, RunFailed, UserError

@@ -19,7 +19,7 @@ from hydra.core.utils import JobReturn, JobRuntime, JobStatus, run_job, setup_gl
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from noah_lightning.config.trainer import processes_per_node
+from noah_lightning.config.schema import processes_per_node
 from noah_lightning.distributed.environment import end_with_parent
 from noah_lightning.distributed.signals import Stopped
 from noah_lightning.errors import ConfigError, RunFailed, one_line

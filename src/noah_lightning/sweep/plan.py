@@ -9,11 +9,11 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from noah_lightning.config.choices import Group, PositiveInt, Text
 from noah_lightning.config.compose import CONFIG_ERRORS, explain, from_hydra
 from noah_lightning.config.parsing import parse
 from noah_lightning.config.plugins import load_plugins
 from noah_lightning.config.schema import RunConfig
-from noah_lightning.config.types import Group, PositiveInt, Text
 from noah_lightning.errors import ConfigError, HeadSettingError
 
 
