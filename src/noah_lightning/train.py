@@ -84,7 +84,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
             saved = resume_from(run_dir, loggers, split, force) if resume else None
             if force and rank() == 0:
                 run.replace_config(config, saved.steps if saved else 0)
-            with compiled(task.model, config.trainer.compile), failures_in_one_line(config, data, run_dir):
+            with compiled(task.model, config.trainer.compile), failures_in_one_line(config, data, run_dir, trainer):
                 trainer.fit(task, datamodule=data, ckpt_path=saved.path if saved else None, weights_only=True)
             results = _conclude(run, task, report)
             return results

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.utils.data._utils import signal_handling
 
 from noah_lightning.atomic_io import write_whole
 from noah_lightning.config.schema import RunConfig
@@ -94,14 +95,17 @@ class NonFiniteCheck(Callback):
 
 
 @contextmanager
-def failures_in_one_line(config: RunConfig, data: ImageDataModule, run_dir: Path) -> Iterator[None]:
+def failures_in_one_line(
+    config: RunConfig, data: ImageDataModule, run_dir: Path, trainer: pl.Trainer
+) -> Iterator[None]:
     """Turn errors of memory, disk and DataLoader workers into one line, and record the images of a NonFinite batch.
 
     Raises:
         RunFailed: out of memory or disk, a DataLoader worker died, or a loss or gradient was not finite.
     """
     try:
-        yield
+        with _one_error_for_dead_workers(trainer):
+            yield
     except NonFinite as error:
         if rank() == 0:
             record = _record(data, error).encode()
@@ -126,6 +130,35 @@ def failures_in_one_line(config: RunConfig, data: ImageDataModule, run_dir: Path
         if text.startswith("DataLoader worker"):
             raise RunFailed(_worker_died(error, run_dir)) from error
         raise
+
+
+@contextmanager
+def _one_error_for_dead_workers(trainer: pl.Trainer) -> Iterator[None]:
+    """Let only the first failure of a run be raised, and stop all DataLoader workers before it leaves this context.
+
+    torch's handler of SIGCHLD raises an error for each DataLoader whose workers die, at any line of Python, and
+    Lightning keeps the training loader if validation fails, and both if its teardown is interrupted by such an error.
+    """
+    check, failed = signal_handling._error_if_any_worker_fails, False
+
+    def check_until_failure() -> None:
+        nonlocal failed
+        if not failed:
+            try:
+                check()
+            except RuntimeError:
+                failed = True
+                raise
+
+    signal_handling._error_if_any_worker_fails = check_until_failure
+    try:
+        yield
+    finally:
+        failed = True
+        try:
+            trainer.fit_loop.teardown()
+        finally:
+            signal_handling._error_if_any_worker_fails = check
 
 
 def _worker_died(error: Exception, run_dir: Path) -> str:
