@@ -284,7 +284,7 @@ def test_an_interrupted_or_crashed_run_is_closed_as_failed(
     def fail(*_: object) -> None:
         raise error("now")
 
-    monkeypatch.setattr("noah_lightning.callbacks.progress.PlainProgress.on_train_batch_end", fail)
+    monkeypatch.setattr("noah_lightning.callbacks.progress.EpochReport.on_train_batch_end", fail)
     command = ["train", *QUICK, "logger=wandb", "hydra.run.dir=run"]
     if error is RuntimeError:
         with pytest.raises(RuntimeError, match="now"):

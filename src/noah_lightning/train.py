@@ -15,10 +15,17 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from noah_lightning.callbacks.attention_images import AttentionPicture
-from noah_lightning.callbacks.best import BestRecord, BestWeights
-from noah_lightning.callbacks.checkpoints import BatchSplit, Checkpoints, WholeFiles, keep_only_last, resume_from
+from noah_lightning.callbacks.checkpoints import (
+    BatchSplit,
+    BestRecord,
+    BestWeights,
+    Checkpoints,
+    WholeFiles,
+    keep_only_last,
+    resume_from,
+)
 from noah_lightning.callbacks.failures import NonFiniteCheck, failures_in_one_line
-from noah_lightning.callbacks.progress import EpochReport, progress
+from noah_lightning.callbacks.progress import EpochReport
 from noah_lightning.config.plugins import load_plugins
 from noah_lightning.config.schema import OptimizerSettings, RunConfig
 from noah_lightning.config.trainer import processes_per_node
@@ -198,7 +205,6 @@ def make_callbacks(
     """Callbacks of the trainer, including ``report``; after each step they check ``stop``."""
     return [
         NonFiniteCheck(),  # before callbacks that save
-        progress(config.trainer.log_every_n_steps),
         report,
         BestRecord(RunDir(run_dir), data),
         *_checkpoints(run_dir, config, batch_split(config, data), stop),
@@ -237,8 +243,7 @@ def _checkpoints(run_dir: Path, config: RunConfig, split: BatchSplit, stop: Stop
     best: list[Callback] = [BestWeights(run_dir, "best", "val/top1")]
     if config.recipe.ema is not None:
         best.append(BestWeights(run_dir, "best_ema", "val/ema_top1"))
-    when = config.checkpoint
-    return [*best, Checkpoints(run_dir, when.every_n_steps, when.every_minutes, when.keep, split, stop)]
+    return [*best, Checkpoints(run_dir, config.checkpoint, split, stop)]
 
 
 def logger_callbacks(config: RunConfig, loggers: Sequence[Logger], data: ImageDataModule) -> list[Callback]:
