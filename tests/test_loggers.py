@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import TINY, Answer, FinishedRun
 from noah_lightning.callbacks.attention_images import attention_of_guess, evaluating
 from noah_lightning.config.compose import compose_config
-from noah_lightning.loggers.wandb_run import run_id, run_name, tags
+from noah_lightning.loggers.factory import run_id, run_name, tags
 from noah_lightning.models.classifier import create_model
 from noah_lightning.run_dir import RunDir
 from test_sweep import marked_processes, wait_until

@@ -35,8 +35,7 @@ from noah_lightning.distributed.environment import keep_freed_memory, processes_
 from noah_lightning.distributed.signals import Stopped, StopRequest, use_our_signal_handlers
 from noah_lightning.errors import ConfigError, RunFailed, UserError, one_line
 from noah_lightning.loggers import console
-from noah_lightning.loggers.factory import close_loggers, make_loggers
-from noah_lightning.loggers.wandb_run import WandbRun
+from noah_lightning.loggers.factory import WandbRun, close_loggers, make_loggers
 from noah_lightning.models.classifier import build_model, compiled
 from noah_lightning.models.cost import count_parameters
 from noah_lightning.run_dir import CHECKPOINTS, CONFIG, LOG, Results, RunDir

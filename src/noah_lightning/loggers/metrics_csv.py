@@ -6,7 +6,6 @@ import os
 from io import StringIO
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
@@ -56,25 +55,24 @@ class WholeRows(ExperimentWriter):
 
     def __init__(self, log_dir: str, rows: int = 0) -> None:
         super().__init__(log_dir)
-        self.rows = 0
-        path = Path(self.metrics_file_path)
-        if path.is_file():
-            self._cut(path, rows)
+        self.rows, self.path = 0, Path(self.metrics_file_path)
+        if self.path.is_file():
+            self._cut(rows)
 
     def _check_log_dir_exists(self) -> None:
         """Do nothing; Lightning's method would remove the file."""
 
-    def _cut(self, path: Path, rows: int) -> None:
-        header, *lines = path.read_bytes().splitlines(keepends=True) or [b""]
+    def _cut(self, rows: int) -> None:
+        header, *lines = self.path.read_bytes().splitlines(keepends=True) or [b""]
         commas = header.count(b",")
         whole = list(takewhile(lambda row: row.endswith(b"\n") and row.count(b",") == commas, lines[:rows]))
         if len(whole) < rows:
-            log.warning("%s holds only %d of the %d rows logged before the checkpoint", path, len(whole), rows)
+            log.warning("%s holds only %d of the %d rows logged before the checkpoint", self.path, len(whole), rows)
         if whole:
             self.rows, self.metrics_keys = len(whole), header.decode(errors="replace").strip().split(",")
-            os.truncate(path, len(header) + sum(map(len, whole)))
+            os.truncate(self.path, len(header) + sum(map(len, whole)))
         else:
-            path.unlink()
+            self.path.unlink()
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         super().log_metrics(metrics_dict, step)
@@ -82,45 +80,36 @@ class WholeRows(ExperimentWriter):
 
     def save(self) -> None:
         """Write the pending rows; a failure is logged once, and they are written at the next call."""
-        if not self.metrics:
-            return
-        path, keys = Path(self.metrics_file_path), list(self.metrics_keys)
+        keys = list(self.metrics_keys)
         try:
-            if self._record_new_keys() or not path.is_file():
-                self._rewrite(path)
-            else:
-                self._append(path)
+            if self.metrics:
+                self._write(append=not self._record_new_keys() and self.path.is_file())
+            self.metrics, self._failed = [], False
         except OSError as error:
             self.metrics_keys = keys  # those that the file has
             if not self._failed:
-                log.warning("%s cannot be written (%s); the run continues", path, one_line(error))
+                log.warning("%s cannot be written (%s); the run continues", self.path, one_line(error))
             self._failed = True
+
+    def _write(self, append: bool) -> None:
+        """Append the pending rows to the file, or rewrite it with them and with new columns."""
+        text = StringIO(newline="")
+        table = csv.DictWriter(text, self.metrics_keys)
+        if not append:
+            table.writeheader()
+            if self.path.is_file():
+                with self.path.open(newline="", errors="replace") as old:
+                    table.writerows(csv.DictReader(old))
+        table.writerows(self.metrics)
+        if not append:
+            write_whole(self.path, lambda file: file.write(text.getvalue().encode()))
             return
-        self._failed = False
-        self.metrics = []
-
-    def _rewrite(self, path: Path) -> None:
-        old: list[dict[str, Any]] = []
-        if path.is_file():
-            with path.open(newline="", errors="replace") as file:
-                old = list(csv.DictReader(file))
-        write_whole(path, lambda file: file.write(self._lines([*old, *self.metrics], header=True)))
-
-    def _append(self, path: Path) -> None:
-        size = path.stat().st_size
+        size = self.path.stat().st_size
         try:
-            with path.open("ab") as file:
-                file.write(self._lines(self.metrics, header=False))
+            with self.path.open("ab") as file:
+                file.write(text.getvalue().encode())
                 file.flush()
                 os.fsync(file.fileno())  # before a checkpoint that counts these rows
         except OSError:
-            os.truncate(path, size)  # half a row
+            os.truncate(self.path, size)  # half a row
             raise
-
-    def _lines(self, rows: list[dict[str, Any]], header: bool) -> bytes:
-        text = StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames=self.metrics_keys)
-        if header:
-            writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue().encode()
