@@ -287,7 +287,7 @@ def test_a_full_disk_is_told_and_the_run_is_finished_later(noah: Noah, monkeypat
 
 
 def test_metrics_hold_whole_rows_whatever_fails(tmp_path: Path) -> None:
-    rows, path = MetricsFile(tmp_path).experiment, tmp_path / "metrics.csv"
+    rows, path = MetricsFile(tmp_path), tmp_path / "metrics.csv"
     rows.log_metrics({"loss": 1.5}, 0)
     rows.save()
     before = path.read_bytes()

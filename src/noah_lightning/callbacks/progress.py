@@ -6,9 +6,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger
 
 from noah_lightning.loggers.console import duration, log
+from noah_lightning.loggers.metrics_csv import MetricsFile
 from noah_lightning.task import ClassificationTask
 from noah_lightning.task.metrics import Accuracy
 
@@ -114,7 +114,7 @@ class EpochReport(Callback):
         self.train_images += train.images
         self._epoch_started = None
         for logger in trainer.loggers:
-            if not isinstance(logger, CSVLogger):  # metrics.csv only holds reproducible values
+            if not isinstance(logger, MetricsFile):  # metrics.csv only holds reproducible values
                 logger.log_metrics({"train/images_per_second": train.images / seconds}, trainer.global_step - 1)
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
         validation = ""
