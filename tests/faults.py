@@ -17,10 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -81,6 +81,16 @@ def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(program, stdout=out, stderr=out, env=environment, start_new_session=True)
 
 
+class Process(Protocol):
+    """What is used of ``subprocess.Popen``."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: signal.Signals, /) -> None: ...
+
+
 class Moment(NamedTuple):
     """When to send a signal: so many seconds after so many steps are known to be done."""
 
@@ -100,7 +110,13 @@ def draw_moments(count: int, draw: random.Random, start: float) -> list[Moment]:
 
 
 def run_with_kills(
-    data: Path, run: Path, devices: int, moments: Sequence[Moment], sent: signal.Signals, words: Sequence[str] = ()
+    data: Path,
+    run: Path,
+    devices: int,
+    moments: Sequence[Moment],
+    sent: signal.Signals,
+    words: Sequence[str] = (),
+    start: Callable[[list[str], Path], Process] = start,
 ) -> list[int]:
     """Train, and at each moment send a signal and resume; returns the exit statuses."""
     log = run.parent / f"{run.name}.log"
@@ -119,7 +135,7 @@ def run_with_kills(
     raise AssertionError(f"the run did not finish:\n{log.read_text()[-3000:]}")
 
 
-def ended_before(process: subprocess.Popen[bytes], run: Path, moment: Moment) -> bool:
+def ended_before(process: Process, run: Path, moment: Moment) -> bool:
     """Wait for the moment, or for the end of the process if that comes first."""
     while steps_saved(run) < moment.steps:
         if process.poll() is not None:

@@ -29,7 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from commands import Command, save_slowly
 from conftest import TINY, Answer, call_noah
+from faults import Process
 from noah_lightning.cli import main
 from noah_lightning.config.choices import DataSettings
 from noah_lightning.config.compose import compose_config
@@ -42,7 +44,7 @@ from noah_lightning.distributed import launcher
 from noah_lightning.distributed.collectives import gather_floats, max_over_ranks
 from noah_lightning.distributed.environment import processes_started, rank
 from noah_lightning.distributed.launcher import _work, run_in_processes
-from noah_lightning.distributed.signals import Stopped, StopRequest
+from noah_lightning.distributed.signals import Stopped
 from noah_lightning.errors import ConfigError, RunFailed
 from noah_lightning.run_dir import RunDir
 from noah_lightning.task import ClassificationTask
@@ -93,6 +95,22 @@ def behind(mark: str) -> list[str]:
             break
         time.sleep(0.1)
     return marked
+
+
+def in_session(leader: int) -> list[str]:
+    """Processes of the session of a process that has ended, which do not end within seconds themselves."""
+    for _ in range(50):
+        found = [path.name for path in Path("/proc").glob("[0-9]*") if session_of(path) == str(leader)]
+        if not found:
+            break
+        time.sleep(0.1)
+    return found
+
+
+def session_of(process: Path) -> str:
+    """The fields of stat after the name, which may hold spaces: state, parent, group, session."""
+    _, _, fields = file_of(process / "stat").rpartition(") ")
+    return (fields.split() + [""] * 4)[3]
 
 
 def environment_of(process: Path) -> str:
@@ -362,17 +380,6 @@ def test_predictions_are_empty_after_a_reset() -> None:
     predictions.reset()
     predictions.update(torch.eye(5)[:2], torch.tensor([2, 3]))
     assert [values.tolist() for values in predictions.compute()] == [[2, 3], [0, 1]]
-
-
-def save_slowly(folder: Path) -> None:
-    request = StopRequest()
-    with request.listening():
-        (folder / f"ready-{rank()}").write_text(multiprocessing.get_start_method())
-        while not request.signal:
-            time.sleep(0.05)
-        time.sleep(2)
-        (folder / f"saved-{rank()}").touch()
-        raise Stopped(request.signal)
 
 
 @pytest.mark.parametrize(("number", "method"), [(signal.SIGTERM, "fork"), (signal.SIGINT, "spawn")])
@@ -711,47 +718,50 @@ def test_a_crash_in_one_process_ends_all_and_is_reported_once(
     assert not (tmp_path / "run" / "results.json").exists()
 
 
-def interrupt(folder: Path, when: Callable[[str, str], bool]) -> Launched:
-    """Ctrl-C in a terminal, which sends SIGINT to the whole process group, once ``when(output, mark)`` holds."""
-    mark = uuid.uuid4().hex
-    command = [sys.executable, "-m", "noah_lightning", "train", *TINY, *TWO, "head=gap", "trainer.max_epochs=1000"]
-    known = {**os.environ, "OMP_NUM_THREADS": "1", "NOAH_TEST": mark}
-    out, err = folder / "out.txt", folder / "err.txt"
-    with out.open("w") as out_file, err.open("w") as err_file:
-        run = subprocess.Popen(
-            command, cwd=folder, env=known, stdout=out_file, stderr=err_file, start_new_session=True
-        )
-        try:
-            end = time.monotonic() + 120
-            while not when(out.read_text(), mark):
-                assert run.poll() is None, err.read_text()
-                assert time.monotonic() < end, "took too long"
-                time.sleep(0.05)
-            os.killpg(run.pid, signal.SIGINT)
-            status = run.wait(60)
-        finally:
-            if run.poll() is None:
-                os.killpg(run.pid, signal.SIGKILL)
-    return Launched(status, out.read_text(), err.read_text(), folder, behind(mark))
+def interrupt(process: Process, out: Path, when: Callable[[str], bool]) -> int:
+    """Exit status after Ctrl-C in a terminal, SIGINT to the whole process group, once ``when(output)``."""
+    try:
+        end = time.monotonic() + 120
+        while not when(out.read_text() if out.exists() else ""):
+            assert process.poll() is None
+            assert time.monotonic() < end, "took too long"
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        return process.wait(60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+LONG_RUN = ["train", *TINY, *TWO, "head=gap", "trainer.max_epochs=1000"]
 
 
 def test_ctrl_c_is_one_line_and_leaves_no_process(tmp_path: Path) -> None:
-    answer = interrupt(tmp_path, lambda out, mark: "epoch 2/1000" in out)
-    assert (answer.status, answer.err, answer.behind) == (130, "", [])
-    stopped = [line for line in answer.out.splitlines() if "stopped" in line]
-    assert stopped == answer.out.splitlines()[-1:]
+    out, err = tmp_path / "out.txt", tmp_path / "err.txt"
+    run = Command(*LONG_RUN, cwd=tmp_path, out=out, err=err)
+    status = interrupt(run, out, lambda text: "epoch 2/1000" in text)
+    assert (status, err.read_text(), in_session(run.pid)) == (130, "", [])
+    stopped = [line for line in out.read_text().splitlines() if "stopped" in line]
+    assert stopped == out.read_text().splitlines()[-1:]
     assert re.fullmatch(r"stopped  by SIGINT after [\d,]+ steps; noah resume .*", stopped[0])
     assert stopped[0] in (run_dir_in(tmp_path) / "train.log").read_text()
 
 
 @pytest.mark.slow
 def test_ctrl_c_while_processes_start_is_no_traceback(tmp_path: Path) -> None:
-    def all_import(_: str, mark: str) -> bool:
+    out, err, mark = tmp_path / "out.txt", tmp_path / "err.txt", uuid.uuid4().hex
+    with out.open("w") as out_file, err.open("w") as err_file:
+        program, known = [sys.executable, "-m", "noah_lightning", *LONG_RUN], {**os.environ, "NOAH_TEST": mark}
+        run = subprocess.Popen(
+            program, cwd=tmp_path, env=known, stdout=out_file, stderr=err_file, start_new_session=True
+        )
+
+    def all_import(_: str) -> bool:
         processes = [process for process in Path("/proc").glob("[0-9]*") if mark in environment_of(process)]
         return sum("libtorch_cpu" in file_of(process / "maps") for process in processes) == 3
 
-    answer = interrupt(tmp_path, all_import)
-    assert (answer.status, answer.out, answer.err, answer.behind) == (130, "", "", [])
+    status = interrupt(run, out, all_import)
+    assert (status, out.read_text(), err.read_text(), behind(mark)) == (130, "", "", [])
 
 
 def fail(error: Exception) -> None:

@@ -15,6 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 import faults
+from commands import Command
 from conftest import TINY, Answer
 from noah_lightning.errors import RunFailed
 from noah_lightning.loggers.metrics_csv import MetricsFile
@@ -30,15 +31,19 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def left_alone(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("alone") / "run"
-    faults.run_with_kills(photographs, run, 1, [], signal.SIGKILL)
+    faults.run_with_kills(photographs, run, 1, [], signal.SIGKILL, start=start)
     return run
+
+
+def start(words: list[str], log: Path) -> Command:
+    return Command(*words, cwd=log.parent, out=log)
 
 
 def test_killed_three_times_and_the_same_to_the_bit(photographs: Path, left_alone: Path, tmp_path: Path) -> None:
     """The short form of `make test-faults`: the moments are when so many steps have been saved."""
     draw = random.Random(1)
     moments = [faults.Moment(steps) for steps in sorted(draw.randrange(3, 140) for _ in range(3))]
-    statuses = faults.run_with_kills(photographs, tmp_path / "run", 1, moments, signal.SIGKILL)
+    statuses = faults.run_with_kills(photographs, tmp_path / "run", 1, moments, signal.SIGKILL, start=start)
     assert statuses == [-9, -9, -9, 0]
     assert faults.differences(left_alone, tmp_path / "run") == []
 

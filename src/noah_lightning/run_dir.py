@@ -17,15 +17,15 @@ be untrusted: nothing in it is executed or downloaded, and damage is reported in
 """
 
 import csv
-import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
 
 from noah_lightning.atomic_io import write_whole
 from noah_lightning.config import recorded
@@ -48,8 +48,7 @@ ASIDE = ".unfinished"  # there too: unfinished attempts that could not be resume
 DEPTH = 3  # runs/DATE/TIME_sweep/NUMBER lies three below runs
 
 
-@dataclass(frozen=True)
-class Results:
+class Results(BaseModel, frozen=True, strict=True, allow_inf_nan=False):
     """Results of a finished run; accuracies are exact, as counts.
 
     Fields that begin with ``ema`` are of the average of the weights, and None without one.
@@ -163,7 +162,7 @@ class RunDir:
 
     def write_results(self, results: Results) -> None:
         """Mark the run as finished; raises RunFailed if the file cannot be written."""
-        path, text = self.path / RESULTS, json.dumps(asdict(results), indent=2) + "\n"
+        path, text = self.path / RESULTS, results.model_dump_json(indent=2) + "\n"
         try:
             write_whole(path, lambda file: file.write(text.encode()))
         except OSError as error:
@@ -177,16 +176,11 @@ class RunDir:
             ConfigError: the run has not finished, or the file is damaged.
         """
         try:
-            entries = json.loads((self.path / RESULTS).read_text())
-            known = {field.name for field in fields(Results)} & entries.keys()
-            results = Results(**{name: entries[name] for name in known})
-            for name, value in vars(results).items():
-                if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
-                    raise ValueError(f"{name}={value!r} is not a number")
+            results = Results.model_validate_json((self.path / RESULTS).read_bytes())
             if not 0 <= results.correct <= results.images > 0:
                 raise ValueError(f"{results.correct} of {results.images} images is not possible")
             return results
-        except (OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{self.path} does not contain a finished run: {one_line(error)}") from error
 
     def write_predictions(self, labels: "np.ndarray", guesses: "np.ndarray", class_names: Sequence[str]) -> None:

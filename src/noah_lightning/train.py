@@ -27,7 +27,7 @@ from noah_lightning.callbacks.checkpoints import (
 from noah_lightning.callbacks.failures import NonFiniteCheck, failures_in_one_line
 from noah_lightning.callbacks.progress import EpochReport
 from noah_lightning.config.plugins import load_plugins
-from noah_lightning.config.schema import OptimizerSettings, RunConfig
+from noah_lightning.config.schema import RunConfig
 from noah_lightning.config.trainer import processes_per_node
 from noah_lightning.data import create_data
 from noah_lightning.data.datamodule import ImageDataModule
@@ -73,10 +73,14 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
         )
     if config.trainer.sync_batchnorm and isinstance(trainer.accelerator, CPUAccelerator):
         raise ConfigError("trainer.sync_batchnorm=true works on GPUs only; set it to false")
-    run, split = RunDir(run_dir), batch_split(config, data)
+    run, split = RunDir(run_dir), BatchSplit.of(config, data)
     task = make_task(config, model, split.in_step)
-    if rank() == 0:  # in the other processes, Lightning waits for the data
-        _prepare(data, task)
+    if rank() == 0:  # before the run directory is claimed; in the other processes, Lightning waits for the data
+        data.prepare_data()
+        data.setup("fit")
+        if task.mixing is not None:
+            assert data.train_dataset is not None
+            check_even(min(data.batch_size, len(data.train_dataset)))  # a smaller data set is one batch
     results = None
     with ExitStack() as until_the_end:
         if rank() == 0:
@@ -109,15 +113,6 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
             raise
 
 
-def _prepare(data: ImageDataModule, task: ClassificationTask) -> None:
-    """Check the data before the run directory is claimed."""
-    data.prepare_data()
-    data.setup("fit")
-    if task.mixing is not None:
-        assert data.train_dataset is not None
-        check_even(min(data.batch_size, len(data.train_dataset)))  # a data set smaller than one batch is one batch
-
-
 def _claim(run: RunDir, config: RunConfig, resume: bool, force: bool) -> None:
     """Start a run, or check that its settings and state allow it to resume."""
     if resume and (run.path / CONFIG).exists():
@@ -128,19 +123,12 @@ def _claim(run: RunDir, config: RunConfig, resume: bool, force: bool) -> None:
 
 
 def _announce(config: RunConfig, run_dir: Path, task: ClassificationTask, data: ImageDataModule) -> None:
-    count = count_parameters(task.model)
+    count, base, scaled = count_parameters(task.model), config.recipe.optimizer, task.optimizer_settings
+    ratio = f"{base.lr:g} × {scaled.lr_batch}/{base.lr_batch} = " if scaled.lr_batch else ""
     log.info("run      %s", run_dir)
     log.info("model    %s, head %s, %s parameters", config.model.name, config.head.name, f"{count:,}")
     log.info("data     %s, %d classes, batch %d", config.data.name, data.num_classes, data.batch_size)
-    log.info("rate     %s, %s", _rate(config, task.optimizer_settings), task.optimizer_settings.name)
-
-
-def _rate(config: RunConfig, scaled: OptimizerSettings) -> str:
-    """``0.1 × 64/256 = 0.025``, or only the rate if it does not depend on the batch size."""
-    if scaled.lr_batch is None:
-        return f"{scaled.lr:g}"
-    base = config.recipe.optimizer
-    return f"{base.lr:g} × {scaled.lr_batch}/{base.lr_batch} = {scaled.lr:g}"
+    log.info("rate     %s%g, %s", ratio, scaled.lr, scaled.name)
 
 
 def _conclude(run: RunDir, task: ClassificationTask, report: EpochReport) -> Results:
@@ -188,11 +176,6 @@ def make_task(config: RunConfig, model: nn.Module, batch: int) -> Classification
     )
 
 
-def batch_split(config: RunConfig, data: ImageDataModule) -> BatchSplit:
-    """How the processes of this run divide an optimizer step."""
-    return BatchSplit(processes_started(), data.batch_size, config.trainer.accumulate_grad_batches)
-
-
 def make_callbacks(
     config: RunConfig,
     run_dir: Path,
@@ -202,13 +185,19 @@ def make_callbacks(
     stop: StopRequest,
 ) -> list[Callback]:
     """Callbacks of the trainer, including ``report``; after each step they check ``stop``."""
-    return [
+    pictures = getattr(config.logger, "picture_every_n_epochs", 0)
+    callbacks: list[Callback] = [
         NonFiniteCheck(),  # before callbacks that save
         report,
         BestRecord(RunDir(run_dir), data),
-        *_checkpoints(run_dir, config, batch_split(config, data), stop),
-        *logger_callbacks(config, loggers, data),
+        BestWeights(run_dir, "best", "val/top1"),
     ]
+    if config.recipe.ema is not None:
+        callbacks.append(BestWeights(run_dir, "best_ema", "val/ema_top1"))
+    callbacks.append(Checkpoints(run_dir, config.checkpoint, BatchSplit.of(config, data), stop))
+    if pictures and config.head.name == "noah":
+        callbacks += [AttentionPicture(logger, data, pictures) for logger in loggers if isinstance(logger, WandbRun)]
+    return callbacks
 
 
 def make_trainer(config: RunConfig, run_dir: Path, **arguments: Any) -> pl.Trainer:
@@ -235,20 +224,3 @@ def make_trainer(config: RunConfig, run_dir: Path, **arguments: Any) -> pl.Train
         raise ConfigError(f"trainer: {one_line(error)}{missing}") from error
     use_our_signal_handlers(trainer)
     return trainer
-
-
-def _checkpoints(run_dir: Path, config: RunConfig, split: BatchSplit, stop: StopRequest) -> list[Callback]:
-    """Callbacks that save the weights of the best epoch, and the whole state."""
-    best: list[Callback] = [BestWeights(run_dir, "best", "val/top1")]
-    if config.recipe.ema is not None:
-        best.append(BestWeights(run_dir, "best_ema", "val/ema_top1"))
-    return [*best, Checkpoints(run_dir, config.checkpoint, split, stop)]
-
-
-def logger_callbacks(config: RunConfig, loggers: Sequence[Logger], data: ImageDataModule) -> list[Callback]:
-    """Callbacks that log pictures."""
-    callbacks: list[Callback] = []
-    every = getattr(config.logger, "picture_every_n_epochs", 0)
-    if every and config.head.name == "noah":
-        callbacks += [AttentionPicture(logger, data, every) for logger in loggers if isinstance(logger, WandbRun)]
-    return callbacks

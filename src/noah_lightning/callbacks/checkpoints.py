@@ -14,10 +14,10 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from noah_lightning.atomic_io import write_whole
-from noah_lightning.config.schema import CheckpointSettings
+from noah_lightning.config.schema import CheckpointSettings, RunConfig
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.distributed.collectives import max_over_ranks
-from noah_lightning.distributed.environment import rank
+from noah_lightning.distributed.environment import processes_started, rank
 from noah_lightning.distributed.signals import Stopped, StopRequest
 from noah_lightning.errors import ConfigError, WeightsError, one_line
 from noah_lightning.loggers.metrics_csv import MetricsFile
@@ -70,6 +70,11 @@ class BatchSplit(NamedTuple):
     processes: int
     images: int
     passes: int
+
+    @classmethod
+    def of(cls, config: RunConfig, data: ImageDataModule) -> "BatchSplit":
+        """The division by the processes of this run."""
+        return cls(processes_started(), data.batch_size, config.trainer.accumulate_grad_batches)
 
     @property
     def in_step(self) -> int:
