@@ -9,7 +9,6 @@ import pytest
 
 import noah_lightning
 from conftest import TINY, Answer, call_benchmark
-from noah_lightning.callbacks import progress
 from noah_lightning.cli import commands
 from noah_lightning.loggers import console
 
@@ -105,8 +104,7 @@ def test_ctrl_c_before_training_is_quiet(noah: Noah, monkeypatch: pytest.MonkeyP
 
 
 def test_on_a_terminal_a_progress_bar_is_drawn(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (console, progress):
-        monkeypatch.setattr(module, "on_terminal", lambda: True)
+    monkeypatch.setattr(console, "on_terminal", lambda: True)
     assert noah("train", *TINY, "head=gap", "hydra.run.dir=run").status == 0
     assert "left in the epoch" not in Path("run/train.log").read_text()
     assert "epoch 2/2" in Path("run/train.log").read_text()

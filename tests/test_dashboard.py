@@ -10,15 +10,7 @@ import pytest
 from noah_lightning.config.compose import compose_config
 from noah_lightning.errors import ConfigError
 from noah_lightning.loggers import dashboard as dashboard_module
-from noah_lightning.loggers.dashboard import (
-    PANELS,
-    VIEW,
-    dashboard,
-    make_plan,
-    make_report,
-    make_workspace,
-    wandb_runs,
-)
+from noah_lightning.loggers.dashboard import PANELS, VIEW, build, dashboard, make_plan, wandb_runs
 from noah_lightning.run_dir import RunDir
 
 
@@ -109,11 +101,11 @@ def test_without_runs_or_without_the_package_it_is_one_line(
 
 def test_the_workspace_shows_the_planned_panels_of_the_planned_runs(sweep: Path) -> None:
     pytest.importorskip("wandb_workspaces")
-    workspace = make_workspace(make_plan([sweep]), "us")
+    workspace, _ = build(make_plan([sweep]), "us")
     spec = json.loads(workspace._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))["section"]
     [section] = spec["panelBankConfig"]["sections"]
     shown = [panel["config"] for panel in section["panels"]]
-    assert [config["chartTitle"] for config in shown] == [title for _, title, _, _ in PANELS]
+    assert [config["chartTitle"] for config in shown] == [panel.title for panel in PANELS]
     assert shown[0]["metrics"] == ["val/top1"]
     assert (shown[5]["xAxis"], shown[5]["yAxis"]) == ("config:head.value.head_num", "summary:best/top1")
     [only] = spec["runSets"][0]["filters"]["filters"]
@@ -123,10 +115,10 @@ def test_the_workspace_shows_the_planned_panels_of_the_planned_runs(sweep: Path)
 def test_the_report_names_the_runs(sweep: Path) -> None:
     pytest.importorskip("wandb_workspaces")
     plan = make_plan([sweep])
-    report = make_report(plan, "us")
+    _, report = build(plan, "us")
     _, names, _, grid = report.blocks
     assert names.items == [run["name"] for run in plan.runs]
-    assert [panel.title for panel in grid.panels] == [title for _, title, _, _ in PANELS]
+    assert [panel.title for panel in grid.panels] == [panel.title for panel in PANELS]
 
 
 def test_saving_again_replaces_what_was_saved(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from conftest import TINY, Answer, call_noah
 from noah_lightning.callbacks.checkpoints import read_checkpoint
+from noah_lightning.callbacks.progress import EpochReport
 from noah_lightning.distributed.environment import rank
 from noah_lightning.distributed.launcher import run_in_processes
 from noah_lightning.errors import RunFailed
+from noah_lightning.loggers import console
 from noah_lightning.loggers.metrics_csv import MetricsFile
 from noah_lightning.run_dir import RunDir
 from noah_lightning.task import ClassificationTask
@@ -76,6 +78,49 @@ def test_a_loading_process_that_dies_ends_the_run_in_one_line(
     answer = noah("resume", "run")
     assert answer.status == 0, answer.err
     assert RunDir(Path("run")).results().epochs == 2
+
+
+@pytest.mark.parametrize("step", ["training_step", "validation_step"])
+def test_workers_that_die_one_after_another_end_the_run_in_one_line(
+    noah: Noah, jpeg_tree: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """One in the step, one while Lightning handles that error, the rest while the one line is written."""
+    moments: list[str] = []
+    loaders = {"training_step": "train", "validation_step": "val"}
+    pids: dict[str, list[int]] = {}
+    real_step, real_write = getattr(ClassificationTask, step), console.write_to_log_only
+
+    def kill(pid: int) -> None:
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # SIGCHLD has been sent
+
+    def step_and_kill(task: ClassificationTask, *arguments: object) -> object:
+        if task.current_epoch == 1 and not moments:
+            moments.append("step")
+            found = {"train": task.trainer.train_dataloader, "val": task.trainer.val_dataloaders}
+            pids.update({name: [w.pid for w in loader._iterator._workers] for name, loader in found.items()})
+            kill(pids[loaders[step]].pop())
+        return real_step(task, *arguments)
+
+    def kill_in_teardown(task: ClassificationTask, *_: object) -> None:
+        moments.append("teardown")
+        kill(pids["val"].pop())
+
+    def kill_and_write(line: str) -> None:
+        moments.append("write")
+        alive = {process.pid for process in multiprocessing.active_children()}
+        for pid in [*pids["train"], *pids["val"]]:
+            kill(pid)
+        assert not alive & {*pids["train"], *pids["val"]}, "all workers have been stopped before"
+        real_write(line)
+
+    monkeypatch.setattr(ClassificationTask, step, step_and_kill)
+    monkeypatch.setattr(EpochReport, "on_exception", kill_in_teardown)
+    monkeypatch.setattr(console, "write_to_log_only", kill_and_write)
+    line = lines(noah("train", *folder_run(jpeg_tree, workers=2)), 1)
+    assert moments == ["step", "teardown", "write"]
+    assert line.startswith("a DataLoader worker died, perhaps out of memory: DataLoader worker (pid ")
 
 
 def test_an_unreadable_training_image_is_replaced_where_it_may_be(noah: Noah, jpeg_tree: Path) -> None:
@@ -242,7 +287,7 @@ def test_a_full_disk_is_told_and_the_run_is_finished_later(noah: Noah, monkeypat
 
 
 def test_metrics_hold_whole_rows_whatever_fails(tmp_path: Path) -> None:
-    rows, path = MetricsFile(tmp_path).experiment, tmp_path / "metrics.csv"
+    rows, path = MetricsFile(tmp_path), tmp_path / "metrics.csv"
     rows.log_metrics({"loss": 1.5}, 0)
     rows.save()
     before = path.read_bytes()

@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import TINY, Answer, FinishedRun
+from conftest import TINY, Answer, FinishedRun, call_noah
 from noah_lightning.callbacks.attention_images import attention_of_guess, evaluating
 from noah_lightning.config.compose import compose_config
-from noah_lightning.loggers.wandb_run import run_id, run_name, tags
+from noah_lightning.loggers.factory import run_id, run_name, tags
 from noah_lightning.models.classifier import create_model
 from noah_lightning.run_dir import RunDir
 from test_sweep import marked_processes, wait_until
@@ -97,13 +97,30 @@ def offline_runs(run_dir: Path) -> list[OfflineRun]:
     return found
 
 
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def go_offline(patch: pytest.MonkeyPatch) -> None:
     """W&B as in a fresh account-less home, and silent."""
     for key in [key for key in os.environ if key.startswith("WANDB")]:
-        monkeypatch.delenv(key)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
+        patch.delenv(key)
+    patch.setenv("WANDB_MODE", "offline")
+    patch.setenv("WANDB_SILENT", "true")
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_offline(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a W&B run of five epochs of two steps; tests only read it."""
+    words = ["head=noah", "logger=wandb", "logger.tags=[mine,noah]", "logger.entity=us", "logger.project=heads"]
+    often = ["trainer.max_epochs=5", "trainer.log_every_n_steps=1", "logger.picture_every_n_epochs=2"]
+    run_dir = tmp_path_factory.mktemp("logged") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        go_offline(patch)
+        answer = call_noah("train", *QUICK, *words, *often, "recipe.ema=0.5", f"hydra.run.dir={run_dir}")
+    assert answer.status == 0, answer.err
+    return run_dir
 
 
 def validations(run: Path) -> list[float]:
@@ -164,46 +181,39 @@ def test_the_csv_alone_is_the_default(finished_run: FinishedRun) -> None:
 # --- what W&B is told
 
 
-@pytest.mark.usefixtures("offline")
-def test_wandb_knows_the_run_its_settings_and_its_results(noah: Noah) -> None:
-    words = ["head=noah", "logger=wandb", "logger.tags=[mine,noah]", "logger.entity=us", "logger.project=heads"]
-    answer = noah("train", *QUICK, *words, "recipe.ema=0.5", "hydra.run.dir=run")
-    assert answer.status == 0, answer.err
-    [told] = offline_runs(Path("run"))
+def test_wandb_knows_the_run_its_settings_and_its_results(logged: Path) -> None:
+    [told] = offline_runs(logged)
     assert (told.run.entity, told.run.project, told.run.run_group) == ("us", "heads", "")
     assert told.run.display_name == "test_resnet-noah-N4-r0.5-seed0"
     assert list(told.run.tags) == ["mine", "noah", "test_resnet", "N=4", "r=0.5"]
     assert told.config["head"]["head_num"] == 4
     assert told.config["recipe"]["ema"] == 0.5
     assert told.exit_code == 0
-    results = RunDir(Path("run")).results()
+    results = RunDir(logged).results()
     expected = {
         "parameters": results.parameters,
         "images_per_second": results.images_per_second,
         "train_seconds": results.train_seconds,
         "best/top1": results.top1,
         "best/epoch": results.best_epoch,
-        "val/top1": validations(Path("run"))[-1],
+        "val/top1": validations(logged)[-1],
     }
     assert {key: told.summary[key] for key in expected} == pytest.approx(expected)
     assert "best/ema_top1" in told.summary
 
 
-@pytest.mark.usefixtures("offline")
-def test_wandb_gets_each_epochs_metrics_and_what_the_heads_attention_looks_like(noah: Noah) -> None:
-    words = ["head=noah", "logger=wandb", "trainer.max_epochs=5", "trainer.log_every_n_steps=1"]
-    answer = noah("train", *QUICK, *words, "logger.picture_every_n_epochs=2", "hydra.run.dir=run")
-    assert answer.status == 0, answer.err
-    [told] = offline_runs(Path("run"))
-    logged = [row for row in told.history if "val/top1" in row]
-    assert [row["val/top1"] for row in logged] == pytest.approx(validations(Path("run")))
-    assert len([row for row in told.history if "train/images_per_second" in row]) == 5
+def test_wandb_gets_each_epochs_metrics_and_what_the_heads_attention_looks_like(logged: Path) -> None:
+    [told] = offline_runs(logged)
+    assert [row["val/top1"] for row in told.history if "val/top1" in row] == pytest.approx(validations(logged))
+    speeds = [row["train/images_per_second"] for row in told.history if "train/images_per_second" in row]
+    assert len(speeds) == 5
+    assert min(speeds) < RunDir(logged).results().images_per_second < max(speeds)
     assert len([row for row in told.history if "train/lr" in row]) == 10, "each step"
     pictures = [row for row in told.history if "val/attention/filenames" in row]
     assert [row["val/attention/captions"] for row in pictures] == [["epoch 2"], ["epoch 4"], ["epoch 5"]]
     assert [row["trainer/global_step"] for row in pictures] == [3, 7, 9], "those of the epochs' metrics"
     [file] = pictures[0]["val/attention/filenames"]
-    [path] = Path("run").glob(f"wandb/offline-run-*/files/{file}")
+    [path] = logged.glob(f"wandb/offline-run-*/files/{file}")
     assert np.asarray(Image.open(path)).std() > 10, "something is drawn"
 
 
@@ -219,16 +229,6 @@ def test_pictures_do_not_change_training(noah: Noah) -> None:
     weights = [torch.load(f"every{n}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for n in (0, 1)]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert [len(list(Path(f"every{n}").rglob("attention_*.png"))) for n in (0, 1)] == [0, 2]
-
-
-@pytest.mark.usefixtures("offline")
-def test_another_head_has_no_picture(noah: Noah) -> None:
-    answer = noah("train", *QUICK, "head=gap", "logger=wandb", "trainer.max_epochs=1", "hydra.run.dir=run")
-    assert answer.status == 0, answer.err
-    [told] = offline_runs(Path("run"))
-    assert told.run.display_name == "test_resnet-gap-seed0"
-    assert list(told.run.tags) == ["test_resnet", "gap"]
-    assert not list(Path("run").rglob("*.png"))
 
 
 def test_modes_are_put_back_module_by_module() -> None:
@@ -247,15 +247,6 @@ def test_the_picture_shows_the_attention_of_the_guess() -> None:
         assert guesses.equal(model(images).argmax(dim=1))
         heads = model.explain(images).attention  # type: ignore[operator]  # (2, N, K, L)
         assert attention.equal(torch.stack([heads[i, :, guesses[i]].mean(0) for i in range(2)]))
-
-
-@pytest.mark.usefixtures("offline")
-def test_the_speed_of_each_epoch_is_on_the_dashboard(noah: Noah) -> None:
-    assert noah("train", *QUICK, "trainer.max_epochs=2", "logger=wandb", "hydra.run.dir=run").status == 0
-    [told] = offline_runs(Path("run"))
-    speeds = [row["train/images_per_second"] for row in told.history if "train/images_per_second" in row]
-    assert len(speeds) == 2
-    assert min(speeds) < RunDir(Path("run")).results().images_per_second < max(speeds)
 
 
 def test_metrics_csv_holds_no_clock(finished_run: FinishedRun) -> None:
@@ -284,7 +275,7 @@ def test_an_interrupted_or_crashed_run_is_closed_as_failed(
     def fail(*_: object) -> None:
         raise error("now")
 
-    monkeypatch.setattr("noah_lightning.callbacks.progress.PlainProgress.on_train_batch_end", fail)
+    monkeypatch.setattr("noah_lightning.callbacks.progress.EpochReport.on_train_batch_end", fail)
     command = ["train", *QUICK, "logger=wandb", "hydra.run.dir=run"]
     if error is RuntimeError:
         with pytest.raises(RuntimeError, match="now"):
@@ -296,13 +287,19 @@ def test_an_interrupted_or_crashed_run_is_closed_as_failed(
 
 @pytest.mark.usefixtures("offline")
 def test_a_crash_after_the_last_epoch_is_a_failure_too(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another head, which has no picture."""
+
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr("noah_lightning.run_dir.RunDir.write_results", fail)
     with pytest.raises(OSError, match="disk full"):
-        noah("train", *QUICK, "logger=wandb", "trainer.max_epochs=1", "hydra.run.dir=run")
-    assert [told.exit_code for told in offline_runs(Path("run"))] == [1]
+        noah("train", *QUICK, "head=gap", "logger=wandb", "trainer.max_epochs=1", "hydra.run.dir=run")
+    [told] = offline_runs(Path("run"))
+    assert told.exit_code == 1
+    assert told.run.display_name == "test_resnet-gap-seed0"
+    assert list(told.run.tags) == ["test_resnet", "gap"]
+    assert not list(Path("run").rglob("*.png"))
 
 
 def test_what_wandb_refuses_is_one_line(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,6 +321,7 @@ def test_a_sweep_is_a_group_with_a_run_for_each_job_and_a_repeated_job_keeps_its
     (damaged / "train/ant/3.jpg").write_text("not an image")
     roots = f"data.root={jpeg_tree},{damaged}"
     command = ["train", "-m", *SMALL, "head=noah", "data.num_classes=2", roots, "logger=wandb", "sweep.dir=pair"]
+    command.append("hydra/launcher=basic")  # in this process, whose imports are done
     assert noah(*command).status == 1
     first = [offline_runs(Path("pair", n)) for n in ("0", "1")]
     assert [len(runs) for runs in first] == [1, 1]

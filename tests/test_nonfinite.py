@@ -50,8 +50,18 @@ def steps_saved() -> list[str]:
     return sorted(path.name for path in Path("run/checkpoints").glob("*.ckpt"))
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_and_its_images_are_noted(
+    noah: Noah, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spoil(monkeypatch, lambda epoch, batch: (epoch, batch) == (1, 1))
+    seen = []
+    real = ClassificationTask.training_step  # spoiled
+
+    def watch(self: ClassificationTask, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        seen.append(batch[1])
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(ClassificationTask, "training_step", watch)
     answer = noah("train", *RUN, "trainer.log_every_n_steps=100")
     assert (answer.status, answer.err.count("\n")) == (1, 1)
     assert answer.err.startswith("noah: epoch 2, batch 2: the loss is nan; its images are in nonfinite.json")
@@ -62,19 +72,6 @@ def test_a_loss_that_is_not_finite_ends_the_run(noah: Noah, monkeypatch: pytest.
     assert all(torch.isfinite(weight).all() for weight in content["state_dict"].values())
     assert answer.err.removeprefix("noah: ") in Path("run/train.log").read_text()
     assert not Path("run/results.json").exists()
-
-
-def test_the_images_of_the_batch_are_noted(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(monkeypatch, lambda epoch, batch: (epoch, batch) == (1, 1))
-    seen = []
-    real = ClassificationTask.training_step  # spoiled
-
-    def watch(self: ClassificationTask, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        seen.append(batch[1])
-        return real(self, batch, batch_idx)
-
-    monkeypatch.setattr(ClassificationTask, "training_step", watch)
-    noah("train", *RUN)
     record = json.loads(Path("run/nonfinite.json").read_text())
     assert (record["epoch"], record["batch"]) == (2, 2)
     [process] = record["processes"]

@@ -14,7 +14,7 @@ import torch
 
 from conftest import Answer
 from faults import differences
-from noah_lightning.callbacks.best import BestRecord, BestWeights
+from noah_lightning.callbacks.checkpoints import BestRecord, BestWeights
 from noah_lightning.callbacks.progress import EpochReport
 
 OLD = Path(__file__).parent / "data" / "old_run"

@@ -15,10 +15,17 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from noah_lightning.callbacks.attention_images import AttentionPicture
-from noah_lightning.callbacks.best import BestRecord, BestWeights
-from noah_lightning.callbacks.checkpoints import BatchSplit, Checkpoints, WholeFiles, keep_only_last, resume_from
+from noah_lightning.callbacks.checkpoints import (
+    BatchSplit,
+    BestRecord,
+    BestWeights,
+    Checkpoints,
+    WholeFiles,
+    keep_only_last,
+    resume_from,
+)
 from noah_lightning.callbacks.failures import NonFiniteCheck, failures_in_one_line
-from noah_lightning.callbacks.progress import EpochReport, progress
+from noah_lightning.callbacks.progress import EpochReport
 from noah_lightning.config.plugins import load_plugins
 from noah_lightning.config.schema import RunConfig, processes_per_node
 from noah_lightning.data import create_data
@@ -27,8 +34,7 @@ from noah_lightning.distributed.environment import keep_freed_memory, processes_
 from noah_lightning.distributed.signals import Stopped, StopRequest, use_our_signal_handlers
 from noah_lightning.errors import ConfigError, RunFailed, UserError, one_line
 from noah_lightning.loggers import console
-from noah_lightning.loggers.factory import close_loggers, make_loggers
-from noah_lightning.loggers.wandb_run import WandbRun
+from noah_lightning.loggers.factory import WandbRun, close_loggers, make_loggers
 from noah_lightning.models.classifier import build_model, compiled
 from noah_lightning.models.cost import count_parameters
 from noah_lightning.run_dir import CHECKPOINTS, CONFIG, LOG, Results, RunDir
@@ -87,7 +93,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
             saved = resume_from(run_dir, loggers, split, force) if resume else None
             if force and rank() == 0:
                 run.replace_config(config, saved.steps if saved else 0)
-            with compiled(task.model, config.trainer.compile), failures_in_one_line(config, data, run_dir):
+            with compiled(task.model, config.trainer.compile), failures_in_one_line(config, data, run_dir, trainer):
                 trainer.fit(task, datamodule=data, ckpt_path=saved.path if saved else None, weights_only=True)
             results = _conclude(run, task, report)
             return results
@@ -178,18 +184,16 @@ def make_callbacks(
     stop: StopRequest,
 ) -> list[Callback]:
     """Callbacks of the trainer, including ``report``; after each step they check ``stop``."""
-    when, pictures = config.checkpoint, getattr(config.logger, "picture_every_n_epochs", 0)
-    callbacks = [
+    pictures = getattr(config.logger, "picture_every_n_epochs", 0)
+    callbacks: list[Callback] = [
         NonFiniteCheck(),  # before callbacks that save
-        progress(config.trainer.log_every_n_steps),
         report,
         BestRecord(RunDir(run_dir), data),
         BestWeights(run_dir, "best", "val/top1"),
     ]
     if config.recipe.ema is not None:
         callbacks.append(BestWeights(run_dir, "best_ema", "val/ema_top1"))
-    split = BatchSplit.of(config, data)
-    callbacks.append(Checkpoints(run_dir, when.every_n_steps, when.every_minutes, when.keep, split, stop))
+    callbacks.append(Checkpoints(run_dir, config.checkpoint, BatchSplit.of(config, data), stop))
     if pictures and config.head.name == "noah":
         callbacks += [AttentionPicture(logger, data, pictures) for logger in loggers if isinstance(logger, WandbRun)]
     return callbacks

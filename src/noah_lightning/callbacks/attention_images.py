@@ -106,14 +106,10 @@ def draw_attention(
     figure = Figure(figsize=(2 * len(images), 4.6), layout="constrained")
     axes = figure.subplots(2, len(images), squeeze=False)
     for b, (above, below) in enumerate(axes.T):
-        picture = images[b].movedim(0, 2).numpy()  # (3, H, W) -> (H, W, 3)
-        above.imshow(picture)
+        _draw_pair(above, below, images[b], attention[b])
         above.set_title(class_names[labels[b]][:LONGEST_TITLE])
-        _overlay(below, picture, attention[b])
-        right = guesses[b] == labels[b]
-        below.set_title(class_names[guesses[b]][:LONGEST_TITLE], color="black" if right else COLORS[1])
-        for axis in (above, below):
-            axis.set(xticks=[], yticks=[])
+        color = "black" if guesses[b] == labels[b] else COLORS[1]
+        below.set_title(class_names[guesses[b]][:LONGEST_TITLE], color=color)
     axes[0, 0].set_ylabel("image")
     axes[1, 0].set_ylabel("attention of the guess")
     canvas = FigureCanvasAgg(figure)
@@ -133,25 +129,24 @@ def draw_comparison(
 
     Args:
         path: PNG to write.
-        images: uint8 (B, 3, H, W).
-        labels: the true classes.
-        class_names: in label order.
-        probabilities: of each head, (B, K).
-        attention: (B, L), over the row-major positions of the feature map.
+        images, labels, class_names, attention: as for :func:`draw_attention`.
+        probabilities: of each head, (B, K); at most ten classes are drawn, the most probable ones of all heads.
     """
     from matplotlib.figure import Figure
 
-    shown = _most_probable(probabilities, limit=10)
+    highest = torch.stack([p.amax(dim=0) for p in probabilities.values()]).sum(dim=0)
+    shown = sorted(highest.topk(min(10, len(highest))).indices.tolist())
     figure = Figure(figsize=(9, 2.1 * len(images)), layout="constrained")
     axes = figure.subplots(len(images), 3, width_ratios=(1, 2, 1), squeeze=False)
+    width = 0.8 / len(probabilities)  # of a bar
     for b, (left, middle, right) in enumerate(axes):
-        picture = images[b].movedim(0, 2).numpy()  # (3, H, W) -> (H, W, 3)
-        left.imshow(picture)
+        _draw_pair(left, right, images[b], attention[b])
         left.set_ylabel(f"class {class_names[labels[b]]}", fontsize=11)
-        _overlay(right, picture, attention[b])
-        for axis in (left, right):
-            axis.set(xticks=[], yticks=[])
-        _draw_bars(middle, {head: p[b, shown] for head, p in probabilities.items()})
+        for i, (head, values) in enumerate(probabilities.items()):
+            places = np.arange(len(shown)) + (i - (len(probabilities) - 1) / 2) * width
+            middle.bar(places, values[b, shown].numpy(), width, label=head, color=COLORS[i % len(COLORS)])
+        middle.set(ylim=(0, 1), yticks=(0, 0.5, 1))
+        middle.spines[["top", "right"]].set_visible(False)
         middle.set_xticks(range(len(shown)), [class_names[k] for k in shown])
         for tick, k in zip(middle.get_xticklabels(), shown, strict=True):
             tick.set_fontweight("bold" if k == labels[b] else "normal")
@@ -162,24 +157,12 @@ def draw_comparison(
     figure.savefig(path, dpi=110)
 
 
-def _most_probable(probabilities: Mapping[str, Tensor], limit: int) -> list[int]:
-    """At most ``limit`` classes, those with the highest probabilities of all heads, in label order."""
-    highest = torch.stack([p.amax(dim=0) for p in probabilities.values()]).sum(dim=0)
-    return sorted(highest.topk(min(limit, len(highest))).indices.tolist())
-
-
-def _overlay(axis: "Axes", picture: np.ndarray, attention: Tensor) -> None:
-    """Attention (L,), enlarged smoothly, over a picture (H, W, 3)."""
+def _draw_pair(plain: "Axes", covered: "Axes", image: Tensor, attention: Tensor) -> None:
+    """An image (3, H, W), and again under its attention (L,), enlarged smoothly."""
+    picture = image.movedim(0, 2).numpy()  # (3, H, W) -> (H, W, 3)
+    for axis in (plain, covered):
+        axis.imshow(picture)
+        axis.set(xticks=[], yticks=[])
     size = picture.shape[:2]
     grid = attention.reshape(1, 1, *grid_shape(len(attention), size[0] / size[1]))  # (1, 1, rows, columns)
-    axis.imshow(picture)
-    axis.imshow(F.interpolate(grid, size=size, mode="bilinear")[0, 0].numpy(), cmap="inferno", alpha=0.6)
-
-
-def _draw_bars(axis: "Axes", probabilities: Mapping[str, Tensor]) -> None:
-    width = 0.8 / len(probabilities)
-    for i, (head, values) in enumerate(probabilities.items()):
-        places = [k + (i - (len(probabilities) - 1) / 2) * width for k in range(len(values))]
-        axis.bar(places, values.numpy(), width, label=head, color=COLORS[i % len(COLORS)])
-    axis.set(ylim=(0, 1), yticks=(0, 0.5, 1))
-    axis.spines[["top", "right"]].set_visible(False)
+    covered.imshow(F.interpolate(grid, size=size, mode="bilinear")[0, 0].numpy(), cmap="inferno", alpha=0.6)

@@ -1,37 +1,36 @@
-"""Checkpoints of the whole state of a run, and resuming from them."""
+"""Checkpoints of the state and of the best epoch of a run, and resuming from them."""
 
 import logging
 import time
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from noah_lightning.atomic_io import write_whole
-from noah_lightning.config.schema import RunConfig
+from noah_lightning.config.schema import CheckpointSettings, RunConfig
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.distributed.collectives import max_over_ranks
 from noah_lightning.distributed.environment import processes_started, rank
 from noah_lightning.distributed.signals import Stopped, StopRequest
 from noah_lightning.errors import ConfigError, WeightsError, one_line
 from noah_lightning.loggers.metrics_csv import MetricsFile
-from noah_lightning.run_dir import CHECKPOINTS
+from noah_lightning.run_dir import CHECKPOINTS, PREDICTIONS, RunDir
 from noah_lightning.task import ClassificationTask
 
 log = logging.getLogger("noah_lightning")
 
+LAST = "last.ckpt"
+
 
 class WholeFiles(TorchCheckpointIO):
-    """Atomic checkpoint writer: a crash, a power cut or a full disk leaves the previous file as it is.
-
-    A file that cannot be written is logged, and the run continues.
+    """Atomic checkpoint writer; a file that cannot be written, as on a full disk, is logged and the run continues.
 
     Attributes:
         failed: whether the latest file could not be written.
@@ -56,17 +55,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise WeightsError(f"{path} is damaged: the checksum of {damaged} is wrong")
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return content
-    except WeightsError:
-        raise
+            damaged = archive.testzip()
+        content: dict[str, Any] = {} if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and zipfile each raise their own
         raise WeightsError(f"{path} cannot be read as a checkpoint: {one_line(error)}") from error
-
-
-LAST = "last.ckpt"
+    if damaged:
+        raise WeightsError(f"{path} is damaged: the checksum of {damaged} is wrong")
+    return content
 
 
 class BatchSplit(NamedTuple):
@@ -87,8 +82,8 @@ class BatchSplit(NamedTuple):
         return self.processes * self.images * self.passes
 
     def __str__(self) -> str:
-        parts = [f"{self.processes} × " if self.processes > 1 else "", f"{self.images} images"]
-        return "".join(parts) + (f" × {self.passes} passes" if self.passes > 1 else "")
+        processes = f"{self.processes} × " if self.processes > 1 else ""
+        return f"{processes}{self.images} images" + (f" × {self.passes} passes" if self.passes > 1 else "")
 
 
 class Checkpoints(Checkpoint):
@@ -98,20 +93,14 @@ class Checkpoints(Checkpoint):
 
     Args:
         run_dir: run directory.
-        every_n_steps: optimizer steps between two checkpoints.
-        every_minutes: maximum time between two checkpoints.
-        keep: number of checkpoints to keep.
+        settings: steps and time between two checkpoints, and the number of checkpoints to keep.
         split: division of a step. When resuming from a checkpoint with another division, the epoch restarts.
         stop: checked after each step; once it is set, all processes save the run and raise :class:`Stopped` after the
             same step.
     """
 
-    def __init__(
-        self, run_dir: Path, every_n_steps: int, every_minutes: float, keep: int, split: BatchSplit, stop: StopRequest
-    ) -> None:
-        self.folder = run_dir / CHECKPOINTS
-        self.every_n_steps, self.every_seconds, self.keep = every_n_steps, 60 * every_minutes, keep
-        self.split, self.stop = split, stop
+    def __init__(self, run_dir: Path, settings: CheckpointSettings, split: BatchSplit, stop: StopRequest) -> None:
+        self.folder, self.settings, self.split, self.stop = run_dir / CHECKPOINTS, settings, split, stop
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -143,7 +132,7 @@ class Checkpoints(Checkpoint):
         if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
             return  # the last batch is followed by validation and on_train_epoch_end
         stop, late = self._agree(trainer)
-        if stop or late or trainer.global_step % self.every_n_steps == 0:
+        if stop or late or trainer.global_step % self.settings.every_n_steps == 0:
             self.save(trainer)
         if stop:
             raise Stopped(stop)
@@ -156,7 +145,7 @@ class Checkpoints(Checkpoint):
 
     def _agree(self, trainer: pl.Trainer) -> tuple[int, bool]:
         """Signal that any process received, and whether a checkpoint is due in any process (a collective)."""
-        late = time.monotonic() - self._saved > self.every_seconds
+        late = time.monotonic() - self._saved > 60 * self.settings.every_minutes
         signal, any_late = max_over_ranks([self.stop.signal, int(late)], trainer)
         return signal, bool(any_late)
 
@@ -164,22 +153,71 @@ class Checkpoints(Checkpoint):
         """Save the current state. Must be called in all processes."""
         for logger in trainer.loggers:
             logger.save()  # a resumed run does not log it again
-        path = self.folder / f"step-{trainer.global_step:08}.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(self.folder / f"step-{trainer.global_step:08}.ckpt")
         self._saved = time.monotonic()
         writer = trainer.strategy.checkpoint_io
         assert isinstance(writer, WholeFiles)
         if rank() == 0 and not writer.failed:
-            _point(self.folder / LAST, path)
-            _remove_others(self.folder, _checkpoints(self.folder)[: self.keep])
+            _keep(_checkpoints(self.folder)[: self.settings.keep])
+
+
+class BestWeights(ModelCheckpoint):
+    """``<name>.ckpt`` of the epoch with the highest ``monitor``."""
+
+    def __init__(self, run_dir: Path, name: str, monitor: str) -> None:
+        super().__init__(run_dir / CHECKPOINTS, name, monitor=monitor, mode="max", enable_version_counter=False)
+
+    @property
+    def state_key(self) -> str:
+        """Key of the state in checkpoints, fixed so that renaming the class keeps them readable."""
+        return f"BestWeights{super().state_key.removeprefix(type(self).__qualname__)}"
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best epoch so far, also after the run directory was moved, when Lightning discards it."""
+
+        def here(path: str) -> str:
+            return path and str(Path(str(self.dirpath)) / Path(path).name)
+
+        paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path")}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
+
+
+class BestRecord(Callback):
+    """Writes the validation predictions of the best epoch so far to ``run``, with the class names of ``data``."""
+
+    state_key = "BestRecord"  # in checkpoints
+
+    def __init__(self, run: RunDir, data: ImageDataModule) -> None:
+        self.run, self.data = run, data
+        self.best = -1  # number of correct images
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, ClassificationTask)
+        if trainer.sanity_checking or not pl_module.predicted or not pl_module.validated or rank() > 0:
+            return
+        if pl_module.validated.correct > self.best:
+            self.best = pl_module.validated.correct
+            labels, guesses = (values.int().numpy() for values in pl_module.predicted)
+            try:
+                self.run.write_predictions(labels, guesses, self.data.class_names)
+            except OSError as error:  # a full disk does not end the run, as for a checkpoint
+                path = self.run.path / PREDICTIONS
+                log.warning("%s cannot be written (%s); the run continues", path, one_line(error))
 
 
 def keep_only_last(folder: Path) -> None:
     """After a run has finished, turn ``last.ckpt`` into a file and remove the other checkpoints."""
-    files = _checkpoints(folder)
-    if files:  # there are none if the disk was always full
+    if files := _checkpoints(folder):  # there are none if the disk was always full
         files[0].replace(folder / LAST)
-    _remove_others(folder, [])
+    for path in folder.glob("step-*"):
+        path.unlink()
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -187,25 +225,20 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.ckpt"), reverse=True)
 
 
-def _remove_others(folder: Path, kept: Sequence[Path]) -> None:
-    """Remove all checkpoints but ``kept``, and incomplete files left by a crash."""
-    wanted = {*kept, *map(_old_metrics, kept)}
-    for path in folder.glob("step-*"):
-        if path not in wanted:
-            path.unlink(missing_ok=True)
+def _keep(checkpoints: Sequence[Path]) -> None:
+    """Link ``last.ckpt`` to the first one, atomically, and remove all others and incomplete files left by a crash."""
+    folder = checkpoints[0].parent
+    new = folder / "last.new"
+    new.unlink(missing_ok=True)
+    new.symlink_to(checkpoints[0].name)
+    new.replace(folder / LAST)
+    for path in {*folder.glob("step-*")} - {*checkpoints, *map(_old_metrics, checkpoints)}:
+        path.unlink()
 
 
 def _old_metrics(checkpoint: Path) -> Path:
     """Copy of metrics.csv, which version 0.1 wrote with each checkpoint."""
     return checkpoint.with_suffix(".csv")
-
-
-def _point(link: Path, path: Path) -> None:
-    """Link ``link`` to ``path`` atomically."""
-    new = link.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    new.symlink_to(path.name)
-    new.replace(link)
 
 
 def _epochs_done(checkpoint: dict[str, Any]) -> int:
@@ -214,8 +247,7 @@ def _epochs_done(checkpoint: dict[str, Any]) -> int:
     return epochs
 
 
-@dataclass(frozen=True)
-class Saved:
+class Saved(NamedTuple):
     """A checkpoint to resume from."""
 
     path: Path
@@ -281,6 +313,5 @@ def resume_from(run_dir: Path, loggers: Sequence[Logger], split: BatchSplit, for
         )
     next(logger for logger in loggers if isinstance(logger, MetricsFile)).resume(saved.rows)
     # A damaged checkpoint that was skipped must not count among those kept.
-    _point(saved.path.with_name(LAST), saved.path)
-    _remove_others(saved.path.parent, [one for one in _checkpoints(saved.path.parent) if one <= saved.path])
+    _keep([path for path in _checkpoints(saved.path.parent) if path <= saved.path])
     return saved

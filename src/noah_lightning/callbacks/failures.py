@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.utils.data._utils import signal_handling
 
 from noah_lightning.atomic_io import write_whole
 from noah_lightning.config.schema import RunConfig
@@ -41,11 +42,10 @@ class NonFinite(RunFailedEverywhere):
 
 
 class NonFiniteCheck(Callback):
-    """Collective check that losses and weights are finite, before any of them is saved.
+    """Collective check that losses and weights are finite; must come before callbacks that save.
 
     Losses stay on the device, so that a step does not wait for it. At logged steps, at the end of an epoch and at
     each checkpoint all processes gather (a collective) the first loss that is not finite, and raise the same error.
-    This callback must come before callbacks that save.
     """
 
     def __init__(self) -> None:
@@ -94,14 +94,17 @@ class NonFiniteCheck(Callback):
 
 
 @contextmanager
-def failures_in_one_line(config: RunConfig, data: ImageDataModule, run_dir: Path) -> Iterator[None]:
+def failures_in_one_line(
+    config: RunConfig, data: ImageDataModule, run_dir: Path, trainer: pl.Trainer
+) -> Iterator[None]:
     """Turn errors of memory, disk and DataLoader workers into one line, and record the images of a NonFinite batch.
 
     Raises:
         RunFailed: out of memory or disk, a DataLoader worker died, or a loss or gradient was not finite.
     """
     try:
-        yield
+        with _one_error_for_dead_workers(trainer):
+            yield
     except NonFinite as error:
         if rank() == 0:
             record = _record(data, error).encode()
@@ -111,28 +114,51 @@ def failures_in_one_line(config: RunConfig, data: ImageDataModule, run_dir: Path
             f"{error}; its images are in {NONFINITE}, the last checkpoint is from before it; try a smaller "
             "recipe.optimizer.lr, recipe.gradient_clip=1 or trainer.nonfinite=skip, which skips such steps"
         ) from error
-    except ConnectionError as error:  # a worker was killed while it sent a batch
-        raise RunFailed(_worker_died(error, run_dir)) from error
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        raise RunFailed(f"disk error ({one_line(error)}); free some space, then noah resume {run_dir}") from error
-    except torch.OutOfMemoryError as error:
-        raise RunFailed(_out_of(config, data, "GPU memory")) from error
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         text = one_line(error)
-        if "DefaultCPUAllocator" in text:
-            raise RunFailed(_out_of(config, data, "memory")) from error
-        if text.startswith("DataLoader worker"):
-            raise RunFailed(_worker_died(error, run_dir)) from error
-        raise
+        if isinstance(error, torch.OutOfMemoryError):
+            message = _out_of("GPU memory", config, data)
+        elif "DefaultCPUAllocator" in text:
+            message = _out_of("memory", config, data)
+        elif isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            message = f"disk error ({text}); free some space, then noah resume {run_dir}"
+        elif text.startswith("DataLoader worker") or isinstance(error, ConnectionError):
+            message = (  # the latter if it was killed while it sent a batch
+                f"a DataLoader worker died, perhaps out of memory: {text}; try a smaller data.num_workers, then "
+                f"noah resume {run_dir}"
+            )
+        else:
+            raise
+        raise RunFailed(message) from error
 
 
-def _worker_died(error: Exception, run_dir: Path) -> str:
-    return (
-        f"a DataLoader worker died, perhaps out of memory: {one_line(error)}; try a smaller data.num_workers, then "
-        f"noah resume {run_dir}"
-    )
+@contextmanager
+def _one_error_for_dead_workers(trainer: pl.Trainer) -> Iterator[None]:
+    """Let only the first failure of a run be raised, and stop all DataLoader workers before it leaves this context.
+
+    torch's handler of SIGCHLD raises an error for each DataLoader whose workers die, at any line of Python, and
+    Lightning keeps the training loader if validation fails, and both if its teardown is interrupted by such an error.
+    """
+    check, failed = signal_handling._error_if_any_worker_fails, False
+
+    def check_until_failure() -> None:
+        nonlocal failed
+        if not failed:
+            try:
+                check()
+            except RuntimeError:
+                failed = True
+                raise
+
+    signal_handling._error_if_any_worker_fails = check_until_failure
+    try:
+        yield
+    finally:
+        failed = True
+        try:
+            trainer.fit_loop.teardown()
+        finally:
+            signal_handling._error_if_any_worker_fails = check
 
 
 def _record(data: ImageDataModule, error: NonFinite) -> str:
@@ -142,11 +168,10 @@ def _record(data: ImageDataModule, error: NonFinite) -> str:
         _, images = next(iter(data.train_batches(error.epoch, number, error.batch)))
         found = [{"number": image, "file": str(data.train_file(image) or "")} for image in images]
         processes.append({"process": number, "loss": loss, "images": found})
-    record = {"epoch": error.epoch + 1, "batch": error.batch + 1, "processes": processes}
-    return json.dumps(record, indent=2) + "\n"
+    return json.dumps({"epoch": error.epoch + 1, "batch": error.batch + 1, "processes": processes}, indent=2) + "\n"
 
 
-def _out_of(config: RunConfig, data: ImageDataModule, what: str) -> str:
+def _out_of(what: str, config: RunConfig, data: ImageDataModule) -> str:
     """The message for an out-of-memory error, with a setting that needs less memory."""
     batch, passes = data.batch_size, config.trainer.accumulate_grad_batches
     message = f"out of {what} with {batch} images at a time in each process"

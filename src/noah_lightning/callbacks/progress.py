@@ -1,56 +1,16 @@
-"""Progress of a training run: a bar or plain lines within an epoch, a line per epoch, and the best epoch."""
+"""Progress of a training run: lines within an epoch, a line per epoch, and the best epoch."""
 
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import Callback
 
-from noah_lightning.distributed.environment import rank
-from noah_lightning.loggers.console import duration, log, on_terminal
+from noah_lightning.loggers.console import duration, log
+from noah_lightning.loggers.metrics_csv import MetricsFile
 from noah_lightning.task import ClassificationTask
 from noah_lightning.task.metrics import Accuracy
-
-
-def progress(every: int) -> Callback:
-    """A progress bar on a terminal, otherwise a line every ``every`` batches."""
-    return RichProgressBar() if on_terminal() and rank() == 0 else PlainProgress(every)
-
-
-class PlainProgress(Callback):
-    """Logs images per second and the time left in the epoch every ``every`` batches."""
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start()  # a run that resumes within an epoch does not start that epoch
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start()
-
-    def _start(self) -> None:
-        self.started, self.images, self.batches = time.perf_counter(), 0, 0
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.images += len(batch[1]) * trainer.world_size
-        self.batches += 1
-        done, batches = batch_idx + 1, int(trainer.num_training_batches)
-        if done % self.every == 0 and done < batches:
-            seconds = time.perf_counter() - self.started
-            log.info(
-                "epoch %d/%d  batch %d/%d  %.0f images/s  %s left in the epoch",
-                trainer.current_epoch + 1,
-                trainer.max_epochs,
-                done,
-                batches,
-                self.images / seconds,
-                duration(seconds / self.batches * (batches - done)),
-            )
 
 
 @dataclass
@@ -71,54 +31,51 @@ class Best:
 class EpochReport(Callback):
     """Logs a line and ``train/images_per_second`` per epoch, and keeps the best epoch.
 
+    Without a progress bar, it also logs a line every ``trainer.log_every_n_steps`` batches.
+
     Attributes:
         best, best_ema: best epoch of the model, and of the average of the weights.
         train_seconds: duration of the training batches of complete epochs, including loading, without validation.
         train_images: number of images trained on.
     """
 
+    state_key = "EpochReport"  # in checkpoints
+
     def __init__(self) -> None:
         self.best, self.best_ema = Best(), Best()
         self.train_seconds, self.train_images = 0.0, 0
         self._run_before = 0.0  # seconds including validation, before the run was resumed
         self._epoch_before = 0.0  # seconds of training batches of the epoch within which the run was resumed
-        self._epoch_started: float | None = None
-
-    @property
-    def state_key(self) -> str:
-        """Key of the state in checkpoints, fixed so that renaming the class keeps them readable."""
-        return "EpochReport"
+        self._epoch_started: float | None = None  # None between epochs
+        self._batches = 0  # of this epoch since then
 
     @property
     def images_per_second(self) -> float:
         return self.train_images / self.train_seconds if self.train_seconds else 0.0
 
     def state_dict(self) -> dict[str, Any]:
+        bests = {"best": self.best, "best_ema": self.best_ema}
         return {
-            **{name: [best.epoch, best.accuracy and tuple(best.accuracy)] for name, best in self._bests()},
+            **{name: [best.epoch, best.accuracy and tuple(best.accuracy)] for name, best in bests.items()},
             "train_seconds": self.train_seconds,
             "train_images": self.train_images,
             "run_seconds": self._run_seconds(),
-            "epoch_seconds": self._epoch_seconds(),
+            "epoch_seconds": self._epoch_seconds() if self._epoch_started else 0.0,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, best in self._bests():
-            best.epoch, counts = state_dict[name]
-            best.accuracy = Accuracy(*counts) if counts else None
+        for name in ("best", "best_ema"):
+            epoch, counts = state_dict[name]
+            setattr(self, name, Best(counts and Accuracy(*counts), epoch))
         self.train_seconds, self.train_images = state_dict["train_seconds"], state_dict["train_images"]
         self._run_before, self._epoch_before = state_dict["run_seconds"], state_dict["epoch_seconds"]
-
-    def _bests(self) -> list[tuple[str, Best]]:
-        return [("best", self.best), ("best_ema", self.best_ema)]
 
     def _run_seconds(self) -> float:
         return self._run_before + time.perf_counter() - self._fit_started
 
     def _epoch_seconds(self) -> float:
-        """Duration of the training batches of this epoch up to the latest; 0 between epochs."""
-        if self._epoch_started is None:
-            return 0.0
+        """Duration of the training batches of this epoch up to the latest."""
+        assert self._epoch_started is not None
         return self._epoch_before + self._batch_ended - self._epoch_started
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -128,10 +85,27 @@ class EpochReport(Callback):
         self._epoch_started = time.perf_counter()  # a run that resumes within an epoch does not start that epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._epoch_started, self._epoch_before = time.perf_counter(), 0.0
+        self._epoch_started, self._epoch_before, self._batches = time.perf_counter(), 0.0, 0
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert self._epoch_started is not None
         self._batch_ended = time.perf_counter()  # validation follows the last one
+        self._batches += 1
+        done, batches = batch_idx + 1, int(trainer.num_training_batches)
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.progress_bar_callback is None and done % every == 0 and done < batches:
+            seconds = self._batch_ended - self._epoch_started
+            log.info(
+                "epoch %d/%d  batch %d/%d  %.0f images/s  %s left in the epoch",
+                trainer.current_epoch + 1,
+                trainer.max_epochs,
+                done,
+                batches,
+                self._batches * len(batch[1]) * trainer.world_size / seconds,
+                duration(seconds / self._batches * (batches - done)),
+            )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, ClassificationTask)
@@ -140,28 +114,24 @@ class EpochReport(Callback):
         self.train_images += train.images
         self._epoch_started = None
         for logger in trainer.loggers:
-            if not isinstance(logger, CSVLogger):  # metrics.csv only holds reproducible values
+            if not isinstance(logger, MetricsFile):  # metrics.csv only holds reproducible values
                 logger.log_metrics({"train/images_per_second": train.images / seconds}, trainer.global_step - 1)
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
-        validated = epoch % (trainer.check_val_every_n_epoch or 1) == 0
+        validation = ""
+        if epoch % (trainer.check_val_every_n_epoch or 1) == 0:
+            if pl_module.validated:
+                self.best.update(pl_module.validated, epoch)
+                validation += f"val {pl_module.validated}  "
+            if pl_module.ema_validated:
+                self.best_ema.update(pl_module.ema_validated, epoch)
+                validation += f"ema top-1 {pl_module.ema_validated.top1:.3f} %  "
         log.info(
             "epoch %d/%d  train loss %.4f top-1 %.2f %%  %s%.0f images/s  %s left",
             epoch,
             epochs,
             train.loss,
             train.top1,
-            self._update_best(pl_module, epoch) if validated else "",
+            validation,
             train.images / seconds,
             duration(self._run_seconds() / epoch * (epochs - epoch)),
         )
-
-    def _update_best(self, task: ClassificationTask, epoch: int) -> str:
-        """Compare the validation of this epoch with the best; returns its part of the line."""
-        text = ""
-        if task.validated:
-            self.best.update(task.validated, epoch)
-            text += f"val {task.validated}  "
-        if task.ema_validated:
-            self.best_ema.update(task.ema_validated, epoch)
-            text += f"ema top-1 {task.ema_validated.top1:.3f} %  "
-        return text

@@ -36,13 +36,8 @@ def start_logging() -> None:
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         return
-    if on_terminal():
-        handler: logging.Handler = RichHandler(
-            console=get_console(), show_time=False, show_level=False, show_path=False
-        )
-    else:
-        handler = logging.StreamHandler(sys.stdout)
-    log.addHandler(handler)
+    on_screen = RichHandler(console=get_console(), show_time=False, show_level=False, show_path=False)
+    log.addHandler(on_screen if on_terminal() else logging.StreamHandler(sys.stdout))
     silence_libraries()
 
 

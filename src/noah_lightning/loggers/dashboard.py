@@ -17,16 +17,26 @@ from noah_lightning.errors import ConfigError, one_line
 VIEW = "nw-noahlightning-v"  # W&B's internal name of the workspace, which must have the form "nw-…-v"
 TITLE = "NOAH"
 
-# kind, title, x, y: curves over epochs, or one point per run
-PANELS = [
-    ("line", "Top-1 of the validation images (%)", "epoch", "val/top1"),
-    ("line", "Top-1 of the averaged weights (%)", "epoch", "val/ema_top1"),
-    ("line", "Training loss", "epoch", "train/loss"),
-    ("line", "Learning rate", "trainer/global_step", "train/lr"),
-    ("line", "Images per second", "epoch", "train/images_per_second"),
-    ("scatter", "Best top-1 against N", "head.head_num", "best/top1"),
-    ("scatter", "Best top-1 against r", "head.key_ratio", "best/top1"),
-]
+
+@dataclass(frozen=True)
+class Panel:
+    """A chart: curves over epochs (``line``), or one point per run (``scatter``)."""
+
+    kind: str
+    title: str
+    x: str
+    y: str
+
+
+PANELS = (
+    Panel("line", "Top-1 of the validation images (%)", "epoch", "val/top1"),
+    Panel("line", "Top-1 of the averaged weights (%)", "epoch", "val/ema_top1"),
+    Panel("line", "Training loss", "epoch", "train/loss"),
+    Panel("line", "Learning rate", "trainer/global_step", "train/lr"),
+    Panel("line", "Images per second", "epoch", "train/images_per_second"),
+    Panel("scatter", "Best top-1 against N", "head.head_num", "best/top1"),
+    Panel("scatter", "Best top-1 against r", "head.key_ratio", "best/top1"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Plan:
     entity: str | None  # None: W&B's default of the account
     project: str
     runs: list[dict[str, str]]  # "id", "name" and "folder"
-    panels: list[dict[str, str]]  # "kind", "title", "x" and "y"
+    panels: Sequence[Panel] = PANELS
 
 
 def dashboard(
@@ -63,7 +73,7 @@ def dashboard(
 def make_plan(folders: Sequence[Path], entity: str | None = None, project: str | None = None) -> Plan:
     """Contents of the dashboard; arguments and errors as for :func:`dashboard`."""
     from noah_lightning.config.choices import WandbLoggerSettings
-    from noah_lightning.loggers.wandb_run import run_name
+    from noah_lightning.loggers.factory import run_name
     from noah_lightning.run_dir import RunDir
 
     runs: dict[str, dict[str, str]] = {}  # by id: a resumed run has several W&B folders
@@ -83,8 +93,7 @@ def make_plan(folders: Sequence[Path], entity: str | None = None, project: str |
         names = sorted("/".join(filter(None, place)) for place in places)
         raise ConfigError(f"the runs are in several projects ({', '.join(names)}); give --entity and --project")
     [(entity, project)] = places
-    panels = [dict(zip(("kind", "title", "x", "y"), panel, strict=True)) for panel in PANELS]
-    return Plan(entity, str(project), list(runs.values()), panels)
+    return Plan(entity, str(project), list(runs.values()))
 
 
 def wandb_runs(folders: Sequence[Path]) -> list[Path]:
@@ -105,48 +114,33 @@ def wandb_runs(folders: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def make_workspace(plan: Plan, entity: str) -> Any:
-    """The plan as a workspace of wandb-workspaces, not yet saved."""
+def build(plan: Plan, entity: str) -> tuple[Any, Any]:
+    """The plan as a workspace and a report of wandb-workspaces, not yet saved."""
+    import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
-    return ws.Workspace(
-        entity=entity,
-        project=plan.project,
+    panels: list[Any] = []
+    for number, panel in enumerate(plan.panels):
+        common = {"title": panel.title, "layout": wr.Layout(x=number % 3 * 8, y=number // 3 * 6, w=8, h=6)}
+        if panel.kind == "line":
+            panels.append(wr.LinePlot(x=panel.x, y=[panel.y], **common))
+        else:
+            panels.append(wr.ScatterPlot(x=wr.Config(panel.x), y=wr.SummaryMetric(panel.y), **common))
+    place = {"entity": entity, "project": plan.project}
+    only_these = f"Metric('ID') in {[run['id'] for run in plan.runs]}"
+    workspace = ws.Workspace(
+        **place,
         name=TITLE,
-        sections=[ws.Section(name=TITLE, panels=_panels(plan), is_open=True)],
-        runset_settings=ws.RunsetSettings(filters=_only_these(plan)),
+        sections=[ws.Section(name=TITLE, panels=panels, is_open=True)],
+        runset_settings=ws.RunsetSettings(filters=only_these),
     )
-
-
-def make_report(plan: Plan, entity: str) -> Any:
-    """The plan as a report of wandb-workspaces, not yet saved."""
-    import wandb_workspaces.reports.v2 as wr
-
-    runset = wr.Runset(entity=entity, project=plan.project, name=TITLE, filters=_only_these(plan))
     blocks = [
         wr.H1("Runs"),
         wr.UnorderedList(items=[run["name"] for run in plan.runs]),
         wr.H1("Charts"),
-        wr.PanelGrid(runsets=[runset], panels=_panels(plan)),
+        wr.PanelGrid(runsets=[wr.Runset(**place, name=TITLE, filters=only_these)], panels=panels),
     ]
-    return wr.Report(entity=entity, project=plan.project, title=TITLE, blocks=blocks)
-
-
-def _panels(plan: Plan) -> list[Any]:
-    import wandb_workspaces.reports.v2 as wr
-
-    panels: list[Any] = []
-    for number, panel in enumerate(plan.panels):
-        common = {"title": panel["title"], "layout": wr.Layout(x=number % 3 * 8, y=number // 3 * 6, w=8, h=6)}
-        if panel["kind"] == "line":
-            panels.append(wr.LinePlot(x=panel["x"], y=[panel["y"]], **common))
-        else:
-            panels.append(wr.ScatterPlot(x=wr.Config(panel["x"]), y=wr.SummaryMetric(panel["y"]), **common))
-    return panels
-
-
-def _only_these(plan: Plan) -> str:
-    return f"Metric('ID') in {[run['id'] for run in plan.runs]}"
+    return workspace, wr.Report(**place, title=TITLE, blocks=blocks)
 
 
 def _save(plan: Plan) -> str:
@@ -156,7 +150,7 @@ def _save(plan: Plan) -> str:
     try:
         api = wandb.Api()
         entity = plan.entity or str(api.default_entity)
-        workspace, report = make_workspace(plan, entity), make_report(plan, entity)
+        workspace, report = build(plan, entity)
         workspace._internal_name = VIEW
         # Ids saved by an earlier call. W&B raises a ValueError if the project or view does not exist.
         with suppress(ValueError):

@@ -3,124 +3,111 @@
 import csv
 import logging
 import os
+from collections.abc import Mapping
 from io import StringIO
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 from noah_lightning.atomic_io import write_whole
 from noah_lightning.errors import one_line
+from noah_lightning.run_dir import METRICS
 
 log = logging.getLogger("noah_lightning")
 
+EVERY = 100  # steps between two writes, besides those at each checkpoint and at the end
 
-class MetricsFile(CSVLogger):
-    """Lightning's logger of ``run_dir``/metrics.csv, with a writer that survives a full disk."""
+
+class MetricsFile(Logger):
+    """Logger of ``run_dir``/metrics.csv, in rank 0; it starts a new file, unless :meth:`resume` is called.
+
+    Attributes:
+        rows: number logged since the run started; a checkpoint holds it, because new metrics make all rows longer.
+    """
+
+    name = version = ""
 
     def __init__(self, run_dir: Path) -> None:
-        super().__init__(run_dir, name="", version="")
+        super().__init__()
+        self.path, self.rows = run_dir / METRICS, 0
+        self._pending: list[Mapping[str, float]] = []
+        self._columns: list[str] = []  # of the file
+        self._failed = False
 
     @property
-    @rank_zero_experiment
-    def experiment(self) -> "WholeRows":
-        """The writer. It starts a new file, unless :meth:`resume` was called before."""
-        if not isinstance(self._experiment, WholeRows):
-            self._experiment = WholeRows(self.log_dir)
-        return self._experiment
-
-    @property
-    def rows(self) -> int:
-        """Rows logged since the run started, in the process that writes the file; a checkpoint holds this number."""
-        return self._experiment.rows if isinstance(self._experiment, WholeRows) else 0
+    def save_dir(self) -> str:
+        return str(self.path.parent)
 
     def resume(self, rows: int) -> None:
         """Continue after the first ``rows`` of the file; what was logged later is logged again."""
-        self._experiment = WholeRows(self.log_dir, rows)
-
-
-class WholeRows(ExperimentWriter):
-    """Lightning's writer, but a new metric does not rewrite the file in place, when a crash could empty it.
-
-    The length of the file is counted in rows, because a new metric makes all rows longer.
-
-    Args:
-        log_dir: folder of the file.
-        rows: number of rows to keep of an existing file.
-    """
-
-    _failed = False
-
-    def __init__(self, log_dir: str, rows: int = 0) -> None:
-        super().__init__(log_dir)
-        self.rows = 0
-        path = Path(self.metrics_file_path)
-        if path.is_file():
-            self._cut(path, rows)
-
-    def _check_log_dir_exists(self) -> None:
-        """Do nothing; Lightning's method would remove the file."""
-
-    def _cut(self, path: Path, rows: int) -> None:
-        header, *lines = path.read_bytes().splitlines(keepends=True) or [b""]
+        if not self.path.is_file():
+            return
+        header, *lines = self.path.read_bytes().splitlines(keepends=True) or [b""]
         commas = header.count(b",")
         whole = list(takewhile(lambda row: row.endswith(b"\n") and row.count(b",") == commas, lines[:rows]))
         if len(whole) < rows:
-            log.warning("%s holds only %d of the %d rows logged before the checkpoint", path, len(whole), rows)
+            log.warning("%s holds only %d of the %d rows logged before the checkpoint", self.path, len(whole), rows)
         if whole:
-            self.rows, self.metrics_keys = len(whole), header.decode(errors="replace").strip().split(",")
-            os.truncate(path, len(header) + sum(map(len, whole)))
+            self.rows, self._columns = len(whole), header.decode(errors="replace").strip().split(",")
+            os.truncate(self.path, len(header) + sum(map(len, whole)))
         else:
-            path.unlink()
+            self.path.unlink()
 
-    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        super().log_metrics(metrics_dict, step)
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Do nothing; config.yaml holds the settings."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        step = self.rows if step is None else step
+        self._pending.append({**metrics, "step": step})
         self.rows += 1
+        if (step + 1) % EVERY == 0:
+            self.save()
 
+    @rank_zero_only
     def save(self) -> None:
         """Write the pending rows; a failure is logged once, and they are written at the next call."""
-        if not self.metrics:
+        if not self._pending:
             return
-        path, keys = Path(self.metrics_file_path), list(self.metrics_keys)
+        columns = sorted(set(self._columns).union(*self._pending))
         try:
-            if self._record_new_keys() or not path.is_file():
-                self._rewrite(path)
+            if columns == self._columns and self.path.is_file():
+                self._append()
             else:
-                self._append(path)
+                self._rewrite(columns)
+            self._pending, self._columns, self._failed = [], columns, False
         except OSError as error:
-            self.metrics_keys = keys  # those that the file has
             if not self._failed:
-                log.warning("%s cannot be written (%s); the run continues", path, one_line(error))
+                log.warning("%s cannot be written (%s); the run continues", self.path, one_line(error))
             self._failed = True
-            return
-        self._failed = False
-        self.metrics = []
 
-    def _rewrite(self, path: Path) -> None:
-        old: list[dict[str, Any]] = []
-        if path.is_file():
-            with path.open(newline="", errors="replace") as file:
-                old = list(csv.DictReader(file))
-        write_whole(path, lambda file: file.write(self._lines([*old, *self.metrics], header=True)))
+    def finalize(self, status: str) -> None:
+        self.save()
 
-    def _append(self, path: Path) -> None:
-        size = path.stat().st_size
+    def _append(self) -> None:
+        size = self.path.stat().st_size
         try:
-            with path.open("ab") as file:
-                file.write(self._lines(self.metrics, header=False))
+            with self.path.open("ab") as file:
+                file.write(_lines(self._columns, self._pending))
                 file.flush()
                 os.fsync(file.fileno())  # before a checkpoint that counts these rows
         except OSError:
-            os.truncate(path, size)  # half a row
+            os.truncate(self.path, size)  # half a row
             raise
 
-    def _lines(self, rows: list[dict[str, Any]], header: bool) -> bytes:
-        text = StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames=self.metrics_keys)
-        if header:
-            writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue().encode()
+    def _rewrite(self, columns: list[str]) -> None:
+        old: list[Mapping[str, Any]] = []
+        if self._columns and self.path.is_file():  # else the file is that of an earlier attempt
+            with self.path.open(newline="", errors="replace") as file:
+                old = list(csv.DictReader(file))
+        header = dict(zip(columns, columns, strict=True))
+        write_whole(self.path, lambda file: file.write(_lines(columns, [header, *old, *self._pending])))
+
+
+def _lines(columns: list[str], rows: list[Any]) -> bytes:
+    text = StringIO(newline="")
+    csv.DictWriter(text, columns).writerows(rows)
+    return text.getvalue().encode()

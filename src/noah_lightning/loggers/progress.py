@@ -21,31 +21,24 @@ def progress(work: str, total: int) -> Iterator[Callable[[], None]]:
     Yields:
         A function to call after each image, from any thread.
     """
-    if not sys.stderr.isatty():
-        yield _Lines(work, total).advance
+    if sys.stderr.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(work, total=total)
+            yield lambda: bar.advance(task)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(work, total=total)
-        yield lambda: bar.advance(task)
+    start = reported = time.monotonic()
+    done, lock = 0, threading.Lock()
 
-
-def speed(images: int, seconds: float, left: float) -> str:
-    """``"812 images/s  1:15 left"``; ``left`` is the remaining work as a multiple of ``images``."""
-    return f"{images / seconds:.0f} images/s  {duration(seconds * left)} left"
-
-
-class _Lines:
-    def __init__(self, work: str, total: int) -> None:
-        self.work, self.total, self.done = work, total, 0
-        self.start = self.reported = time.monotonic()
-        self.lock = threading.Lock()
-
-    def advance(self) -> None:
-        with self.lock:
-            self.done += 1
+    def advance() -> None:
+        nonlocal done, reported
+        with lock:
+            done += 1
             now = time.monotonic()
-            if now - self.reported >= EVERY:
-                self.reported = now
-                rate = speed(self.done, now - self.start, (self.total - self.done) / self.done)
-                print(f"{self.work}: {self.done:,} of {self.total:,} images  {rate}", file=sys.stderr, flush=True)
+            if now - reported >= EVERY:
+                reported = now
+                rate, left = done / (now - start), duration((now - start) * (total - done) / done)
+                line = f"{work}: {done:,} of {total:,} images  {rate:.0f} images/s  {left} left"
+                print(line, file=sys.stderr, flush=True)
+
+    yield advance
