@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from noah_lightning.data import loader as batches
-from noah_lightning.data.loader import DrawnImages, EpochBatches, TrainLoader
-from noah_lightning.data.samplers import EpochRepeat, EpochShuffle
-from noah_lightning.data.seeding import Purpose, batch_seed, draw_from, drawing_from
+from noah_lightning.data.loader import DrawnImages, TrainLoader
+from noah_lightning.data.samplers import EpochBatches, EpochRepeat, EpochShuffle
+from noah_lightning.data.seeding import AUGMENTATION, STEP, batch_seed, drawing_from, seed_training_step
 from noah_lightning.errors import DataError
 
 
@@ -28,10 +28,11 @@ class Draws:
 
 def epochs(workers: int = 0, first: int = 0, epoch: int = 0, rank: int = 0, repeats: int = 1) -> list[list[Tensor]]:
     """Two epochs of batches of 8."""
-    order = EpochShuffle(50, 3, epoch) if repeats == 1 else EpochRepeat(50, 3, repeats, epoch)
+    place = {"epoch": epoch, "rank": rank, "world_size": rank + 1}
+    order = EpochShuffle(50, 3, **place) if repeats == 1 else EpochRepeat(50, 3, repeats, **place)
     loader = TrainLoader(
         DrawnImages(Draws()),
-        EpochBatches(order, 8, True, seed=3, rank=rank, first=first),
+        EpochBatches(order, 8, True, first),
         num_workers=workers,
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # else the loader itself would draw from the global one
@@ -69,9 +70,9 @@ def test_all_draws_differ() -> None:
 
 
 def test_loading_in_line_leaves_the_generators_alone() -> None:
-    draw_from(1)
+    seed_training_step(1, 0, 0, 0)
     expected = random.random(), np.random.rand(), torch.rand(3)
-    draw_from(1)
+    seed_training_step(1, 0, 0, 0)
     epochs()
     found = random.random(), np.random.rand(), torch.rand(3)
     assert found[:2] == expected[:2]
@@ -79,15 +80,15 @@ def test_loading_in_line_leaves_the_generators_alone() -> None:
 
 
 def test_a_whole_epoch_has_its_length_wherever_it_begins() -> None:
-    epoch = EpochBatches(EpochShuffle(50, 0), 8, False, seed=0, rank=0, first=5)
+    epoch = EpochBatches(EpochShuffle(50, 0), 8, False, first=5)
     assert len(epoch) == 7
     assert [len(images) for _, images in epoch] == [8, 2]
     assert [len(images) for _, images in epoch] == [8] * 6 + [2]
 
 
 def test_seeds_are_told_apart_by_everything() -> None:
-    base = (Purpose.STEP, 0, 0, 0, 0)
-    seeds = {batch_seed(*base), batch_seed(Purpose.AUGMENTATION, *base[1:])}
+    base = (STEP, 0, 0, 0, 0)
+    seeds = {batch_seed(*base), batch_seed(AUGMENTATION, *base[1:])}
     for place in range(1, 5):
         for value in range(1, 20):
             changed = list(base)
@@ -100,7 +101,7 @@ def test_seeds_are_told_apart_by_everything() -> None:
 def test_draws_of_neighbouring_batches_are_unrelated() -> None:
     draws = []
     for batch in range(2000):
-        with drawing_from(batch_seed(Purpose.STEP, 0, 0, 0, batch)):
+        with drawing_from(batch_seed(STEP, 0, 0, 0, batch)):
             draws.append((random.random(), np.random.rand(), torch.rand(()).item()))
     for values in zip(*draws, strict=True):
         centred = np.array(values) - 0.5
@@ -126,7 +127,7 @@ class Broken(Draws):
 def loader(images: Draws, most: int, workers: int = 0) -> TrainLoader:
     return TrainLoader(
         DrawnImages(images, most),
-        EpochBatches(EpochShuffle(50, 3), 10, True, seed=3, rank=0),
+        EpochBatches(EpochShuffle(50, 3), 10, True),
         num_workers=workers,
         persistent_workers=workers > 0,
         generator=torch.Generator(),

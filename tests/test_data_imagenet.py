@@ -15,9 +15,8 @@ from PIL import Image
 from torchvision.datasets import imagenet as torchvision_imagenet
 
 from noah_lightning.config.choices import AugmentSettings
-from noah_lightning.data import create_data
-from noah_lightning.data import imagenet as imagenet_file
-from noah_lightning.data.imagenet import ImageNetDataModule
+from noah_lightning.data import create_data, imagefolder
+from noah_lightning.data.imagefolder import ImageNetDataModule
 from noah_lightning.errors import ConfigError, DataError
 
 CONFIG = yaml.safe_load((Path(__file__).parents[1] / "conf" / "data" / "imagenet.yaml").read_text())
@@ -101,7 +100,7 @@ def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         assert torchvision_imagenet.ARCHIVE_META[part][0] == name
         md5 = hashlib.md5((root / name).read_bytes()).hexdigest()
         monkeypatch.setitem(torchvision_imagenet.ARCHIVE_META, part, (name, md5))
-    monkeypatch.setattr(imagenet_file, "NUM_CLASSES", len(WNIDS))
+    monkeypatch.setattr(imagefolder, "NUM_CLASSES", len(WNIDS))
     return root
 
 
@@ -115,7 +114,7 @@ def make_folders(root: Path, names: list[str]) -> Path:
 def test_the_recipes_settings_arrive(tmp_path: Path) -> None:
     data = imagenet(tmp_path, augment={"erasing": 0.25, "repeats": 3}, interpolation="bicubic", crop_ratio=0.9)
     assert data.augment == AugmentSettings(erasing=0.25, repeats=3)
-    assert (data.interpolation, data.crop_ratio) == ("bicubic", 0.9)
+    assert (data.settings.interpolation, data.settings.crop_ratio) == ("bicubic", 0.9)
 
 
 class TestUnpack:

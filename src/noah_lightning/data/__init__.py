@@ -20,7 +20,7 @@ DataModuleClass = TypeVar("DataModuleClass", bound=type["ImageDataModule"])
 REGISTRY: dict[str, tuple[str, str]] = {
     "digits": ("digits", "DigitsDataModule"),
     "imagefolder": ("imagefolder", "ImageFolderDataModule"),
-    "imagenet": ("imagenet", "ImageNetDataModule"),
+    "imagenet": ("imagefolder", "ImageNetDataModule"),
     "packed": ("packed", "PackedDataModule"),
 }
 _PLUGINS: dict[str, type["ImageDataModule"]] = {}

@@ -1,11 +1,10 @@
 """Image decoding to RGB bytes; of a JPEG only as many rows as are needed."""
 
 import os
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -59,65 +58,40 @@ _SEQUENTIAL = (0xC0, 0xC1)  # frames that are Huffman-coded from top to bottom
 _OTHER_FRAMES = {*range(0xC2, 0xD0)} - {0xC4, 0xC8, 0xCC}  # progressive, lossless, arithmetic-coded
 
 
-@dataclass(frozen=True)
-class SequentialJpeg:
-    """A JPEG that is encoded from top to bottom in one scan.
+class SequentialJpeg(NamedTuple):
+    """Header of a JPEG that is encoded from top to bottom in one scan."""
 
-    Attributes:
-        data: the file.
-        height, width: in pixels.
-        height_at: offset of the two bytes that hold the height.
-        block: rows of pixels per row of the coarsest color component.
-    """
-
-    data: bytes
-    height: int
+    height: int  # in pixels
     width: int
-    height_at: int
-    block: int
-
-    def upper(self, rows: int) -> np.ndarray:
-        """Decode the upper rows only: uint8 (rows, W, 3), the same bytes as decoding the whole image gives.
-
-        The height in the header is reduced. libjpeg then warns about the data that follows, so warnings are ignored;
-        PIL also ignores those about damaged data. Raises ValueError if the image cannot be decoded.
-        """
-        height = min(rows + 2 * self.block, self.height)  # chroma is interpolated with the following rows
-        shorter = b"".join((self.data[: self.height_at], height.to_bytes(2), self.data[self.height_at + 2 :]))
-        return simplejpeg.decode_jpeg(shorter, strict=False)[:rows]
+    height_at: int  # offset of the two bytes that hold the height
+    block: int  # rows of pixels per row of the coarsest color component
 
 
 def sequential_jpeg(data: bytes) -> SequentialJpeg | None:
-    """Parse the headers of a file; None unless it is a complete sequential JPEG in YCbCr."""
-    if not data.endswith(_END):
+    """Parse the header of a file; None unless it is a complete sequential JPEG in YCbCr."""
+    if not (data.startswith(_BEGIN) and data.endswith(_END)):
         return None
-    frame = 0
-    for kind, at in _segments(data):
+    frame, marker = 0, len(_BEGIN)
+    while marker + 4 < len(data) and data[marker] == 0xFF:
+        kind, content = data[marker + 1], marker + 4
         if kind in _OTHER_FRAMES:
             break
         if kind in _SEQUENTIAL:
-            frame = at  # content: bits, height (2), width (2), number of components, 3 bytes for each component
-        elif kind == _SCAN and frame and data[at] == data[frame + 5]:  # all components in one scan
-            try:
-                height, width, model, _ = simplejpeg.decode_jpeg_header(data)
-            except ValueError:
-                break
-            if model != "YCbCr":
-                break
-            block = max(vertical & 15 for vertical in data[frame + 7 : frame + 16 : 3])
-            return SequentialJpeg(data, height, width, frame + 1, block)
+            frame = content  # bits, height (2), width (2), number of components, 3 bytes for each component
+        elif kind == _SCAN:
+            one_scan = frame and data[content] == data[frame + 5]  # of all components
+            return _parse_frame(data, frame) if one_scan else None
+        marker += 2 + int.from_bytes(data[marker + 2 : content])
     return None
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Markers of a JPEG's segments and offsets of their contents, up to the first scan."""
-    at = len(_BEGIN) if data.startswith(_BEGIN) else len(data)
-    while at + 4 < len(data) and data[at] == 0xFF:
-        kind = data[at + 1]
-        yield kind, at + 4
-        if kind == _SCAN:
-            return
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+def _parse_frame(data: bytes, frame: int) -> SequentialJpeg | None:
+    with suppress(ValueError):
+        height, width, model, _ = simplejpeg.decode_jpeg_header(data)
+        if model == "YCbCr":
+            block = max(vertical & 15 for vertical in data[frame + 7 : frame + 16 : 3])
+            return SequentialJpeg(height, width, frame + 1, block)
+    return None
 
 
 class Picture:
@@ -146,7 +120,7 @@ class Picture:
                 self._decoded = decode_rgb(data)
                 self.height, self.width = self._decoded.shape[:2]
             else:
-                self.height, self.width = self._jpeg.height, self._jpeg.width
+                self.height, self.width, *_ = self._jpeg
                 require_size(self.width, self.height)
         except Exception as error:  # PIL's decoders raise a dozen unrelated types on broken files
             raise unreadable(source, error) from error
@@ -176,9 +150,17 @@ class Picture:
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _upper(self, rows: int) -> np.ndarray:
+        """The upper rows, the same bytes as decoding the whole image gives.
+
+        To decode only these rows of a JPEG, the height in its header is reduced. libjpeg then warns about the data
+        that follows, so warnings are ignored; PIL also ignores those about damaged data.
+        """
         if self._jpeg is not None and rows < self.height:
+            at = self._jpeg.height_at
+            height = min(rows + 2 * self._jpeg.block, self.height)  # chroma is interpolated with the following rows
+            shorter = b"".join((self._data[:at], height.to_bytes(2), self._data[at + 2 :]))
             with suppress(ValueError):  # decode_rgb decides what can be read
-                return self._jpeg.upper(rows)
+                return simplejpeg.decode_jpeg(shorter, strict=False)[:rows]
         if self._decoded is None:
             self._decoded = decode_rgb(self._data)
         return self._decoded[:rows]

@@ -1,60 +1,19 @@
-"""Training batches: their images, the seed of their augmentation, and replacements for unreadable images."""
+"""Loading of training batches, with replacements for unreadable images."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, default_collate
 
-from noah_lightning.data.samplers import EpochOrder
-from noah_lightning.data.seeding import Purpose, batch_seed, drawing_from
+from noah_lightning.data.samplers import Drawn, EpochBatches
+from noah_lightning.data.seeding import drawing_from
 from noah_lightning.errors import DataError
 
 log = logging.getLogger("noah_lightning")
 
-Drawn = tuple[int, list[int]]  # a batch before loading: seed of its augmentation, indices of its images
-
-
-class EpochBatches(Sampler[Drawn]):
-    """Batch sampler of an epoch.
-
-    Args:
-        sampler: order of the images of this process; Lightning sets its epoch.
-        batch_size: images per batch.
-        drop_last: drop the last batch if it is incomplete.
-        seed: seed of the run.
-        rank: rank of this process.
-        first: first batch of the first pass, above 0 if a run resumes within an epoch.
-    """
-
-    def __init__(
-        self, sampler: EpochOrder, batch_size: int, drop_last: bool, seed: int, rank: int, first: int = 0
-    ) -> None:
-        self.sampler = sampler
-        self.batch_size, self.drop_last = batch_size, drop_last
-        self.seed, self.rank = seed, rank
-        self.first = first
-
-    def __len__(self) -> int:
-        """Number of batches in a complete epoch."""
-        images = len(self.sampler)
-        return images // self.batch_size if self.drop_last else -(-images // self.batch_size)
-
-    def __iter__(self) -> Iterator[Drawn]:
-        epoch, first = self.sampler.coming, self.first
-        self.first = 0
-        images = list(self.sampler)
-        for batch in range(first, len(self)):
-            seed = batch_seed(Purpose.AUGMENTATION, self.seed, self.rank, epoch, batch)
-            yield seed, images[batch * self.batch_size : (batch + 1) * self.batch_size]
-
-
-class Loaded(NamedTuple):
-    """A batch before collation: (image, label) pairs, and the errors of unreadable images by index."""
-
-    samples: list[tuple[Tensor, int]]
-    unreadable: dict[int, str]
+Unreadable = dict[int, str]  # errors of unreadable images, by index
 
 
 class DrawnImages:
@@ -73,14 +32,16 @@ class DrawnImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, batch: Drawn) -> Loaded:
-        """Load a batch; called by torch's DataLoader."""
+    def __getitems__(self, batch: Drawn) -> tuple[Tensor, Tensor, Unreadable]:
+        """Images, labels and errors of a batch; called by torch's DataLoader."""
         seed, numbers = batch
-        unreadable: dict[int, str] = {}
+        unreadable: Unreadable = {}
         with drawing_from(seed):
-            return Loaded([self._readable(number, unreadable) for number in numbers], unreadable)
+            samples = [self._readable(number, unreadable) for number in numbers]
+        images, labels = default_collate(samples)
+        return images, labels, unreadable
 
-    def _readable(self, number: int, unreadable: dict[int, str]) -> tuple[Tensor, int]:
+    def _readable(self, number: int, unreadable: Unreadable) -> tuple[Tensor, int]:
         while True:
             try:
                 sample: tuple[Tensor, int] = self.images[number]
@@ -100,29 +61,24 @@ class TrainLoader(DataLoader[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, dataset: DrawnImages, batches: EpochBatches, **arguments: Any) -> None:
-        # The data set does not inherit from Dataset.
-        super().__init__(dataset, batch_sampler=batches, collate_fn=_collate, **arguments)  # type: ignore[arg-type]
-        self.most = dataset.max_unreadable
-        self.unreadable: dict[int, str] = {}
+        # The data set does not inherit from Dataset, and has collated its batches.
+        super().__init__(dataset, batch_sampler=batches, collate_fn=tuple, **arguments)  # type: ignore[arg-type]
+        self.max_unreadable = dataset.max_unreadable
+        self.unreadable: Unreadable = {}
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]  # a generator is all it takes
         for images, labels, unreadable in super().__iter__():
             for number in unreadable.keys() - self.unreadable.keys():
                 self.unreadable[number] = unreadable[number]
                 log.warning("%s; it is replaced by the next one", unreadable[number])
-            check_count(self.unreadable, self.most)
+            check_count(self.unreadable, self.max_unreadable)
             yield images, labels
 
 
-def check_count(unreadable: Mapping[int, str], most: int) -> None:
+def check_count(unreadable: Unreadable, most: int) -> None:
     """Raise DataError for more than ``most`` unreadable training images."""
     if len(unreadable) > most:
         raise DataError(
             f"{len(unreadable)} unreadable training images, and data.max_unreadable={most}; noah check-data lists "
             f"all of them; the last one: {list(unreadable.values())[-1]}"
         )
-
-
-def _collate(loaded: Loaded) -> tuple[Tensor, Tensor, dict[int, str]]:
-    images, labels = default_collate(loaded.samples)
-    return images, labels, loaded.unreadable

@@ -1,4 +1,4 @@
-"""Samplers: the order in which one process visits the training images of an epoch."""
+"""Samplers: the images and the batches that one process visits in an epoch."""
 
 import math
 from collections.abc import Iterator
@@ -8,6 +8,10 @@ import torch
 from numpy.typing import NDArray
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import Sampler
+
+from noah_lightning.data.seeding import AUGMENTATION, batch_seed, derived_seed, epoch_generator
+
+Drawn = tuple[int, list[int]]  # a batch before loading: seed of its augmentation, indices of its images
 
 
 class EpochOrder(Sampler[int]):
@@ -27,18 +31,18 @@ class EpochOrder(Sampler[int]):
 
     def __init__(self, length: int, seed: int, epoch: int = 0, rank: int = 0, world_size: int = 1) -> None:
         self.length, self.seed = length, seed
-        self.coming = epoch  # of the next pass
+        self.epoch = epoch  # of the next pass
         self.rank, self.world_size = rank, world_size
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next pass."""
-        self.coming = epoch
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return math.ceil(self.length / self.world_size)
 
     def __iter__(self) -> Iterator[int]:
-        epoch, self.coming = self.coming, self.coming + 1
+        epoch, self.epoch = self.epoch, self.epoch + 1
         return iter(self.order(epoch))
 
     def order(self, epoch: int) -> list[int]:
@@ -49,7 +53,7 @@ class EpochOrder(Sampler[int]):
 class EpochShuffle(EpochOrder):
     """A permutation of ``range(length)`` per epoch, of which rank r of W takes the images r, r + W, r + 2W, ...
 
-    So the batches of one step together hold what a single process would see. Arguments as for :class:`EpochOrder`.
+    So the batches of one step together hold what a single process would see.
     """
 
     def order(self, epoch: int) -> list[int]:
@@ -63,27 +67,19 @@ class EpochRepeat(EpochOrder):
 
     The length of an epoch does not change, so it visits about one in ``repeats`` images. From 256 images on, the
     length is rounded down to a multiple of 256, as in DeiT's code, which also defines the share of each process.
-
-    Args:
-        repeats: at least 1; the others as for :class:`EpochOrder`.
+    ``share`` is the epoch, rank and world size.
     """
 
-    def __init__(
-        self, length: int, seed: int, repeats: int, epoch: int = 0, rank: int = 0, world_size: int = 1
-    ) -> None:
-        super().__init__(length, seed, epoch, rank, world_size)
-        self.repeats = repeats
+    def __init__(self, length: int, seed: int, repeats: int, **share: int) -> None:
+        super().__init__(length, seed, **share)
+        self.sampler = RepeatAugSampler(range(length), self.world_size, self.rank, num_repeats=repeats)
 
     def __len__(self) -> int:
-        return len(self._timm())
+        return len(self.sampler)
 
     def order(self, epoch: int) -> list[int]:
-        sampler = self._timm()
-        sampler.epoch = epoch_seed(self.seed, epoch)  # only used as the seed of its generator
-        return list(sampler)
-
-    def _timm(self) -> RepeatAugSampler:
-        return RepeatAugSampler(range(self.length), self.world_size, self.rank, num_repeats=self.repeats)
+        self.sampler.epoch = derived_seed(self.seed, epoch)  # only used as the seed of its generator
+        return list(self.sampler)
 
 
 class ShardShuffle(EpochOrder):
@@ -101,21 +97,12 @@ class ShardShuffle(EpochOrder):
         mix: distance in shards, at least 0; with 0 one shard follows the other.
         repeats: times an image is drawn in a row. The length of an epoch does not change, so it visits only
             1 / ``repeats`` of the images and of the shards.
-        seed, epoch, rank, world_size: as for :class:`EpochOrder`.
+        share: epoch, rank and world size.
     """
 
-    def __init__(
-        self,
-        ends: NDArray[np.int64],
-        seed: int,
-        mix: int,
-        repeats: int = 1,
-        epoch: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        super().__init__(int(ends[-1]), seed, epoch, rank, world_size)
-        self.ends = [int(end) for end in ends]
+    def __init__(self, ends: NDArray[np.int64], seed: int, mix: int, repeats: int = 1, **share: int) -> None:
+        self.ends: list[int] = ends.tolist()
+        super().__init__(self.ends[-1], seed, **share)
         self.mix, self.repeats = mix, repeats
 
     def order(self, epoch: int) -> list[int]:
@@ -135,12 +122,29 @@ class ShardShuffle(EpochOrder):
         return own.repeat_interleave(self.repeats)[: len(self)].tolist()
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """Seed of an epoch, 63 bits; those of neighboring epochs are unrelated."""
-    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
-    return int(state >> 1)  # torch accepts signed 64-bit integers
+class EpochBatches(Sampler[Drawn]):
+    """Batch sampler of an epoch.
 
+    Args:
+        sampler: order of the images; Lightning sets its epoch.
+        drop_last: drop the last batch if it is incomplete.
+        first: first batch of the first pass, above 0 if a run resumes within an epoch.
+    """
 
-def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """Generator of an epoch."""
-    return torch.Generator().manual_seed(epoch_seed(seed, epoch))
+    def __init__(self, sampler: EpochOrder, batch_size: int, drop_last: bool, first: int = 0) -> None:
+        self.sampler = sampler
+        self.batch_size, self.drop_last = batch_size, drop_last
+        self.first = first
+
+    def __len__(self) -> int:
+        """Number of batches in a complete epoch."""
+        batches = len(self.sampler) / self.batch_size
+        return math.floor(batches) if self.drop_last else math.ceil(batches)
+
+    def __iter__(self) -> Iterator[Drawn]:
+        order, epoch = self.sampler, self.sampler.epoch
+        first, self.first = self.first, 0
+        images = list(order)
+        for batch in range(first, len(self)):
+            seed = batch_seed(AUGMENTATION, order.seed, order.rank, epoch, batch)
+            yield seed, images[batch * self.batch_size : (batch + 1) * self.batch_size]
