@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 
 from noah_lightning.data import loader as batches
-from noah_lightning.data.loader import DrawnImages, TrainLoader
-from noah_lightning.data.samplers import EpochBatches, EpochRepeat, EpochShuffle
-from noah_lightning.data.seeding import AUGMENTATION, STEP, batch_seed, drawing_from, seed_training_step
+from noah_lightning.data.loader import (
+    AUGMENTATION,
+    STEP,
+    DrawnImages,
+    EpochBatches,
+    TrainLoader,
+    drawing_from,
+    seed_training_step,
+)
+from noah_lightning.data.samplers import EpochRepeat, EpochShuffle, derived_seed
 from noah_lightning.errors import DataError
 
 
@@ -87,13 +94,13 @@ def test_a_whole_epoch_has_its_length_wherever_it_begins() -> None:
 
 
 def test_seeds_are_told_apart_by_everything() -> None:
-    base = (STEP, 0, 0, 0, 0)
-    seeds = {batch_seed(*base), batch_seed(AUGMENTATION, *base[1:])}
-    for place in range(1, 5):
+    base = (0, STEP, 0, 0, 0)  # seed, stream, rank, epoch, batch
+    seeds = {derived_seed(*base), derived_seed(0, AUGMENTATION, 0, 0, 0)}
+    for place in (0, 2, 3, 4):
         for value in range(1, 20):
             changed = list(base)
             changed[place] = value
-            seeds.add(batch_seed(*changed))
+            seeds.add(derived_seed(*changed))
     assert len(seeds) == 2 + 4 * 19
     assert all(0 <= seed < 2**63 for seed in seeds)
 
@@ -101,7 +108,7 @@ def test_seeds_are_told_apart_by_everything() -> None:
 def test_draws_of_neighbouring_batches_are_unrelated() -> None:
     draws = []
     for batch in range(2000):
-        with drawing_from(batch_seed(STEP, 0, 0, 0, batch)):
+        with drawing_from(derived_seed(0, STEP, 0, 0, batch)):
             draws.append((random.random(), np.random.rand(), torch.rand(()).item()))
     for values in zip(*draws, strict=True):
         centred = np.array(values) - 0.5

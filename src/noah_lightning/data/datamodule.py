@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noah_lightning.config.choices import AugmentSettings, DataSettings
-from noah_lightning.data.loader import DrawnImages, TrainLoader
-from noah_lightning.data.samplers import EpochBatches, EpochOrder, EpochRepeat, EpochShuffle
-from noah_lightning.data.seeding import epoch_generator, seed_training_step
+from noah_lightning.data.loader import DrawnImages, EpochBatches, TrainLoader, seed_training_step
+from noah_lightning.data.samplers import EpochOrder, EpochRepeat, EpochShuffle, epoch_generator
 from noah_lightning.data.transforms import OnDevice
 from noah_lightning.errors import DataError
 
@@ -58,14 +57,11 @@ class ImageDataModule(LightningDataModule):
     of the size of floats, and normalized there. Subclasses implement :meth:`build`.
 
     Args:
-        settings: settings of the data set. ``num_classes`` is checked against the data in :meth:`setup`,
-            ``batch_size`` is per process, ``num_workers=None`` means :func:`default_workers`, and ``seed`` determines
-            the order of the training images and all random numbers drawn for a batch.
+        settings: an instance of ``Settings``. ``batch_size`` is per process, ``num_workers=None`` means
+            :func:`default_workers`, and ``seed`` determines the order of the training images and all random numbers
+            drawn for a batch.
         augment: ``erasing`` and ``repeats`` are applied here, the rest by :meth:`build`.
         max_unreadable: number of unreadable training images to replace by others, in each process.
-
-    Attributes:
-        Settings: class of ``settings``, with their types and ranges.
     """
 
     Settings: type[DataSettings] = DataSettings
@@ -109,18 +105,16 @@ class ImageDataModule(LightningDataModule):
             )
         return dataset
 
-    def train_order(self, epoch: int, rank: int) -> EpochOrder:
-        """The order in which process ``rank`` visits the training images, starting with ``epoch``."""
+    def train_order(self, **share: int) -> EpochOrder:
+        """Order in which a process visits the training images; ``share`` is the seed, epoch, rank and world size."""
         assert self.train_dataset is not None, "call setup('fit') first"
-        images, repeats = len(self.train_dataset), self.augment.repeats
-        world_size = self._rank_of()[1]
-        if repeats == 1:
-            return EpochShuffle(images, self.seed, epoch, rank, world_size)
-        return EpochRepeat(images, self.seed, repeats, epoch=epoch, rank=rank, world_size=world_size)
+        if self.augment.repeats == 1:
+            return EpochShuffle(len(self.train_dataset), **share)
+        return EpochRepeat(len(self.train_dataset), repeats=self.augment.repeats, **share)
 
     def train_batches(self, epoch: int, rank: int, first: int = 0) -> EpochBatches:
         """The training batches of process ``rank``, before they are loaded, starting with batch ``first``."""
-        order = self.train_order(epoch, rank)
+        order = self.train_order(seed=self.seed, epoch=epoch, rank=rank, world_size=self._rank_of()[1])
         # A short last batch makes batch norm noisy, but a data set smaller than one batch must not be dropped.
         return EpochBatches(order, self.batch_size, drop_last=len(order) >= self.batch_size, first=first)
 
@@ -183,10 +177,7 @@ class ImageDataModule(LightningDataModule):
 
 
 def default_workers() -> int:
-    """Default number of DataLoader workers: one per CPU, less one for the training loop; 0 to 8.
-
-    The processes of a run on the same machine share its CPUs.
-    """
+    """0 to 8 DataLoader workers: one for each CPU that is this process's share, less one for the training loop."""
     try:
         cpus = len(os.sched_getaffinity(0))  # respects containers and job schedulers
     except AttributeError:  # macOS, Windows

@@ -43,13 +43,9 @@ def split_sources(labels: Ints, seed: int) -> tuple[Ints, Ints]:
 
 
 def draw_layout(pool: Ints, count: int, stream: int, settings: DigitsSettings) -> Layout:
-    """A random layout of ``count`` images that use only the glyphs in ``pool``.
+    """A random layout of ``count`` images that use only the glyphs in ``pool``, (P,) indices, at least 2.
 
     Image i depends only on (seed, stream, i) and shows glyph ``pool[i % P]``. Fragments come from other glyphs.
-
-    Args:
-        pool: (P,) indices of glyphs, at least 2.
-        stream: TRAIN or VAL.
     """
     image, digit, fragment = settings.image_size, settings.digit_size, settings.fragment_size
     drawn = np.empty((count, 2 + 5 * settings.num_fragments))  # uniform in [0, 1)
@@ -73,13 +69,9 @@ def draw_layout(pool: Ints, count: int, stream: int, settings: DigitsSettings) -
 
 
 def render(glyphs: Bytes, layout: Layout, image_size: int, fragment_size: int) -> Bytes:
-    """Render the images of a layout.
+    """Render the N images of a layout, (N, image_size, image_size), from glyphs (G, D, D) with background 0.
 
-    Args:
-        glyphs: (G, D, D), 0 is the background.
-
-    Returns:
-        (N, image_size, image_size); where parts overlap, the brighter pixel is kept.
+    Where parts overlap, the brighter pixel is kept.
     """
     canvas = np.zeros((len(layout.source), image_size, image_size), dtype=np.uint8)
     _paste(canvas, glyphs[layout.source], layout.digit_at)

@@ -1,7 +1,9 @@
 """Image decoding to RGB bytes; of a JPEG only as many rows as are needed."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +21,15 @@ if LIMIT in os.environ:
     if not (os.environ[LIMIT].isdecimal() and int(os.environ[LIMIT])):
         raise ConfigError(f"{LIMIT}={os.environ[LIMIT]!r} must be an integer of at least 1")
     Image.MAX_IMAGE_PIXELS = int(os.environ[LIMIT])
+
+
+@contextmanager
+def naming(source: str | Path) -> Iterator[None]:
+    """Turn any error into a DataError that names the image file ``source``."""
+    try:
+        yield
+    except Exception as error:  # PIL's decoders raise a dozen unrelated types on broken files
+        raise DataError(f"{source} cannot be read as an image, replace or remove it ({one_line(error)})") from error
 
 
 def decode_rgb(data: bytes) -> np.ndarray:
@@ -95,7 +106,7 @@ def _parse_frame(data: bytes, frame: int) -> SequentialJpeg | None:
 
 
 class Picture:
-    """An image whose size is known at once and whose pixels are decoded when they are needed.
+    """An image whose height and width are known at once and whose pixels are decoded when they are needed.
 
     Huffman decoding, from top to bottom, takes most of the loading time, and a random crop rarely reaches the lower
     edge. So only the rows needed of a JPEG are decoded; other formats are decoded at once.
@@ -104,35 +115,30 @@ class Picture:
         data: content of the file.
         source: name of the file in error messages.
 
-    Attributes:
-        height, width: in pixels.
-
     Raises:
         DataError: not an image, a truncated image, or one with too many pixels.
     """
 
     def __init__(self, data: bytes, source: str | Path) -> None:
         self._data, self._source = data, source
-        self._decoded: np.ndarray | None = None
-        try:
+        with naming(source):
             self._jpeg = sequential_jpeg(data)
             if self._jpeg is None:
-                self._decoded = decode_rgb(data)
                 self.height, self.width = self._decoded.shape[:2]
             else:
                 self.height, self.width, *_ = self._jpeg
                 require_size(self.width, self.height)
-        except Exception as error:  # PIL's decoders raise a dozen unrelated types on broken files
-            raise unreadable(source, error) from error
 
     @classmethod
     def read(cls, file: Path) -> "Picture":
         """Read an image file; raises DataError if it cannot be read."""
-        try:
+        with naming(file):
             data = file.read_bytes()
-        except OSError as error:
-            raise unreadable(file, error) from error
         return cls(data, file)
+
+    @cached_property
+    def _decoded(self) -> np.ndarray:
+        return decode_rgb(self._data)
 
     def pixels(self, rows: int | None = None) -> Tensor:
         """All pixels, or those of the upper ``rows``.
@@ -143,10 +149,8 @@ class Picture:
         Raises:
             DataError: the image cannot be decoded.
         """
-        try:
+        with naming(self._source):
             pixels = self._upper(self.height if rows is None else rows)
-        except Exception as error:
-            raise unreadable(self._source, error) from error
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _upper(self, rows: int) -> np.ndarray:
@@ -161,11 +165,4 @@ class Picture:
             shorter = b"".join((self._data[:at], height.to_bytes(2), self._data[at + 2 :]))
             with suppress(ValueError):  # decode_rgb decides what can be read
                 return simplejpeg.decode_jpeg(shorter, strict=False)[:rows]
-        if self._decoded is None:
-            self._decoded = decode_rgb(self._data)
         return self._decoded[:rows]
-
-
-def unreadable(source: str | Path, error: Exception) -> DataError:
-    """The error for a file that cannot be read as an image."""
-    return DataError(f"{source} cannot be read as an image, replace or remove it ({one_line(error)})")

@@ -19,12 +19,7 @@ NUM_CLASSES = 1000  # of ImageNet
 
 
 class FolderImages:
-    """The images of root/split/<class>/, without hidden folders.
-
-    Args:
-        root: folder of the data set.
-        split: name of the split.
-        transform: maps a picture to uint8 (3, S, S).
+    """The images of root/split/<class>/, without hidden folders, each transformed to uint8 (3, S, S).
 
     Raises:
         DataError: no such folder, or a class without images.
@@ -40,11 +35,11 @@ class FolderImages:
         return len(self.index)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """(uint8 (3, S, S), label); raises DataError if the file is not an image."""
+        """(image, label); raises DataError if the file is not an image."""
         return self.transform(Picture.read(self.file(index))), int(self.index.labels[index])
 
     def file(self, index: int) -> Path:
-        """Path of an image."""
+        """Path of the image."""
         return self.folder / self.index.path(index)
 
 
@@ -91,11 +86,7 @@ class ImageNetDataModule(ImageFolderDataModule):
     settings: ImageNetSettings
 
     def prepare_data(self) -> None:
-        """With ``unpack``, extract what is missing; Lightning calls this in one process per machine.
-
-        Raises:
-            DataError: an archive is missing or damaged.
-        """
+        """With ``unpack``, extract what is missing; Lightning calls this in one process per machine."""
         if self.settings.unpack:
             unpack_archives(self.root)
 

@@ -1,7 +1,7 @@
 """Index of the images of a split: paths and labels, cached on disk until a folder changes.
 
-Paths are in an array, because a million Python strings take a hundred megabytes, and reading one changes its reference
-count, so that every DataLoader worker would get its own copy of the memory.
+Paths are in an array, because a million Python strings take a hundred megabytes, and reading one changes its
+reference count, so that every DataLoader worker would get its own copy of the memory.
 """
 
 import hashlib
@@ -31,20 +31,13 @@ class TreeIndex:
     """N images in the D folders of one split, in torchvision's order.
 
     Paths are relative to the split folder and encoded as in the file system.
-
-    Attributes:
-        classes: names in label order.
-        folders: bytes (D,), paths; the split folder comes first as "".
-        stamps: int64 (D, 2), :func:`stamp` of each folder.
-        images: bytes (N,), paths.
-        labels: int32 (N,).
     """
 
-    classes: list[str]
-    folders: NDArray[np.bytes_]
-    stamps: NDArray[np.int64]
-    images: NDArray[np.bytes_]
-    labels: NDArray[np.int32]
+    classes: list[str]  # in label order
+    folders: NDArray[np.bytes_]  # (D,) paths; the split folder comes first as ""
+    stamps: NDArray[np.int64]  # (D, 2) stamp of each folder
+    images: NDArray[np.bytes_]  # (N,) paths
+    labels: NDArray[np.int32]  # (N,)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -78,7 +71,7 @@ def scan(
 
     Args:
         split: the split folder.
-        classes: names of folders in ``split``, in label order.
+        classes: names of its class folders, in label order.
         unreadable: called with the error of each folder that cannot be read; raises a DataError by default.
         ignored: called with the path of each file without an image extension.
     """
@@ -107,10 +100,6 @@ def scan(
 
 def find_images(split: Path, classes: list[str]) -> TreeIndex:
     """The index of a split folder, from the cache if no folder has changed.
-
-    Args:
-        split: the split folder.
-        classes: names of its class folders, in label order.
 
     Raises:
         DataError: a folder cannot be read, or a class has no images.

@@ -1,29 +1,89 @@
-"""Loading of training batches, with replacements for unreadable images."""
+"""Training batches: what is drawn for them, their images, and replacements for unreadable images.
+
+What is drawn for a batch depends only on (seed, rank, epoch, batch). A run that resumes within an epoch therefore
+draws the same numbers as an uninterrupted one, with any number of DataLoader workers, and no generator state has to
+be saved.
+"""
 
 import logging
+import random
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import BatchSampler, DataLoader, default_collate
 
-from noah_lightning.data.samplers import Drawn, EpochBatches
-from noah_lightning.data.seeding import drawing_from
+from noah_lightning.data.samplers import EpochOrder, derived_seed
 from noah_lightning.errors import DataError
 
 log = logging.getLogger("noah_lightning")
 
+# Streams of a batch: augmentation in DataLoader workers; erasing, mixing and dropout in the training process.
+AUGMENTATION, STEP = range(2)
+
+Drawn = tuple[int, list[int]]  # a batch before loading: seed of its augmentation, indices of its images
 Unreadable = dict[int, str]  # errors of unreadable images, by index
+
+
+def seed_training_step(seed: int, rank: int, epoch: int, batch: int) -> None:
+    """Seed the global generators of Python, NumPy and torch, on every device, for one training batch of one process.
+
+    Must be called before random erasing, mixing and dropout. Lightning calls no callback that early; the data
+    module's ``on_before_batch_transfer`` is its first hook in a step.
+    """
+    step_seed = derived_seed(seed, STEP, rank, epoch, batch)
+    _seed_cpu(step_seed)
+    # For a GPU that is not in use, torch.manual_seed would queue a call with its stack trace in every step.
+    if torch.cuda.is_initialized() or torch.backends.mps.is_available():
+        torch.manual_seed(step_seed)
+
+
+@contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """Seed the global generators of the CPU within this context, and restore them afterwards."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    _seed_cpu(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def _seed_cpu(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed([seed >> 32, seed & 0xFFFFFFFF])
+    torch.default_generator.manual_seed(seed)
+
+
+class EpochBatches(BatchSampler):
+    """Batch sampler of an epoch, which yields each batch with the seed of its augmentation.
+
+    Lightning sets the epoch of ``sampler``. The first pass starts with batch ``first``, above 0 if a run resumes
+    within an epoch; the length is that of a complete epoch.
+    """
+
+    def __init__(self, sampler: EpochOrder, batch_size: int, drop_last: bool, first: int = 0) -> None:
+        super().__init__(sampler, batch_size, drop_last)
+        self.order, self.first = sampler, first
+
+    def __iter__(self) -> Iterator[Drawn]:  # type: ignore[override]  # not only the images
+        epoch, first = self.order.epoch, self.first
+        self.first = 0
+        for batch, images in islice(enumerate(super().__iter__()), first, None):
+            yield derived_seed(self.order.seed, AUGMENTATION, self.order.rank, epoch, batch), images
 
 
 class DrawnImages:
     """Data set that loads whole batches, each augmented from its own seed, in any process.
 
-    An unreadable image is replaced by the next readable one, which uses its random draws.
-
-    Args:
-        images: the data set.
-        max_unreadable: maximum number of unreadable images; with 0 the first one raises its own error.
+    Up to ``max_unreadable`` unreadable images are replaced by the next readable one, which uses the same random
+    draws; with 0 the first one raises its own error.
     """
 
     def __init__(self, images: Any, max_unreadable: int = 0) -> None:

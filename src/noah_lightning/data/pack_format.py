@@ -24,27 +24,19 @@ from noah_lightning.errors import DataError, one_line
 FACTS = "pack.json"
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 FORMAT, VERSION = "noah_lightning pack", 1
+COPY_AGAIN = "copy or make the pack again"  # advice for a damaged file
 
 
 @dataclass(frozen=True)
 class Index:
-    """Positions of the N images of one split, in packed order.
+    """Positions of the N images of one split, in packed order."""
 
-    Attributes:
-        ends: int64 (S,), cumulative number of images at the end of each shard.
-        shard_bytes: int64 (S,), size of each shard.
-        offsets: int64 (N,), offset of each image in its shard.
-        sizes: int64 (N,), bytes of each image.
-        checksums: uint32 (N,), CRC-32 of each image.
-        labels: int32 (N,).
-    """
-
-    ends: NDArray[np.int64]
-    shard_bytes: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    checksums: NDArray[np.uint32]
-    labels: NDArray[np.int32]
+    ends: NDArray[np.int64]  # (S,) cumulative number of images at the end of each shard
+    shard_bytes: NDArray[np.int64]  # (S,) size of each shard
+    offsets: NDArray[np.int64]  # (N,) offset of each image in its shard
+    sizes: NDArray[np.int64]  # (N,) bytes of each image
+    checksums: NDArray[np.uint32]  # (N,) CRC-32 of each image
+    labels: NDArray[np.int32]  # (N,)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -87,9 +79,8 @@ def _not_a_pack(root: Path) -> str:
     if (root / "train").is_dir():
         return f"is a folder tree: add data=imagefolder, or pack it with noah pack {root} OUT"
     if root.exists():
-        return (
-            f"{'has no pack.json' if root.is_dir() else 'is not a folder'}: it must be a folder written by noah pack"
-        )
+        what = "has no pack.json" if root.is_dir() else "is not a folder"
+        return f"{what}: it must be a folder written by noah pack"
     if unfinished(root).exists():
         return "is an incomplete pack: run its noah pack command again"
     return f"does not exist: noah pack TREE {root} creates it from a folder tree"
@@ -102,23 +93,23 @@ def read_index(root: Path, split: str) -> Index:
         DataError: a file is missing or damaged.
     """
     facts = read_facts(root)
-    file, advice = root / f"{split}.npz", "copy or make the pack again"
+    file = root / f"{split}.npz"
     try:
         with np.load(file, allow_pickle=False) as arrays:
             index = Index(*(arrays[name] for name in Index.__dataclass_fields__))
         consistent = _is_consistent(index, len(facts["classes"]), facts["splits"][split]["images"])
     except Exception as error:  # numpy and zipfile raise several unrelated types for broken files
-        raise DataError(f"{file} cannot be read ({one_line(error)}): {advice}") from error
+        raise DataError(f"{file} cannot be read ({one_line(error)}): {COPY_AGAIN}") from error
     if not consistent:
-        raise DataError(f"{file} is damaged: {advice}")
+        raise DataError(f"{file} is damaged: {COPY_AGAIN}")
     for number, size in enumerate(index.shard_bytes.tolist()):
         shard = root / shard_name(split, number)
         try:
             found = shard.stat().st_size
         except OSError as error:
-            raise DataError(f"{shard} cannot be read ({error.strerror}): {advice}") from error
+            raise DataError(f"{shard} cannot be read ({error.strerror}): {COPY_AGAIN}") from error
         if found != size:
-            raise DataError(f"{shard} has {found:,} bytes, not {size:,}: {advice}")
+            raise DataError(f"{shard} has {found:,} bytes, not {size:,}: {COPY_AGAIN}")
     return index
 
 

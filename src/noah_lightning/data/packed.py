@@ -11,7 +11,7 @@ from noah_lightning.config.choices import PackedSettings
 from noah_lightning.data.datamodule import ImageDataModule, Split
 from noah_lightning.data.image import Picture
 from noah_lightning.data.imagefolder import ImageFolderDataModule
-from noah_lightning.data.pack_format import read_facts, read_index, shard_name
+from noah_lightning.data.pack_format import COPY_AGAIN, read_facts, read_index, shard_name
 from noah_lightning.data.samplers import ShardShuffle
 from noah_lightning.data.transforms import Transform
 from noah_lightning.errors import DataError
@@ -20,16 +20,11 @@ OPEN_SHARDS = 32  # per process; each takes a file descriptor
 
 
 class PackedImages:
-    """The images of one split of a pack in packed order, with random access.
+    """The images of one split of a pack in packed order, each transformed to uint8 (3, S, S).
 
     At the first image of a shard the system is advised to read the whole shard in the background
     (``posix_fadvise``): one large sequential read, after which images come from the page cache, which all processes
     of the machine share. A file system that ignores the advice reads image by image.
-
-    Args:
-        root: folder written by ``noah pack``.
-        split: "train" or "val".
-        transform: maps a picture to uint8 (3, S, S).
 
     Raises:
         DataError: not a complete pack, or one of its files is missing or damaged.
@@ -46,14 +41,14 @@ class PackedImages:
         return len(self.index)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """(uint8 (3, S, S), label); raises DataError if the checksum does not match."""
+        """(image, label); raises DataError if the checksum does not match."""
         file = self.file(index)
         try:
             data = os.pread(self._handle(file), int(self.index.sizes[index]), int(self.index.offsets[index]))
         except OSError as error:
-            raise DataError(f"{file} cannot be read ({error.strerror}): copy or make the pack again") from error
+            raise DataError(f"{file} cannot be read ({error.strerror}): {COPY_AGAIN}") from error
         if zlib.crc32(data) != self.index.checksums[index]:
-            raise DataError(f"{file} is damaged (image {index} of {self.split}): copy or make the pack again")
+            raise DataError(f"{file} is damaged (image {index} of {self.split}): {COPY_AGAIN}")
         picture = Picture(data, f"image {index} of {self.split} in {file}")
         return self.transform(picture), int(self.index.labels[index])
 
@@ -86,31 +81,20 @@ class PackedDataModule(ImageFolderDataModule):
 
     Training reads shard by shard, see :class:`~noah_lightning.data.samplers.ShardShuffle`, and mixes images over
     ``mix_shards`` shards, about as many of which each process keeps in memory. Validation has the order of the folder
-    tree, of which rank r of W reads every W-th image. Raises DataError if ``root`` is not set.
+    tree, of which rank r of W reads every W-th image.
     """
 
     Settings = PackedSettings
     settings: PackedSettings
 
     def setup(self, stage: str) -> None:
-        """Read the index of the pack.
-
-        Raises:
-            DataError: an incomplete or damaged pack, or a class count other than ``num_classes``.
-        """
+        """Read the index of the pack; raises DataError if it is damaged, or its classes are not ``num_classes``."""
         ImageDataModule.setup(self, stage)  # there is no folder tree to check
 
     def build(self, split: Split) -> PackedImages:
         return PackedImages(self.root, split, self.transform(split))
 
-    def train_order(self, epoch: int, rank: int) -> ShardShuffle:
+    def train_order(self, **share: int) -> ShardShuffle:
         assert isinstance(self.train_dataset, PackedImages), "call setup('fit') first"
-        return ShardShuffle(
-            self.train_dataset.index.ends,
-            self.seed,
-            self.settings.mix_shards,
-            self.augment.repeats,
-            epoch=epoch,
-            rank=rank,
-            world_size=self._rank_of()[1],
-        )
+        ends, repeats = self.train_dataset.index.ends, self.augment.repeats
+        return ShardShuffle(ends, mix=self.settings.mix_shards, repeats=repeats, **share)

@@ -1,4 +1,4 @@
-"""Samplers: the images and the batches that one process visits in an epoch."""
+"""Samplers: the order in which one process visits the training images of an epoch."""
 
 import math
 from collections.abc import Iterator
@@ -9,24 +9,14 @@ from numpy.typing import NDArray
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import Sampler
 
-from noah_lightning.data.seeding import AUGMENTATION, batch_seed, derived_seed, epoch_generator
-
-Drawn = tuple[int, list[int]]  # a batch before loading: seed of its augmentation, indices of its images
-
 
 class EpochOrder(Sampler[int]):
-    """Order of the images of one process, a pure function of (seed, epoch, rank, world_size).
+    """Order of the ``length`` images for one process, a pure function of (seed, epoch, rank, world_size).
 
     Lightning sets the epoch through :meth:`set_epoch`; without Lightning each pass over the sampler is one epoch.
+    Lightning starts the DataLoader workers before it sets the epoch, so a resumed run must pass its first ``epoch``.
     All processes have the same number of images: if ``world_size`` does not divide ``length``, the first images are
     repeated.
-
-    Args:
-        length: total number of images.
-        seed: at least 0.
-        epoch: first epoch. Lightning starts the DataLoader workers before it sets the epoch, so a resumed run must
-            pass it here.
-        rank, world_size: rank of this process and number of processes.
     """
 
     def __init__(self, length: int, seed: int, epoch: int = 0, rank: int = 0, world_size: int = 1) -> None:
@@ -95,8 +85,7 @@ class ShardShuffle(EpochOrder):
     Args:
         ends: int64 (S,), cumulative number of images at the end of each shard.
         mix: distance in shards, at least 0; with 0 one shard follows the other.
-        repeats: times an image is drawn in a row. The length of an epoch does not change, so it visits only
-            1 / ``repeats`` of the images and of the shards.
+        repeats: times an image is drawn in a row; an epoch keeps its length, so it visits fewer images and shards.
         share: epoch, rank and world size.
     """
 
@@ -122,29 +111,12 @@ class ShardShuffle(EpochOrder):
         return own.repeat_interleave(self.repeats)[: len(self)].tolist()
 
 
-class EpochBatches(Sampler[Drawn]):
-    """Batch sampler of an epoch.
+def derived_seed(*numbers: int) -> int:
+    """A seed of 63 bits for these numbers, each at least 0; those of neighboring numbers are unrelated."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    return int(state >> 1)  # torch accepts signed 64-bit integers
 
-    Args:
-        sampler: order of the images; Lightning sets its epoch.
-        drop_last: drop the last batch if it is incomplete.
-        first: first batch of the first pass, above 0 if a run resumes within an epoch.
-    """
 
-    def __init__(self, sampler: EpochOrder, batch_size: int, drop_last: bool, first: int = 0) -> None:
-        self.sampler = sampler
-        self.batch_size, self.drop_last = batch_size, drop_last
-        self.first = first
-
-    def __len__(self) -> int:
-        """Number of batches in a complete epoch."""
-        batches = len(self.sampler) / self.batch_size
-        return math.floor(batches) if self.drop_last else math.ceil(batches)
-
-    def __iter__(self) -> Iterator[Drawn]:
-        order, epoch = self.sampler, self.sampler.epoch
-        first, self.first = self.first, 0
-        images = list(order)
-        for batch in range(first, len(self)):
-            seed = batch_seed(AUGMENTATION, order.seed, order.rank, epoch, batch)
-            yield seed, images[batch * self.batch_size : (batch + 1) * self.batch_size]
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """Generator of an epoch."""
+    return torch.Generator().manual_seed(derived_seed(seed, epoch))

@@ -38,12 +38,7 @@ class RandomCrop(RandomResizedCropAndInterpolation):
 def train_transform(image_size: int, augment: AugmentSettings, mean: Sequence[float]) -> Transform:
     """Random resized crop, horizontal flip with probability 1/2, then timm's RandAugment or color jitter.
 
-    Draws from ``random``, numpy and torch.
-
-    Args:
-        image_size: S, in pixels.
-        augment: all settings except ``erasing`` and ``repeats``.
-        mean: RGB mean, with white as 1; RandAugment fills empty corners with it.
+    Draws from ``random``, numpy and torch. RandAugment fills empty corners with the RGB ``mean`` (white is 1).
     """
     crop = RandomCrop(image_size, (0.08, 1.0), augment.crop_aspect, augment.interpolation)
     _, color_ops, to_bytes = create_transform(
@@ -89,12 +84,7 @@ def eval_transform(image_size: int, crop_ratio: float, interpolation: str) -> Tr
 
 
 class OnDevice:
-    """Normalization and random erasing on the training device.
-
-    Args:
-        mean, std: of each RGB channel, with white as 1.
-        erasing: probability that a part of an image is erased.
-    """
+    """Normalization by mean and standard deviation (RGB, with white as 1) and random erasing on the device."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], erasing: float = 0.0) -> None:
         self.mean, self.std, self.erasing = mean, std, erasing
@@ -114,11 +104,7 @@ class OnDevice:
         return images.float().sub_(mean).div_(std)
 
     def erase(self, images: Tensor) -> Tensor:
-        """Fill a rectangle of each image with standard normal noise, with probability ``erasing``, in place.
-
-        Args:
-            images: normalized, float (B, 3, H, W).
-        """
+        """Fill a rectangle of normalized images (B, 3, H, W) with noise, in place, with probability ``erasing``."""
         if not self.erasing:  # draws nothing
             return images
         erased: Tensor = self._on(images.device)[2](images)
