@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +41,7 @@ PIL_NAMES = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.
 DEIT = "rand-m9-mstd0.5-inc1"
 
 
+@cache
 def sample(name: str = "china.jpg") -> Image.Image:
     """A real photograph, 640 x 427 pixels."""
     return Image.fromarray(load_sample_image(name))

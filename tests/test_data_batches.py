@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -16,11 +17,18 @@ from noah_lightning.data.loader import (
     DrawnImages,
     EpochBatches,
     TrainLoader,
-    drawing_from,
     seed_training_step,
 )
 from noah_lightning.data.samplers import EpochRepeat, EpochShuffle, derived_seed
 from noah_lightning.errors import DataError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _impatient() -> Iterator[None]:
+    """torch waits 5 s for a loading process that met an error."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+        yield
 
 
 class Draws:
@@ -108,8 +116,8 @@ def test_seeds_are_told_apart_by_everything() -> None:
 def test_draws_of_neighbouring_batches_are_unrelated() -> None:
     draws = []
     for batch in range(2000):
-        with drawing_from(derived_seed(0, STEP, 0, 0, batch)):
-            draws.append((random.random(), np.random.rand(), torch.rand(()).item()))
+        seed_training_step(0, 0, 0, batch)
+        draws.append((random.random(), np.random.rand(), torch.rand(()).item()))
     for values in zip(*draws, strict=True):
         centred = np.array(values) - 0.5
         assert abs(centred.mean()) < 4 * (1 / 12 / 2000) ** 0.5

@@ -37,6 +37,12 @@ def digits(**changes: object) -> DigitsDataModule:
     return data
 
 
+@pytest.fixture(scope="module")
+def large() -> DigitsDataModule:
+    """As many images as by default."""
+    return digits(train_images=8000, val_images=2000)
+
+
 def sets(data: DigitsDataModule) -> tuple[DigitsDataset, DigitsDataset]:
     """The training and the validation set."""
     assert isinstance(data.train_dataset, DigitsDataset)
@@ -164,9 +170,8 @@ class TestLabels:
             window = sets(data)[0].images[i, row : row + 24, column : column + 24].numpy()
             assert (window >= glyphs[layout.source[i]]).all(), "only ever brightened by fragments"
 
-    def test_classes_are_balanced(self) -> None:
-        data = digits(train_images=8000, val_images=2000)
-        for dataset in sets(data):
+    def test_classes_are_balanced(self, large: DigitsDataModule) -> None:
+        for dataset in sets(large):
             counts = np.bincount(dataset.labels)
             assert len(counts) == 10
             assert np.all(np.abs(counts / counts.sum() - 0.1) < 0.01)
@@ -206,9 +211,8 @@ class TestDataModule:
         assert torch.equal(images[:, 0], images[:, 2])
         assert data.class_names == list("0123456789")
 
-    def test_configured_statistics_are_those_of_the_images(self) -> None:
-        data = digits(train_images=8000)
-        images = data.on_device.normalize(sets(data)[0].images[:, None].expand(-1, 3, -1, -1))
+    def test_configured_statistics_are_those_of_the_images(self, large: DigitsDataModule) -> None:
+        images = large.on_device.normalize(sets(large)[0].images[:, None].expand(-1, 3, -1, -1))
         assert abs(images.mean()) < 0.01
         assert abs(images.std() - 1) < 0.01
 

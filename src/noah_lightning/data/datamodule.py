@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from noah_lightning.config.choices import AugmentSettings, DataSettings
 from noah_lightning.data.loader import DrawnImages, EpochBatches, TrainLoader, seed_training_step
-from noah_lightning.data.samplers import EpochOrder, EpochRepeat, EpochShuffle, epoch_generator
+from noah_lightning.data.samplers import EpochRepeat, EpochShuffle, epoch_generator
 from noah_lightning.data.transforms import OnDevice
 from noah_lightning.errors import DataError
 
@@ -33,7 +33,7 @@ class LabeledImages(Protocol):
 
 
 class Padded:
-    """Data set that can be indexed past its end, where all images are labeled ``PADDING``.
+    """Data set with images labeled ``PADDING`` past its end.
 
     All processes can then have the same number of validation batches, which DDP requires, and no image counts twice.
     """
@@ -83,10 +83,9 @@ class ImageDataModule(LightningDataModule):
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        """Build both splits for "fit", and only the validation split for any other stage.
+        """Build the validation split, and for "fit" the training split too.
 
-        Raises:
-            DataError: an empty split, or a class count other than ``num_classes``.
+        Raises DataError for an empty split, or a class count other than ``num_classes``.
         """
         if stage == "fit" and self.train_dataset is None:
             self.train_dataset = self._build_checked("train")
@@ -100,12 +99,11 @@ class ImageDataModule(LightningDataModule):
         if len(dataset) == 0:
             raise DataError(f"the {split} set has no images")
         if found != wanted:
-            raise DataError(
-                f"data.num_classes={wanted}, but the {split} set has {found} classes: set data.num_classes={found}"
-            )
+            has = f"the {split} set has {found} classes"
+            raise DataError(f"data.num_classes={wanted}, but {has}: set data.num_classes={found}")
         return dataset
 
-    def train_order(self, **share: int) -> EpochOrder:
+    def train_order(self, **share: int) -> EpochShuffle:
         """Order in which a process visits the training images; ``share`` is the seed, epoch, rank and world size."""
         assert self.train_dataset is not None, "call setup('fit') first"
         if self.augment.repeats == 1:

@@ -45,8 +45,7 @@ def decode_rgb(data: bytes) -> np.ndarray:
 def usual_jpeg(data: bytes) -> np.ndarray | None:
     """Decode an intact YCbCr JPEG directly with libjpeg-turbo, which gives the same bytes as PIL with fewer copies.
 
-    Returns:
-        uint8 (H, W, 3); None for other formats, other color models and damaged JPEGs, which are left to PIL.
+    Other formats, other color models and damaged JPEGs, for which it returns None, are left to PIL.
     """
     with suppress(ValueError):  # PIL decides whether it can still be read, and gives the reason if not
         height, width, model, _ = simplejpeg.decode_jpeg_header(data)
@@ -115,8 +114,7 @@ class Picture:
         data: content of the file.
         source: name of the file in error messages.
 
-    Raises:
-        DataError: not an image, a truncated image, or one with too many pixels.
+    Raises DataError for a file that is not an image, a truncated image, or one with too many pixels.
     """
 
     def __init__(self, data: bytes, source: str | Path) -> None:
@@ -141,13 +139,10 @@ class Picture:
         return decode_rgb(self._data)
 
     def pixels(self, rows: int | None = None) -> Tensor:
-        """All pixels, or those of the upper ``rows``.
+        """All pixels, or those of the upper ``rows``; raises DataError if the image cannot be decoded.
 
         Returns:
             uint8 (3, rows, W), a view of (rows, W, 3), the layout that torch resizes fastest.
-
-        Raises:
-            DataError: the image cannot be decoded.
         """
         with naming(self._source):
             pixels = self._upper(self.height if rows is None else rows)

@@ -21,8 +21,7 @@ NUM_CLASSES = 1000  # of ImageNet
 class FolderImages:
     """The images of root/split/<class>/, without hidden folders, each transformed to uint8 (3, S, S).
 
-    Raises:
-        DataError: no such folder, or a class without images.
+    Raises DataError if there is no such folder, or a class has no images.
     """
 
     def __init__(self, root: Path, split: str, transform: Transform) -> None:
@@ -54,12 +53,7 @@ class ImageFolderDataModule(ImageDataModule):
         self.root = given_root(settings.root)
 
     def setup(self, stage: str) -> None:
-        """Check the folder tree and list its images.
-
-        Raises:
-            DataError: a missing folder, images outside class folders, an empty class, classes of train/ and
-                val/ that differ, or a class count other than ``num_classes``.
-        """
+        """Check the folder tree and list its images; raises DataError for any mistake in it."""
         # Only training reads train/; a machine that only evaluates does not need it.
         if stage == "fit" or (self.root / "train").is_dir():
             require_same_classes(self.root)
@@ -103,8 +97,7 @@ class ImageNetDataModule(ImageFolderDataModule):
 def unpack_archives(root: Path) -> None:
     """Extract root/train/<wnid>/ and root/val/<wnid>/ from the archives in ``root``; existing folders are kept.
 
-    Raises:
-        DataError: an archive is missing or damaged, or the disk is full.
+    Raises DataError if an archive is missing or damaged, or the disk is full.
     """
     require_root(root)
     splits = [split for split in ("train", "val") if not (root / split).is_dir()]

@@ -101,8 +101,7 @@ def scan(
 def find_images(split: Path, classes: list[str]) -> TreeIndex:
     """The index of a split folder, from the cache if no folder has changed.
 
-    Raises:
-        DataError: a folder cannot be read, or a class has no images.
+    Raises DataError if a folder cannot be read, or a class has no images.
     """
     file = cache_file(split)
     about = {"version": VERSION, "folder": str(split.resolve()), "extensions": IMG_EXTENSIONS, "classes": classes}

@@ -8,16 +8,16 @@ be saved.
 import logging
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, default_collate
 
-from noah_lightning.data.samplers import EpochOrder, derived_seed
+from noah_lightning.data.samplers import EpochShuffle, derived_seed
 from noah_lightning.errors import DataError
 
 log = logging.getLogger("noah_lightning")
@@ -36,26 +36,14 @@ def seed_training_step(seed: int, rank: int, epoch: int, batch: int) -> None:
     module's ``on_before_batch_transfer`` is its first hook in a step.
     """
     step_seed = derived_seed(seed, STEP, rank, epoch, batch)
-    _seed_cpu(step_seed)
+    seed_cpu(step_seed)
     # For a GPU that is not in use, torch.manual_seed would queue a call with its stack trace in every step.
     if torch.cuda.is_initialized() or torch.backends.mps.is_available():
         torch.manual_seed(step_seed)
 
 
-@contextmanager
-def drawing_from(seed: int) -> Iterator[None]:
-    """Seed the global generators of the CPU within this context, and restore them afterwards."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    _seed_cpu(seed)
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
-
-
-def _seed_cpu(seed: int) -> None:
+def seed_cpu(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch on the CPU."""
     random.seed(seed)
     np.random.seed([seed >> 32, seed & 0xFFFFFFFF])
     torch.default_generator.manual_seed(seed)
@@ -68,7 +56,7 @@ class EpochBatches(BatchSampler):
     within an epoch; the length is that of a complete epoch.
     """
 
-    def __init__(self, sampler: EpochOrder, batch_size: int, drop_last: bool, first: int = 0) -> None:
+    def __init__(self, sampler: EpochShuffle, batch_size: int, drop_last: bool, first: int = 0) -> None:
         super().__init__(sampler, batch_size, drop_last)
         self.order, self.first = sampler, first
 
@@ -96,7 +84,8 @@ class DrawnImages:
         """Images, labels and errors of a batch; called by torch's DataLoader."""
         seed, numbers = batch
         unreadable: Unreadable = {}
-        with drawing_from(seed):
+        with isolate_rng(include_cuda=False):
+            seed_cpu(seed)
             samples = [self._readable(number, unreadable) for number in numbers]
         images, labels = default_collate(samples)
         return images, labels, unreadable

@@ -89,8 +89,7 @@ def _not_a_pack(root: Path) -> str:
 def read_index(root: Path, split: str) -> Index:
     """Read the positions of the images of a split, and check the size of each shard without reading its content.
 
-    Raises:
-        DataError: a file is missing or damaged.
+    Raises DataError if a file is missing or damaged.
     """
     facts = read_facts(root)
     file = root / f"{split}.npz"

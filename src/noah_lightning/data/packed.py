@@ -26,8 +26,7 @@ class PackedImages:
     (``posix_fadvise``): one large sequential read, after which images come from the page cache, which all processes
     of the machine share. A file system that ignores the advice reads image by image.
 
-    Raises:
-        DataError: not a complete pack, or one of its files is missing or damaged.
+    Raises DataError if ``root`` is not a complete pack, or one of its files is missing or damaged.
     """
 
     def __init__(self, root: Path, split: str, transform: Transform) -> None:

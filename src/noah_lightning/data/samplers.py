@@ -10,13 +10,15 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import Sampler
 
 
-class EpochOrder(Sampler[int]):
-    """Order of the ``length`` images for one process, a pure function of (seed, epoch, rank, world_size).
+class EpochShuffle(Sampler[int]):
+    """A permutation of ``range(length)`` per epoch, of which rank r of W takes the images r, r + W, r + 2W, ...
+
+    So the batches of one step together hold what a single process would see. The order is a pure function of (seed,
+    epoch, rank, world_size). All processes have the same number of images: if ``world_size`` does not divide
+    ``length``, the first images are repeated.
 
     Lightning sets the epoch through :meth:`set_epoch`; without Lightning each pass over the sampler is one epoch.
     Lightning starts the DataLoader workers before it sets the epoch, so a resumed run must pass its first ``epoch``.
-    All processes have the same number of images: if ``world_size`` does not divide ``length``, the first images are
-    repeated.
     """
 
     def __init__(self, length: int, seed: int, epoch: int = 0, rank: int = 0, world_size: int = 1) -> None:
@@ -37,23 +39,13 @@ class EpochOrder(Sampler[int]):
 
     def order(self, epoch: int) -> list[int]:
         """Indices of the images in ``epoch``."""
-        raise NotImplementedError
-
-
-class EpochShuffle(EpochOrder):
-    """A permutation of ``range(length)`` per epoch, of which rank r of W takes the images r, r + W, r + 2W, ...
-
-    So the batches of one step together hold what a single process would see.
-    """
-
-    def order(self, epoch: int) -> list[int]:
         images = torch.randperm(self.length, generator=epoch_generator(self.seed, epoch))
         own = torch.arange(self.rank, len(self) * self.world_size, self.world_size)
         return images[own % self.length].tolist()
 
 
-class EpochRepeat(EpochOrder):
-    """Repeated augmentation (timm's): as :class:`EpochShuffle`, but each image is drawn ``repeats`` times in a row.
+class EpochRepeat(EpochShuffle):
+    """Repeated augmentation (timm's): each image of the permutation is drawn ``repeats`` times in a row.
 
     The length of an epoch does not change, so it visits about one in ``repeats`` images. From 256 images on, the
     length is rounded down to a multiple of 256, as in DeiT's code, which also defines the share of each process.
@@ -72,7 +64,7 @@ class EpochRepeat(EpochOrder):
         return list(self.sampler)
 
 
-class ShardShuffle(EpochOrder):
+class ShardShuffle(EpochShuffle):
     """Order that reads shard by shard.
 
     Each epoch shuffles the shards, and the images within each shard. Rank r of W takes the r-th of W equal pieces of

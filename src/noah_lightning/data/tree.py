@@ -38,8 +38,7 @@ def require_root(root: Path) -> None:
 def list_split(root: Path, split: str) -> tuple[list[str], list[str]]:
     """Sorted names of the folders and of the files directly in root/split, without hidden ones.
 
-    Raises:
-        DataError: the root or the split does not exist, or cannot be read.
+    Raises DataError if the root or the split does not exist, or cannot be read.
     """
     require_root(root)
     folder = root / split
