@@ -4,6 +4,7 @@ import inspect
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import lightning.pytorch as pl
@@ -577,8 +578,7 @@ def test_settings_are_plain_arguments_without_those_left_out(demo: RunConfig) ->
 
 @pytest.mark.parametrize("name", sorted({*options("data")} - {"plugin"}))
 def test_data_files_have_exactly_the_settings_of_their_module(name: str) -> None:
-    file, class_name = REGISTRY[name]
-    module: type[ImageDataModule] = getattr(import_module(f"noah_lightning.data.{file}"), class_name)
+    module: type[ImageDataModule] = resolve_name(f"noah_lightning.data.{REGISTRY[name]}")
     content = read("data", name)
     assert content.pop("name") == name
     assert content.keys() == module.Settings.model_fields.keys() - {"name"}

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +41,7 @@ PIL_NAMES = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.
 DEIT = "rand-m9-mstd0.5-inc1"
 
 
+@cache
 def sample(name: str = "china.jpg") -> Image.Image:
     """A real photograph, 640 x 427 pixels."""
     return Image.fromarray(load_sample_image(name))
@@ -530,12 +532,12 @@ class TestRepeats:
     @pytest.mark.parametrize("repeats", [2, 3, 7])
     def test_the_images_are_the_first_ones_of_the_shuffle(self, repeats: int) -> None:
         for seed, epoch in [(0, 0), (0, 4), (3, 4)]:
-            order = list(EpochRepeat(70, seed, repeats, epoch))
+            order = list(EpochRepeat(70, seed, repeats, epoch=epoch))
             assert order == [image for image in EpochShuffle(70, seed, epoch) for _ in range(repeats)][:70]
 
     def test_pure_in_seed_and_epoch(self) -> None:
         seed_all(1)
-        epochs = {epoch: list(EpochRepeat(60, 0, 3, epoch)) for epoch in range(4)}
+        epochs = {epoch: list(EpochRepeat(60, 0, 3, epoch=epoch)) for epoch in range(4)}
         seed_all(2)
         sampler = EpochRepeat(60, 0, 3)
         assert [list(sampler) for _ in range(3)] == [epochs[0], epochs[1], epochs[2]], "each pass is an epoch"
@@ -543,7 +545,7 @@ class TestRepeats:
         sampler.set_epoch(1)
         assert list(sampler) == epochs[1]
         assert list(sampler) == epochs[2], "and goes on from the one announced"
-        orders = [*map(tuple, epochs.values()), *(tuple(EpochRepeat(60, seed, 3, 0)) for seed in (1, 2, 3))]
+        orders = [*map(tuple, epochs.values()), *(tuple(EpochRepeat(60, seed, 3)) for seed in (1, 2, 3))]
         assert len(set(orders)) == 7, "no (seed, epoch) shares the order of another"
 
     @pytest.mark.parametrize(

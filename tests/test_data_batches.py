@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -10,10 +11,24 @@ import torch
 from torch import Tensor
 
 from noah_lightning.data import loader as batches
-from noah_lightning.data.loader import DrawnImages, EpochBatches, TrainLoader
-from noah_lightning.data.samplers import EpochRepeat, EpochShuffle
-from noah_lightning.data.seeding import Purpose, batch_seed, draw_from, drawing_from
+from noah_lightning.data.loader import (
+    AUGMENTATION,
+    STEP,
+    DrawnImages,
+    EpochBatches,
+    TrainLoader,
+    seed_training_step,
+)
+from noah_lightning.data.samplers import EpochRepeat, EpochShuffle, derived_seed
 from noah_lightning.errors import DataError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _impatient() -> Iterator[None]:
+    """torch waits 5 s for a loading process that met an error."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+        yield
 
 
 class Draws:
@@ -28,10 +43,11 @@ class Draws:
 
 def epochs(workers: int = 0, first: int = 0, epoch: int = 0, rank: int = 0, repeats: int = 1) -> list[list[Tensor]]:
     """Two epochs of batches of 8."""
-    order = EpochShuffle(50, 3, epoch) if repeats == 1 else EpochRepeat(50, 3, repeats, epoch)
+    place = {"epoch": epoch, "rank": rank, "world_size": rank + 1}
+    order = EpochShuffle(50, 3, **place) if repeats == 1 else EpochRepeat(50, 3, repeats, **place)
     loader = TrainLoader(
         DrawnImages(Draws()),
-        EpochBatches(order, 8, True, seed=3, rank=rank, first=first),
+        EpochBatches(order, 8, True, first),
         num_workers=workers,
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # else the loader itself would draw from the global one
@@ -69,9 +85,9 @@ def test_all_draws_differ() -> None:
 
 
 def test_loading_in_line_leaves_the_generators_alone() -> None:
-    draw_from(1)
+    seed_training_step(1, 0, 0, 0)
     expected = random.random(), np.random.rand(), torch.rand(3)
-    draw_from(1)
+    seed_training_step(1, 0, 0, 0)
     epochs()
     found = random.random(), np.random.rand(), torch.rand(3)
     assert found[:2] == expected[:2]
@@ -79,20 +95,20 @@ def test_loading_in_line_leaves_the_generators_alone() -> None:
 
 
 def test_a_whole_epoch_has_its_length_wherever_it_begins() -> None:
-    epoch = EpochBatches(EpochShuffle(50, 0), 8, False, seed=0, rank=0, first=5)
+    epoch = EpochBatches(EpochShuffle(50, 0), 8, False, first=5)
     assert len(epoch) == 7
     assert [len(images) for _, images in epoch] == [8, 2]
     assert [len(images) for _, images in epoch] == [8] * 6 + [2]
 
 
 def test_seeds_are_told_apart_by_everything() -> None:
-    base = (Purpose.STEP, 0, 0, 0, 0)
-    seeds = {batch_seed(*base), batch_seed(Purpose.AUGMENTATION, *base[1:])}
-    for place in range(1, 5):
+    base = (0, STEP, 0, 0, 0)  # seed, stream, rank, epoch, batch
+    seeds = {derived_seed(*base), derived_seed(0, AUGMENTATION, 0, 0, 0)}
+    for place in (0, 2, 3, 4):
         for value in range(1, 20):
             changed = list(base)
             changed[place] = value
-            seeds.add(batch_seed(*changed))
+            seeds.add(derived_seed(*changed))
     assert len(seeds) == 2 + 4 * 19
     assert all(0 <= seed < 2**63 for seed in seeds)
 
@@ -100,8 +116,8 @@ def test_seeds_are_told_apart_by_everything() -> None:
 def test_draws_of_neighbouring_batches_are_unrelated() -> None:
     draws = []
     for batch in range(2000):
-        with drawing_from(batch_seed(Purpose.STEP, 0, 0, 0, batch)):
-            draws.append((random.random(), np.random.rand(), torch.rand(()).item()))
+        seed_training_step(0, 0, 0, batch)
+        draws.append((random.random(), np.random.rand(), torch.rand(()).item()))
     for values in zip(*draws, strict=True):
         centred = np.array(values) - 0.5
         assert abs(centred.mean()) < 4 * (1 / 12 / 2000) ** 0.5
@@ -126,7 +142,7 @@ class Broken(Draws):
 def loader(images: Draws, most: int, workers: int = 0) -> TrainLoader:
     return TrainLoader(
         DrawnImages(images, most),
-        EpochBatches(EpochShuffle(50, 3), 10, True, seed=3, rank=0),
+        EpochBatches(EpochShuffle(50, 3), 10, True),
         num_workers=workers,
         persistent_workers=workers > 0,
         generator=torch.Generator(),

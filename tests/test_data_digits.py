@@ -9,6 +9,7 @@ import torch
 import yaml
 from sklearn.datasets import load_digits
 
+from noah_lightning.config.choices import DigitsSettings
 from noah_lightning.data import create_data
 from noah_lightning.data.digits import (
     TRAIN,
@@ -25,7 +26,7 @@ from noah_lightning.errors import ConfigError, DataError
 
 CONFIG = yaml.safe_load((Path(__file__).parents[1] / "conf" / "data" / "digits.yaml").read_text())
 CONFIG.update(seed=0, batch_size=64)  # these two refer to other parts of the configuration
-SIZES = {"image_size": 64, "digit_size": 24, "num_fragments": 8, "fragment_size": 8}
+SETTINGS = DigitsSettings(image_size=64, digit_size=24, num_fragments=8, fragment_size=8)
 
 
 def digits(**changes: object) -> DigitsDataModule:
@@ -34,6 +35,12 @@ def digits(**changes: object) -> DigitsDataModule:
     assert isinstance(data, DigitsDataModule)
     data.setup("fit")
     return data
+
+
+@pytest.fixture(scope="module")
+def large() -> DigitsDataModule:
+    """As many images as by default."""
+    return digits(train_images=8000, val_images=2000)
 
 
 def sets(data: DigitsDataModule) -> tuple[DigitsDataset, DigitsDataset]:
@@ -46,7 +53,7 @@ def sets(data: DigitsDataModule) -> tuple[DigitsDataset, DigitsDataset]:
 def layout_of(data: DigitsDataModule, stream: int) -> Layout:
     pools = split_sources(load_glyphs(24)[1], data.seed)
     count = data.settings.train_images if stream == TRAIN else data.settings.val_images
-    return draw_layout(pools[stream == VAL], count=count, seed=data.seed, stream=stream, **SIZES)
+    return draw_layout(pools[stream == VAL], count, stream, data.settings)
 
 
 class TestSplit:
@@ -83,18 +90,18 @@ class TestSplit:
     @pytest.mark.parametrize("stream", [TRAIN, VAL])
     def test_fragments_come_from_other_digits_of_the_same_side(self, stream: int) -> None:
         pool = split_sources(load_glyphs(24)[1], 0)[stream == VAL]
-        layout = draw_layout(pool, count=2000, seed=0, stream=stream, **SIZES)
+        layout = draw_layout(pool, 2000, stream, SETTINGS)
         assert set(layout.source) | set(layout.fragment_source.flat) == set(pool), "and all are used"
         assert not (layout.fragment_source == layout.source[:, None]).any()
 
     def test_smallest_pool(self) -> None:
-        layout = draw_layout(np.array([3, 5]), count=50, seed=0, stream=TRAIN, **SIZES)
+        layout = draw_layout(np.array([3, 5]), 50, TRAIN, SETTINGS)
         assert np.array_equal(layout.fragment_source, np.repeat(8 - layout.source[:, None], 8, axis=1))
 
 
 class TestLayout:
     def test_positions_fill_their_range(self) -> None:
-        layout = draw_layout(np.arange(100), count=4000, seed=0, stream=TRAIN, **SIZES)
+        layout = draw_layout(np.arange(100), 4000, TRAIN, SETTINGS)
         for positions, last in ((layout.digit_at, 40), (layout.cut_at, 16), (layout.fragment_at, 56)):
             assert (positions.min(), positions.max()) == (0, last)
             assert abs(positions.mean() - last / 2) < 0.02 * last
@@ -106,7 +113,7 @@ class TestLayout:
 
     def test_sources_take_turns(self) -> None:
         pool = np.arange(7, 17)
-        layout = draw_layout(pool, count=25, seed=0, stream=TRAIN, **SIZES)
+        layout = draw_layout(pool, 25, TRAIN, SETTINGS)
         assert layout.source.tolist() == [*pool, *pool, *pool[:5]]
 
 
@@ -163,9 +170,8 @@ class TestLabels:
             window = sets(data)[0].images[i, row : row + 24, column : column + 24].numpy()
             assert (window >= glyphs[layout.source[i]]).all(), "only ever brightened by fragments"
 
-    def test_classes_are_balanced(self) -> None:
-        data = digits(train_images=8000, val_images=2000)
-        for dataset in sets(data):
+    def test_classes_are_balanced(self, large: DigitsDataModule) -> None:
+        for dataset in sets(large):
             counts = np.bincount(dataset.labels)
             assert len(counts) == 10
             assert np.all(np.abs(counts / counts.sum() - 0.1) < 0.01)
@@ -192,7 +198,7 @@ class TestDataModule:
 
     def test_train_and_val_layouts_differ(self) -> None:
         pool = np.arange(50)
-        train, val = (draw_layout(pool, count=50, seed=0, stream=stream, **SIZES) for stream in (TRAIN, VAL))
+        train, val = (draw_layout(pool, 50, stream, SETTINGS) for stream in (TRAIN, VAL))
         assert not np.array_equal(train.digit_at, val.digit_at)
 
     def test_batches(self) -> None:
@@ -205,9 +211,8 @@ class TestDataModule:
         assert torch.equal(images[:, 0], images[:, 2])
         assert data.class_names == list("0123456789")
 
-    def test_configured_statistics_are_those_of_the_images(self) -> None:
-        data = digits(train_images=8000)
-        images = data.on_device.normalize(sets(data)[0].images[:, None].expand(-1, 3, -1, -1))
+    def test_configured_statistics_are_those_of_the_images(self, large: DigitsDataModule) -> None:
+        images = large.on_device.normalize(sets(large)[0].images[:, None].expand(-1, 3, -1, -1))
         assert abs(images.mean()) < 0.01
         assert abs(images.std() - 1) < 0.01
 

@@ -15,9 +15,8 @@ from PIL import Image
 from torchvision.datasets import imagenet as torchvision_imagenet
 
 from noah_lightning.config.choices import AugmentSettings
-from noah_lightning.data import create_data
-from noah_lightning.data import imagenet as imagenet_file
-from noah_lightning.data.imagenet import ImageNetDataModule
+from noah_lightning.data import create_data, imagefolder
+from noah_lightning.data.imagefolder import ImageNetDataModule
 from noah_lightning.errors import ConfigError, DataError
 
 CONFIG = yaml.safe_load((Path(__file__).parents[1] / "conf" / "data" / "imagenet.yaml").read_text())
@@ -88,7 +87,7 @@ def devkit_files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def archives(tmp_path: Path, of_three_classes: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root with the three original archives of a three-class ImageNet."""
     root = tmp_path / "imagenet"
     root.mkdir()
@@ -101,8 +100,12 @@ def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         assert torchvision_imagenet.ARCHIVE_META[part][0] == name
         md5 = hashlib.md5((root / name).read_bytes()).hexdigest()
         monkeypatch.setitem(torchvision_imagenet.ARCHIVE_META, part, (name, md5))
-    monkeypatch.setattr(imagenet_file, "NUM_CLASSES", len(WNIDS))
     return root
+
+
+@pytest.fixture
+def of_three_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imagefolder, "NUM_CLASSES", len(WNIDS))
 
 
 def make_folders(root: Path, names: list[str]) -> Path:
@@ -115,7 +118,7 @@ def make_folders(root: Path, names: list[str]) -> Path:
 def test_the_recipes_settings_arrive(tmp_path: Path) -> None:
     data = imagenet(tmp_path, augment={"erasing": 0.25, "repeats": 3}, interpolation="bicubic", crop_ratio=0.9)
     assert data.augment == AugmentSettings(erasing=0.25, repeats=3)
-    assert (data.interpolation, data.crop_ratio) == ("bicubic", 0.9)
+    assert (data.settings.interpolation, data.settings.crop_ratio) == ("bicubic", 0.9)
 
 
 class TestUnpack:
@@ -198,8 +201,9 @@ class TestMistakes:
     def test_nothing_there(self, tmp_path: Path) -> None:
         assert "has no train/ folder" in message_of(tmp_path)
 
+    @pytest.mark.usefixtures("of_three_classes")
     def test_flat_validation_folder(self, tmp_path: Path) -> None:
-        make_folders(tmp_path, [f"n{i:08d}" for i in range(1000)])
+        make_folders(tmp_path, list(WNIDS))
         shutil.rmtree(tmp_path / "val")
         (tmp_path / "val").mkdir()
         for i in range(5):
@@ -226,8 +230,9 @@ class TestMistakes:
         assert "set data.num_classes=3" in message_of(archives, unpack=True, num_classes=1000)
 
     @pytest.mark.parametrize(("split", "name"), [("train", "n00000999.tar"), ("val", "ILSVRC2012_val_00000001.JPEG")])
+    @pytest.mark.usefixtures("of_three_classes")
     def test_unpacking_that_stopped_half_way(self, tmp_path: Path, split: str, name: str) -> None:
-        make_folders(tmp_path, [f"n{i:08d}" for i in range(1000)])
+        make_folders(tmp_path, list(WNIDS))
         (tmp_path / split / name).touch()
         message = message_of(tmp_path)
         assert "was interrupted" in message

@@ -93,7 +93,7 @@ class TestScan:
 
     def test_no_python_object_for_each_image(self, split: Path) -> None:
         index = scan(split, ["ant", "bee"])
-        for array in (index.files, index.folder_of, index.labels):
+        for array in (index.images, index.labels):
             assert isinstance(array, np.ndarray)
             assert array.dtype != object
 
@@ -196,7 +196,7 @@ class TestKept:
             file.write_bytes({"empty": b"", "text": b"hello", "cut": content[: len(content) // 2]}[how])
         elif how == "pickled":
             with np.load(file) as arrays:
-                np.savez(file, **{**arrays, "files": np.array([print], dtype=object)})
+                np.savez(file, **{**arrays, "images": np.array([print], dtype=object)})
         elif how == "version":
             monkeypatch.setattr(index_cache, "VERSION", 0)
         elif how == "folder":

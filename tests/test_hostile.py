@@ -24,7 +24,7 @@ from conftest import TINY, Answer, FinishedRun
 from noah_lightning.config.choices import PackedSettings
 from noah_lightning.config.recorded import read_recorded
 from noah_lightning.data.image import Picture
-from noah_lightning.data.imagenet import unpack_archives
+from noah_lightning.data.imagefolder import unpack_archives
 from noah_lightning.data.packed import PackedDataModule
 from noah_lightning.errors import ConfigError, DataError, WeightsError
 from noah_lightning.models.official_checkpoints import read_official

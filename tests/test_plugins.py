@@ -181,7 +181,7 @@ def test_a_plugin_that_cannot_be_imported_is_one_line(
 
 @pytest.mark.parametrize("name", ["digits", "dots"])
 def test_a_data_set_is_registered_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(data, "_PLUGINS", {"dots": DigitsDataModule})
+    monkeypatch.setitem(data.REGISTRY, "dots", DigitsDataModule)
     with pytest.raises(ConfigError, match=f"registers the data set '{name}', which exists already"):
         data.register_data(name)(DigitsDataModule)
 

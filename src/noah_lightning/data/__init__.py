@@ -1,10 +1,10 @@
-"""Data modules, one file per kind of data set, created by name.
+"""Data modules, created by name.
 
 Nothing heavy is imported before :func:`create_data` is called, so that a typo in the command is reported at once.
 """
 
 from collections.abc import Callable
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from noah_lightning.config.parsing import parse
@@ -16,14 +16,13 @@ if TYPE_CHECKING:
 
 DataModuleClass = TypeVar("DataModuleClass", bound=type["ImageDataModule"])
 
-# data=<name> -> (file in this package, class)
-REGISTRY: dict[str, tuple[str, str]] = {
-    "digits": ("digits", "DigitsDataModule"),
-    "imagefolder": ("imagefolder", "ImageFolderDataModule"),
-    "imagenet": ("imagenet", "ImageNetDataModule"),
-    "packed": ("packed", "PackedDataModule"),
+# data.name -> class, or "file:class" in this package
+REGISTRY: dict[str, "str | type[ImageDataModule]"] = {
+    "digits": "digits:DigitsDataModule",
+    "imagefolder": "imagefolder:ImageFolderDataModule",
+    "imagenet": "imagefolder:ImageNetDataModule",
+    "packed": "packed:PackedDataModule",
 }
-_PLUGINS: dict[str, type["ImageDataModule"]] = {}
 
 
 def register_data(name: str) -> Callable[[DataModuleClass], DataModuleClass]:
@@ -34,9 +33,9 @@ def register_data(name: str) -> Callable[[DataModuleClass], DataModuleClass]:
     """
 
     def add(module_class: DataModuleClass) -> DataModuleClass:
-        if name in REGISTRY or name in _PLUGINS:
+        if name in REGISTRY:
             raise ConfigError(f"a plug-in registers the data set {name!r}, which exists already")
-        _PLUGINS[name] = module_class
+        REGISTRY[name] = module_class
         return module_class
 
     return add
@@ -49,13 +48,11 @@ def create_data(name: str, **settings: Any) -> "ImageDataModule":
         ConfigError: an unknown name, an unknown or missing setting, or a value out of range.
         DataError: ``root`` is required and not set.
     """
-    if name not in {*REGISTRY, *_PLUGINS}:
+    if name not in REGISTRY:
         load_installed_plugins()
-    known = [*REGISTRY, *_PLUGINS]
-    if name not in known:
-        raise ConfigError(f"data.name={name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}")
-    module_class = _PLUGINS.get(name)
-    if module_class is None:
-        file, class_name = REGISTRY[name]
-        module_class = getattr(import_module(f"{__name__}.{file}"), class_name)
+    if name not in REGISTRY:
+        raise ConfigError(f"data.name={name!r} is not one of {', '.join(REGISTRY)}{did_you_mean(name, REGISTRY)}")
+    module_class = REGISTRY[name]
+    if isinstance(module_class, str):
+        module_class = resolve_name(f"{__name__}.{module_class}")
     return module_class(parse(module_class.Settings, {"name": name, **settings}, "data"))

@@ -3,7 +3,7 @@
 import math
 import os
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noah_lightning.config.choices import AugmentSettings, DataSettings
-from noah_lightning.data.loader import DrawnImages, EpochBatches, EpochOrder, TrainLoader
+from noah_lightning.data.loader import DrawnImages, EpochBatches, TrainLoader, seed_training_step
 from noah_lightning.data.samplers import EpochRepeat, EpochShuffle, epoch_generator
-from noah_lightning.data.seeding import seed_training_step
 from noah_lightning.data.transforms import OnDevice
 from noah_lightning.errors import DataError
 
@@ -34,7 +33,7 @@ class LabeledImages(Protocol):
 
 
 class Padded:
-    """Data set that can be indexed past its end, where all images are labeled ``PADDING``.
+    """Data set with images labeled ``PADDING`` past its end.
 
     All processes can then have the same number of validation batches, which DDP requires, and no image counts twice.
     """
@@ -58,26 +57,22 @@ class ImageDataModule(LightningDataModule):
     of the size of floats, and normalized there. Subclasses implement :meth:`build`.
 
     Args:
-        settings: settings of the data set. ``num_classes`` is checked against the data in :meth:`setup`,
-            ``batch_size`` is per process, ``num_workers=None`` means :func:`default_workers`, and ``seed`` determines
-            the order of the training images and all random numbers drawn for a batch.
+        settings: an instance of ``Settings``. ``batch_size`` is per process, ``num_workers=None`` means
+            :func:`default_workers`, and ``seed`` determines the order of the training images and all random numbers
+            drawn for a batch.
         augment: ``erasing`` and ``repeats`` are applied here, the rest by :meth:`build`.
         max_unreadable: number of unreadable training images to replace by others, in each process.
-
-    Attributes:
-        Settings: class of ``settings``, with their types and ranges.
     """
 
     Settings: type[DataSettings] = DataSettings
 
     def __init__(self, settings: DataSettings, augment: AugmentSettings = PLAIN, max_unreadable: int = 0) -> None:
         super().__init__()
+        self.settings, self.augment, self.max_unreadable = settings, augment, max_unreadable
         self.num_classes, self.image_size = settings.num_classes, settings.image_size
         self.mean, self.std = settings.mean, settings.std
         self.batch_size, self.seed = settings.batch_size, settings.seed
         self.num_workers = default_workers() if settings.num_workers is None else settings.num_workers
-        self.augment = augment
-        self.max_unreadable = max_unreadable
         self.train_dataset: LabeledImages | None = None
         self.val_dataset: LabeledImages | None = None
         self.class_names: list[str] = []  # in label order, filled by setup
@@ -88,10 +83,9 @@ class ImageDataModule(LightningDataModule):
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        """Build both splits for "fit", and only the validation split for any other stage.
+        """Build the validation split, and for "fit" the training split too.
 
-        Raises:
-            DataError: an empty split, or a class count other than ``num_classes``.
+        Raises DataError for an empty split, or a class count other than ``num_classes``.
         """
         if stage == "fit" and self.train_dataset is None:
             self.train_dataset = self._build_checked("train")
@@ -101,62 +95,55 @@ class ImageDataModule(LightningDataModule):
 
     def _build_checked(self, split: Split) -> LabeledImages:
         dataset = self.build(split)
+        found, wanted = len(dataset.classes), self.num_classes
         if len(dataset) == 0:
             raise DataError(f"the {split} set has no images")
-        found = len(dataset.classes)
-        if found != self.num_classes:
-            raise DataError(
-                f"data.num_classes={self.num_classes}, but the {split} set has {found} classes: "
-                f"set data.num_classes={found}"
-            )
+        if found != wanted:
+            has = f"the {split} set has {found} classes"
+            raise DataError(f"data.num_classes={wanted}, but {has}: set data.num_classes={found}")
         return dataset
 
-    def train_order(self, epoch: int) -> EpochOrder:
-        """The order in which this process visits the training images, starting with ``epoch``."""
+    def train_order(self, **share: int) -> EpochShuffle:
+        """Order in which a process visits the training images; ``share`` is the seed, epoch, rank and world size."""
         assert self.train_dataset is not None, "call setup('fit') first"
-        images, repeats, share = len(self.train_dataset), self.augment.repeats, self._rank_of()
-        if repeats == 1:
-            return EpochShuffle(images, self.seed, epoch, *share)
-        return EpochRepeat(images, self.seed, repeats, epoch, *share)
+        if self.augment.repeats == 1:
+            return EpochShuffle(len(self.train_dataset), **share)
+        return EpochRepeat(len(self.train_dataset), repeats=self.augment.repeats, **share)
 
     def train_batches(self, epoch: int, rank: int, first: int = 0) -> EpochBatches:
-        """The training batches of the process ``rank``, before they are loaded, starting with batch ``first``."""
-        order = self.train_order(epoch)
-        order.rank = rank
+        """The training batches of process ``rank``, before they are loaded, starting with batch ``first``."""
+        order = self.train_order(seed=self.seed, epoch=epoch, rank=rank, world_size=self._rank_of()[1])
         # A short last batch makes batch norm noisy, but a data set smaller than one batch must not be dropped.
-        drop_last = len(order) >= self.batch_size
-        return EpochBatches(order, self.batch_size, drop_last, self.seed, rank, first)
+        return EpochBatches(order, self.batch_size, drop_last=len(order) >= self.batch_size, first=first)
 
     def train_file(self, number: int) -> Path | None:
-        """The file of a training image, if it has one."""
-        return None
+        """The file of a training image, from the data set's ``file(number)`` if it has such a method."""
+        file = getattr(self.train_dataset, "file", None)
+        return file(number) if file else None
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Training batches, shuffled in each epoch; order and augmentation depend only on seed, epoch and batch."""
         epoch = self.trainer.current_epoch if self.trainer else 0
-        return TrainLoader(
-            DrawnImages(self.train_dataset, self.max_unreadable),
-            self.train_batches(epoch, self._rank_of()[0], self._batches_done()),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=epoch_generator(self.seed, 0),  # otherwise each pass draws from the global generator
-        )
+        batches = self.train_batches(epoch, self._rank_of()[0], self._batches_done())
+        return TrainLoader(DrawnImages(self.train_dataset, self.max_unreadable), batches, **self._loading())
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """All validation images in fixed order; rank r of W loads the images r, r + W, r + 2W, ..."""
         assert self.val_dataset is not None, "call setup first"
         rank, processes = self._rank_of()
         each = math.ceil(len(self.val_dataset) / processes)
-        return DataLoader(
-            Padded(self.val_dataset),  # type: ignore[arg-type]
-            batch_size=self.batch_size,
-            sampler=range(rank, each * processes, processes),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=epoch_generator(self.seed, 0),
-        )
+        own = range(rank, each * processes, processes)
+        padded: Any = Padded(self.val_dataset)  # does not inherit from Dataset
+        return DataLoader(padded, self.batch_size, sampler=own, **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        """Arguments of both loaders."""
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "generator": epoch_generator(self.seed, 0),  # otherwise each pass draws from the global generator
+        }
 
     def _rank_of(self) -> tuple[int, int]:
         """Rank and world size."""
@@ -188,10 +175,7 @@ class ImageDataModule(LightningDataModule):
 
 
 def default_workers() -> int:
-    """Default number of DataLoader workers: one per CPU, less one for the training loop; 0 to 8.
-
-    The processes of a run on the same machine share its CPUs.
-    """
+    """0 to 8 DataLoader workers: one for each CPU that is this process's share, less one for the training loop."""
     try:
         cpus = len(os.sched_getaffinity(0))  # respects containers and job schedulers
     except AttributeError:  # macOS, Windows

@@ -42,74 +42,56 @@ def split_sources(labels: Ints, seed: int) -> tuple[Ints, Ints]:
     return np.setdiff1d(np.arange(len(labels)), val_index), val_index
 
 
-def draw_layout(
-    pool: Ints,
-    *,
-    count: int,
-    seed: int,
-    stream: int,
-    image_size: int,
-    digit_size: int,
-    num_fragments: int,
-    fragment_size: int,
-) -> Layout:
-    """A random layout of ``count`` images that use only the glyphs in ``pool``.
+def draw_layout(pool: Ints, count: int, stream: int, settings: DigitsSettings) -> Layout:
+    """A random layout of ``count`` images that use only the glyphs in ``pool``, (P,) indices, at least 2.
 
     Image i depends only on (seed, stream, i) and shows glyph ``pool[i % P]``. Fragments come from other glyphs.
-
-    Args:
-        pool: (P,) indices of glyphs, at least 2.
-        stream: TRAIN or VAL.
     """
-    drawn = np.empty((count, 2 + 5 * num_fragments))  # uniform in [0, 1)
+    image, digit, fragment = settings.image_size, settings.digit_size, settings.fragment_size
+    drawn = np.empty((count, 2 + 5 * settings.num_fragments))  # uniform in [0, 1)
     for i in range(count):
-        drawn[i] = np.random.default_rng([seed, stream, i]).random(drawn.shape[1])
-    of_digit, of_fragments = drawn[:, :2], drawn[:, 2:].reshape(count, num_fragments, 5)
+        drawn[i] = np.random.default_rng([settings.seed, stream, i]).random(drawn.shape[1])
+    of_digit, of_fragments = drawn[:, :2], drawn[:, 2:].reshape(count, settings.num_fragments, 5)
+
+    def choose(uniform: NDArray[np.float64], options: int) -> Ints:  # of 0..options-1
+        return (uniform * options).astype(np.int64)
 
     shown = np.arange(count) % len(pool)  # (N,)
-    other = _choose(of_fragments[:, :, 0], len(pool) - 1)  # (N, F)
+    other = choose(of_fragments[:, :, 0], len(pool) - 1)  # (N, F)
     other += other >= shown[:, None]  # skip the glyph shown
     return Layout(
         source=pool[shown],
-        digit_at=_choose(of_digit, image_size - digit_size + 1),
+        digit_at=choose(of_digit, image - digit + 1),
         fragment_source=pool[other],
-        cut_at=_choose(of_fragments[:, :, 1:3], digit_size - fragment_size + 1),
-        fragment_at=_choose(of_fragments[:, :, 3:5], image_size - fragment_size + 1),
+        cut_at=choose(of_fragments[:, :, 1:3], digit - fragment + 1),
+        fragment_at=choose(of_fragments[:, :, 3:5], image - fragment + 1),
     )
 
 
 def render(glyphs: Bytes, layout: Layout, image_size: int, fragment_size: int) -> Bytes:
-    """Render the images of a layout.
+    """Render the N images of a layout, (N, image_size, image_size), from glyphs (G, D, D) with background 0.
 
-    Args:
-        glyphs: (G, D, D), 0 is the background.
-
-    Returns:
-        (N, image_size, image_size); where parts overlap, the brighter pixel is kept.
+    Where parts overlap, the brighter pixel is kept.
     """
     canvas = np.zeros((len(layout.source), image_size, image_size), dtype=np.uint8)
     _paste(canvas, glyphs[layout.source], layout.digit_at)
-    side = np.arange(fragment_size)
     for k in range(layout.fragment_source.shape[1]):
-        rows = layout.cut_at[:, k, 0, None, None] + side[:, None]  # (N, f, 1)
-        columns = layout.cut_at[:, k, 1, None, None] + side  # (N, 1, f)
+        rows, columns = _pixels(layout.cut_at[:, k], fragment_size)
         fragments = glyphs[layout.fragment_source[:, k, None, None], rows, columns]  # (N, f, f)
         _paste(canvas, fragments, layout.fragment_at[:, k])
     return canvas
 
 
-def _choose(uniform: NDArray[np.float64], options: int) -> Ints:
-    """Map numbers in [0, 1) to integers in 0..options-1."""
-    return (uniform * options).astype(np.int64)
-
-
 def _paste(canvas: Bytes, patches: Bytes, at: Ints) -> None:
-    """Paste patch n (h, w) onto canvas n at (row, column) ``at[n]``, in place."""
-    height, width = patches.shape[1:]
-    images = np.arange(len(canvas))[:, None, None]
-    rows = at[:, 0, None, None] + np.arange(height)[:, None]  # (N, h, 1)
-    columns = at[:, 1, None, None] + np.arange(width)  # (N, 1, w)
-    canvas[images, rows, columns] = np.maximum(canvas[images, rows, columns], patches)
+    """Paste patch n (d, d) onto canvas n at (row, column) ``at[n]``, in place."""
+    where = np.arange(len(canvas))[:, None, None], *_pixels(at, patches.shape[1])
+    canvas[where] = np.maximum(canvas[where], patches)
+
+
+def _pixels(at: Ints, size: int) -> tuple[Ints, Ints]:
+    """Rows (N, size, 1) and columns (N, 1, size) of squares whose top left corners are ``at`` (N, 2)."""
+    side = np.arange(size)
+    return at[:, 0, None, None] + side[:, None], at[:, 1, None, None] + side
 
 
 class DigitsDataset:
@@ -143,23 +125,15 @@ class DigitsDataModule(ImageDataModule):
     """Cluttered translated digits, rendered once in memory; image i of a split depends only on (seed, split, i)."""
 
     Settings = DigitsSettings
-
-    def __init__(self, settings: DigitsSettings) -> None:
-        super().__init__(settings)
-        self.settings = settings
+    settings: DigitsSettings
 
     def build(self, split: Split) -> DigitsDataset:
-        glyphs, labels = load_glyphs(self.settings.digit_size)
-        train_index, val_index = split_sources(labels, self.seed)
-        layout = draw_layout(
-            train_index if split == "train" else val_index,
-            count=self.settings.train_images if split == "train" else self.settings.val_images,
-            seed=self.seed,
-            stream=TRAIN if split == "train" else VAL,
-            image_size=self.image_size,
-            digit_size=self.settings.digit_size,
-            num_fragments=self.settings.num_fragments,
-            fragment_size=self.settings.fragment_size,
-        )
-        images = render(glyphs, layout, self.image_size, self.settings.fragment_size)
+        settings = self.settings
+        glyphs, labels = load_glyphs(settings.digit_size)
+        train, val = split_sources(labels, settings.seed)
+        if split == "train":
+            layout = draw_layout(train, settings.train_images, TRAIN, settings)
+        else:
+            layout = draw_layout(val, settings.val_images, VAL, settings)
+        images = render(glyphs, layout, settings.image_size, settings.fragment_size)
         return DigitsDataset(torch.from_numpy(images), torch.from_numpy(labels[layout.source]))

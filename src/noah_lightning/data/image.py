@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -22,6 +23,15 @@ if LIMIT in os.environ:
     Image.MAX_IMAGE_PIXELS = int(os.environ[LIMIT])
 
 
+@contextmanager
+def naming(source: str | Path) -> Iterator[None]:
+    """Turn any error into a DataError that names the image file ``source``."""
+    try:
+        yield
+    except Exception as error:  # PIL's decoders raise a dozen unrelated types on broken files
+        raise DataError(f"{source} cannot be read as an image, replace or remove it ({one_line(error)})") from error
+
+
 def decode_rgb(data: bytes) -> np.ndarray:
     """Decode a file of any format and color model to uint8 (H, W, 3). Raises errors of any type."""
     pixels = usual_jpeg(data)
@@ -35,8 +45,7 @@ def decode_rgb(data: bytes) -> np.ndarray:
 def usual_jpeg(data: bytes) -> np.ndarray | None:
     """Decode an intact YCbCr JPEG directly with libjpeg-turbo, which gives the same bytes as PIL with fewer copies.
 
-    Returns:
-        uint8 (H, W, 3); None for other formats, other color models and damaged JPEGs, which are left to PIL.
+    Other formats, other color models and damaged JPEGs, for which it returns None, are left to PIL.
     """
     with suppress(ValueError):  # PIL decides whether it can still be read, and gives the reason if not
         height, width, model, _ = simplejpeg.decode_jpeg_header(data)
@@ -59,69 +68,44 @@ _SEQUENTIAL = (0xC0, 0xC1)  # frames that are Huffman-coded from top to bottom
 _OTHER_FRAMES = {*range(0xC2, 0xD0)} - {0xC4, 0xC8, 0xCC}  # progressive, lossless, arithmetic-coded
 
 
-@dataclass(frozen=True)
-class SequentialJpeg:
-    """A JPEG that is encoded from top to bottom in one scan.
+class SequentialJpeg(NamedTuple):
+    """Header of a JPEG that is encoded from top to bottom in one scan."""
 
-    Attributes:
-        data: the file.
-        height, width: in pixels.
-        height_at: offset of the two bytes that hold the height.
-        block: rows of pixels per row of the coarsest color component.
-    """
-
-    data: bytes
-    height: int
+    height: int  # in pixels
     width: int
-    height_at: int
-    block: int
-
-    def upper(self, rows: int) -> np.ndarray:
-        """Decode the upper rows only: uint8 (rows, W, 3), the same bytes as decoding the whole image gives.
-
-        The height in the header is reduced. libjpeg then warns about the data that follows, so warnings are ignored;
-        PIL also ignores those about damaged data. Raises ValueError if the image cannot be decoded.
-        """
-        height = min(rows + 2 * self.block, self.height)  # chroma is interpolated with the following rows
-        shorter = b"".join((self.data[: self.height_at], height.to_bytes(2), self.data[self.height_at + 2 :]))
-        return simplejpeg.decode_jpeg(shorter, strict=False)[:rows]
+    height_at: int  # offset of the two bytes that hold the height
+    block: int  # rows of pixels per row of the coarsest color component
 
 
 def sequential_jpeg(data: bytes) -> SequentialJpeg | None:
-    """Parse the headers of a file; None unless it is a complete sequential JPEG in YCbCr."""
-    if not data.endswith(_END):
+    """Parse the header of a file; None unless it is a complete sequential JPEG in YCbCr."""
+    if not (data.startswith(_BEGIN) and data.endswith(_END)):
         return None
-    frame = 0
-    for kind, at in _segments(data):
+    frame, marker = 0, len(_BEGIN)
+    while marker + 4 < len(data) and data[marker] == 0xFF:
+        kind, content = data[marker + 1], marker + 4
         if kind in _OTHER_FRAMES:
             break
         if kind in _SEQUENTIAL:
-            frame = at  # content: bits, height (2), width (2), number of components, 3 bytes for each component
-        elif kind == _SCAN and frame and data[at] == data[frame + 5]:  # all components in one scan
-            try:
-                height, width, model, _ = simplejpeg.decode_jpeg_header(data)
-            except ValueError:
-                break
-            if model != "YCbCr":
-                break
-            block = max(vertical & 15 for vertical in data[frame + 7 : frame + 16 : 3])
-            return SequentialJpeg(data, height, width, frame + 1, block)
+            frame = content  # bits, height (2), width (2), number of components, 3 bytes for each component
+        elif kind == _SCAN:
+            one_scan = frame and data[content] == data[frame + 5]  # of all components
+            return _parse_frame(data, frame) if one_scan else None
+        marker += 2 + int.from_bytes(data[marker + 2 : content])
     return None
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Markers of a JPEG's segments and offsets of their contents, up to the first scan."""
-    at = len(_BEGIN) if data.startswith(_BEGIN) else len(data)
-    while at + 4 < len(data) and data[at] == 0xFF:
-        kind = data[at + 1]
-        yield kind, at + 4
-        if kind == _SCAN:
-            return
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+def _parse_frame(data: bytes, frame: int) -> SequentialJpeg | None:
+    with suppress(ValueError):
+        height, width, model, _ = simplejpeg.decode_jpeg_header(data)
+        if model == "YCbCr":
+            block = max(vertical & 15 for vertical in data[frame + 7 : frame + 16 : 3])
+            return SequentialJpeg(height, width, frame + 1, block)
+    return None
 
 
 class Picture:
-    """An image whose size is known at once and whose pixels are decoded when they are needed.
+    """An image whose height and width are known at once and whose pixels are decoded when they are needed.
 
     Huffman decoding, from top to bottom, takes most of the loading time, and a random crop rarely reaches the lower
     edge. So only the rows needed of a JPEG are decoded; other formats are decoded at once.
@@ -130,60 +114,50 @@ class Picture:
         data: content of the file.
         source: name of the file in error messages.
 
-    Attributes:
-        height, width: in pixels.
-
-    Raises:
-        DataError: not an image, a truncated image, or one with too many pixels.
+    Raises DataError for a file that is not an image, a truncated image, or one with too many pixels.
     """
 
     def __init__(self, data: bytes, source: str | Path) -> None:
         self._data, self._source = data, source
-        self._decoded: np.ndarray | None = None
-        try:
+        with naming(source):
             self._jpeg = sequential_jpeg(data)
             if self._jpeg is None:
-                self._decoded = decode_rgb(data)
                 self.height, self.width = self._decoded.shape[:2]
             else:
-                self.height, self.width = self._jpeg.height, self._jpeg.width
+                self.height, self.width, *_ = self._jpeg
                 require_size(self.width, self.height)
-        except Exception as error:  # PIL's decoders raise a dozen unrelated types on broken files
-            raise unreadable(source, error) from error
 
     @classmethod
     def read(cls, file: Path) -> "Picture":
         """Read an image file; raises DataError if it cannot be read."""
-        try:
+        with naming(file):
             data = file.read_bytes()
-        except OSError as error:
-            raise unreadable(file, error) from error
         return cls(data, file)
 
+    @cached_property
+    def _decoded(self) -> np.ndarray:
+        return decode_rgb(self._data)
+
     def pixels(self, rows: int | None = None) -> Tensor:
-        """All pixels, or those of the upper ``rows``.
+        """All pixels, or those of the upper ``rows``; raises DataError if the image cannot be decoded.
 
         Returns:
             uint8 (3, rows, W), a view of (rows, W, 3), the layout that torch resizes fastest.
-
-        Raises:
-            DataError: the image cannot be decoded.
         """
-        try:
+        with naming(self._source):
             pixels = self._upper(self.height if rows is None else rows)
-        except Exception as error:
-            raise unreadable(self._source, error) from error
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _upper(self, rows: int) -> np.ndarray:
+        """The upper rows, the same bytes as decoding the whole image gives.
+
+        To decode only these rows of a JPEG, the height in its header is reduced. libjpeg then warns about the data
+        that follows, so warnings are ignored; PIL also ignores those about damaged data.
+        """
         if self._jpeg is not None and rows < self.height:
+            at = self._jpeg.height_at
+            height = min(rows + 2 * self._jpeg.block, self.height)  # chroma is interpolated with the following rows
+            shorter = b"".join((self._data[:at], height.to_bytes(2), self._data[at + 2 :]))
             with suppress(ValueError):  # decode_rgb decides what can be read
-                return self._jpeg.upper(rows)
-        if self._decoded is None:
-            self._decoded = decode_rgb(self._data)
+                return simplejpeg.decode_jpeg(shorter, strict=False)[:rows]
         return self._decoded[:rows]
-
-
-def unreadable(source: str | Path, error: Exception) -> DataError:
-    """The error for a file that cannot be read as an image."""
-    return DataError(f"{source} cannot be read as an image, replace or remove it ({one_line(error)})")

@@ -1,27 +1,27 @@
-"""Image folder data set: root/train/<class>/ and root/val/<class>/."""
+"""Folder trees of images, root/train/<class>/ and root/val/<class>/, and ImageNet as one of them."""
 
+import re
+import tarfile
 from pathlib import Path
 
 from torch import Tensor
+from torchvision.datasets import ImageNet, imagenet
 
-from noah_lightning.config.choices import ImageFolderSettings
+from noah_lightning.config.choices import ImageFolderSettings, ImageNetSettings
 from noah_lightning.data.datamodule import ImageDataModule, LabeledImages, Split
 from noah_lightning.data.image import Picture
 from noah_lightning.data.index import find_images
 from noah_lightning.data.transforms import Transform, eval_transform, train_transform
-from noah_lightning.data.tree import class_folders, given_root, require_same_classes
+from noah_lightning.data.tree import class_folders, given_root, list_split, require_root, require_same_classes
+from noah_lightning.errors import DataError, one_line
+
+NUM_CLASSES = 1000  # of ImageNet
 
 
 class FolderImages:
-    """The images of root/split/<class>/, without hidden folders.
+    """The images of root/split/<class>/, without hidden folders, each transformed to uint8 (3, S, S).
 
-    Args:
-        root: folder of the data set.
-        split: name of the split.
-        transform: maps a picture to uint8 (3, S, S).
-
-    Raises:
-        DataError: no such folder, or a class without images.
+    Raises DataError if there is no such folder, or a class has no images.
     """
 
     def __init__(self, root: Path, split: str, transform: Transform) -> None:
@@ -34,11 +34,11 @@ class FolderImages:
         return len(self.index)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """(uint8 (3, S, S), label); raises DataError if the file is not an image."""
+        """(image, label); raises DataError if the file is not an image."""
         return self.transform(Picture.read(self.file(index))), int(self.index.labels[index])
 
     def file(self, index: int) -> Path:
-        """Path of an image."""
+        """Path of the image."""
         return self.folder / self.index.path(index)
 
 
@@ -46,31 +46,96 @@ class ImageFolderDataModule(ImageDataModule):
     """Images in a folder tree; raises DataError if ``root`` is not set."""
 
     Settings: type[ImageFolderSettings] = ImageFolderSettings
+    settings: ImageFolderSettings
 
     def __init__(self, settings: ImageFolderSettings) -> None:
         super().__init__(settings, settings.augment, settings.max_unreadable)
         self.root = given_root(settings.root)
-        self.crop_ratio, self.interpolation = settings.crop_ratio, settings.interpolation
 
     def setup(self, stage: str) -> None:
-        """Check the folder tree and list its images.
-
-        Raises:
-            DataError: a missing folder, images outside class folders, an empty class, classes of train/ and
-                val/ that differ, or a class count other than ``num_classes``.
-        """
+        """Check the folder tree and list its images; raises DataError for any mistake in it."""
         # Only training reads train/; a machine that only evaluates does not need it.
         if stage == "fit" or (self.root / "train").is_dir():
             require_same_classes(self.root)
         super().setup(stage)
 
-    def train_file(self, number: int) -> Path:
-        assert isinstance(self.train_dataset, FolderImages), "call setup('fit') first"
-        return self.train_dataset.file(number)
-
     def build(self, split: Split) -> LabeledImages:
+        return FolderImages(self.root, split, self.transform(split))
+
+    def transform(self, split: Split) -> Transform:
+        """The transform from a picture to uint8 (3, S, S)."""
         if split == "train":
-            transform = train_transform(self.image_size, self.augment, self.mean)
+            return train_transform(self.image_size, self.augment, self.mean)
+        return eval_transform(self.image_size, self.settings.crop_ratio, self.settings.interpolation)
+
+
+class ImageNetDataModule(ImageFolderDataModule):
+    """ILSVRC2012: 1000 classes, root/train/<wnid>/ and root/val/<wnid>/.
+
+    With ``unpack`` a missing train/ or val/ is extracted from the archives in ``root``, which takes twice their disk
+    space.
+    """
+
+    Settings = ImageNetSettings
+    settings: ImageNetSettings
+
+    def prepare_data(self) -> None:
+        """With ``unpack``, extract what is missing; Lightning calls this in one process per machine."""
+        if self.settings.unpack:
+            unpack_archives(self.root)
+
+    def setup(self, stage: str) -> None:
+        """Check for common mistakes with ImageNet, then set up as any folder tree."""
+        for split in ("train", "val"):
+            if (self.root / split).is_dir():
+                _require_imagenet(self.root, split)
+            elif (self.root / _archive(split)).is_file() and (stage == "fit" or split == "val"):
+                raise DataError(f"{self.root} has no {split}/ but holds {_archive(split)}: add data.unpack=true")
+        super().setup(stage)
+
+
+def unpack_archives(root: Path) -> None:
+    """Extract root/train/<wnid>/ and root/val/<wnid>/ from the archives in ``root``; existing folders are kept.
+
+    Raises DataError if an archive is missing or damaged, or the disk is full.
+    """
+    require_root(root)
+    splits = [split for split in ("train", "val") if not (root / split).is_dir()]
+    if not splits:
+        return
+    # Check for all archives first: extracting train/ takes an hour.
+    missing = [_archive(part) for part in (*splits, "devkit") if not (root / _archive(part)).is_file()]
+    if missing:
+        raise DataError(f"data.unpack=true needs {', '.join(missing)} in {root}: download from image-net.org")
+    for split in splits:
+        try:
+            ImageNet(str(root), split=split)
+        except (RuntimeError, OSError, EOFError, tarfile.TarError) as error:
+            # The next time, a partly extracted folder would be taken for a complete one.
+            advice = f" Delete {root / split} before trying again." if (root / split).is_dir() else ""
+            raise DataError(f"unpacking {_archive(split)} failed: {one_line(error)}{advice}") from error
+
+
+def _archive(part: str) -> str:
+    return imagenet.ARCHIVE_META[part][0]
+
+
+def _require_imagenet(root: Path, split: str) -> None:
+    """Raise DataError unless root/split has 1000 class folders and no leftovers of unpacking."""
+    folder = root / split
+    folders, files = list_split(root, split)
+    leftovers = [name for name in files if name.lower().endswith((".tar", ".jpeg"))]
+    how = f"delete {folder}, put {_archive(split)} and {_archive('devkit')} in {root} and add data.unpack=true"
+    if leftovers and not folders:
+        raise DataError(f"{folder} holds {len(leftovers)} files straight in {split}/, not sorted by class: {how}")
+    if leftovers:
+        raise DataError(
+            f"{folder} holds {len(leftovers)} files besides its class folders, such as {leftovers[0]}: "
+            f"unpacking was interrupted, {how}"
+        )
+    if folders and len(folders) != NUM_CLASSES:
+        if all(re.fullmatch(r"n\d{8}", name) for name in folders):
+            advice = f"for a part of ImageNet choose data=imagefolder, else {how}"
         else:
-            transform = eval_transform(self.image_size, self.crop_ratio, self.interpolation)
-        return FolderImages(self.root, split, transform)
+            advice = "this looks like another data set, choose data=imagefolder"
+        raise DataError(f"{folder} has {len(folders)} class folders, ImageNet has {NUM_CLASSES}: {advice}")

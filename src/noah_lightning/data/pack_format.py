@@ -10,7 +10,6 @@ imported here, because the classes are counted while the configuration is compos
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,27 +24,19 @@ from noah_lightning.errors import DataError, one_line
 FACTS = "pack.json"
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 FORMAT, VERSION = "noah_lightning pack", 1
+COPY_AGAIN = "copy or make the pack again"  # advice for a damaged file
 
 
 @dataclass(frozen=True)
 class Index:
-    """Positions of the N images of one split, in packed order.
+    """Positions of the N images of one split, in packed order."""
 
-    Attributes:
-        ends: int64 (S,), cumulative number of images at the end of each shard.
-        shard_bytes: int64 (S,), size of each shard.
-        offsets: int64 (N,), offset of each image in its shard.
-        sizes: int64 (N,), bytes of each image.
-        checksums: uint32 (N,), CRC-32 of each image.
-        labels: int32 (N,).
-    """
-
-    ends: NDArray[np.int64]
-    shard_bytes: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    checksums: NDArray[np.uint32]
-    labels: NDArray[np.int32]
+    ends: NDArray[np.int64]  # (S,) cumulative number of images at the end of each shard
+    shard_bytes: NDArray[np.int64]  # (S,) size of each shard
+    offsets: NDArray[np.int64]  # (N,) offset of each image in its shard
+    sizes: NDArray[np.int64]  # (N,) bytes of each image
+    checksums: NDArray[np.uint32]  # (N,) CRC-32 of each image
+    labels: NDArray[np.int32]  # (N,)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,34 +61,35 @@ def count_packed_classes(root: str | None) -> int:
 
 def read_facts(root: Path) -> Mapping[str, Any]:
     """Content of pack.json; "classes" are in label order. Raises DataError unless it is a complete pack."""
+    file = root / FACTS
     try:
-        facts = json.loads((root / FACTS).read_text(encoding="utf-8"))
+        facts = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"data.root={root} {_not_a_pack(root)}") from None
     except (OSError, RecursionError, ValueError) as error:
-        raise DataError(f"{root / FACTS} cannot be read ({one_line(error)}): pack the images again") from error
+        raise DataError(f"{file} cannot be read ({one_line(error)}): pack the images again") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT or not isinstance(facts.get("classes"), list):
-        raise DataError(f"{root / FACTS} was not written by noah pack: choose another data.root=…")
+        raise DataError(f"{file} was not written by noah pack: choose another data.root=…")
     if facts.get("version") != VERSION:
         raise DataError(f"{root} is a pack of version {facts.get('version')}, this program reads version {VERSION}")
     return facts
 
 
 def _not_a_pack(root: Path) -> str:
-    if unfinished(root).exists() and not root.exists():
-        return "is an incomplete pack: run its noah pack command again"
-    if not root.exists():
-        return f"does not exist: noah pack TREE {root} creates it from a folder tree"
     if (root / "train").is_dir():
         return f"is a folder tree: add data=imagefolder, or pack it with noah pack {root} OUT"
-    return f"{'has no pack.json' if root.is_dir() else 'is not a folder'}: it must be a folder written by noah pack"
+    if root.exists():
+        what = "has no pack.json" if root.is_dir() else "is not a folder"
+        return f"{what}: it must be a folder written by noah pack"
+    if unfinished(root).exists():
+        return "is an incomplete pack: run its noah pack command again"
+    return f"does not exist: noah pack TREE {root} creates it from a folder tree"
 
 
 def read_index(root: Path, split: str) -> Index:
     """Read the positions of the images of a split, and check the size of each shard without reading its content.
 
-    Raises:
-        DataError: a file is missing or damaged.
+    Raises DataError if a file is missing or damaged.
     """
     facts = read_facts(root)
     file = root / f"{split}.npz"
@@ -106,17 +98,17 @@ def read_index(root: Path, split: str) -> Index:
             index = Index(*(arrays[name] for name in Index.__dataclass_fields__))
         consistent = _is_consistent(index, len(facts["classes"]), facts["splits"][split]["images"])
     except Exception as error:  # numpy and zipfile raise several unrelated types for broken files
-        raise DataError(f"{file} cannot be read ({one_line(error)}): copy or make the pack again") from error
+        raise DataError(f"{file} cannot be read ({one_line(error)}): {COPY_AGAIN}") from error
     if not consistent:
-        raise DataError(f"{file} is damaged: copy or make the pack again")
+        raise DataError(f"{file} is damaged: {COPY_AGAIN}")
     for number, size in enumerate(index.shard_bytes.tolist()):
         shard = root / shard_name(split, number)
         try:
-            found = os.stat(shard).st_size
+            found = shard.stat().st_size
         except OSError as error:
-            raise DataError(f"{shard} cannot be read ({error.strerror}): copy or make the pack again") from error
+            raise DataError(f"{shard} cannot be read ({error.strerror}): {COPY_AGAIN}") from error
         if found != size:
-            raise DataError(f"{shard} has {found:,} bytes, not {size:,}: copy or make the pack again")
+            raise DataError(f"{shard} has {found:,} bytes, not {size:,}: {COPY_AGAIN}")
     return index
 
 

@@ -11,28 +11,22 @@ from noah_lightning.config.choices import PackedSettings
 from noah_lightning.data.datamodule import ImageDataModule, Split
 from noah_lightning.data.image import Picture
 from noah_lightning.data.imagefolder import ImageFolderDataModule
-from noah_lightning.data.pack_format import read_facts, read_index, shard_name
+from noah_lightning.data.pack_format import COPY_AGAIN, read_facts, read_index, shard_name
 from noah_lightning.data.samplers import ShardShuffle
-from noah_lightning.data.transforms import Transform, eval_transform, train_transform
+from noah_lightning.data.transforms import Transform
 from noah_lightning.errors import DataError
 
 OPEN_SHARDS = 32  # per process; each takes a file descriptor
 
 
 class PackedImages:
-    """The images of one split of a pack in packed order, with random access.
+    """The images of one split of a pack in packed order, each transformed to uint8 (3, S, S).
 
     At the first image of a shard the system is advised to read the whole shard in the background
     (``posix_fadvise``): one large sequential read, after which images come from the page cache, which all processes
     of the machine share. A file system that ignores the advice reads image by image.
 
-    Args:
-        root: folder written by ``noah pack``.
-        split: "train" or "val".
-        transform: maps a picture to uint8 (3, S, S).
-
-    Raises:
-        DataError: not a complete pack, or one of its files is missing or damaged.
+    Raises DataError if ``root`` is not a complete pack, or one of its files is missing or damaged.
     """
 
     def __init__(self, root: Path, split: str, transform: Transform) -> None:
@@ -40,35 +34,31 @@ class PackedImages:
         self.classes = [str(name) for name in read_facts(root)["classes"]]
         self.index = read_index(root, split)
         self.transform = transform
-        self._open: dict[int, int] = {}  # file descriptor of each open shard, the most recently used last
+        self._open: dict[Path, int] = {}  # file descriptor of each open shard, the most recently used last
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """(uint8 (3, S, S), label); raises DataError if the checksum does not match."""
+        """(image, label); raises DataError if the checksum does not match."""
         file = self.file(index)
         try:
-            data = os.pread(self._handle(index), int(self.index.sizes[index]), int(self.index.offsets[index]))
+            data = os.pread(self._handle(file), int(self.index.sizes[index]), int(self.index.offsets[index]))
         except OSError as error:
-            raise DataError(f"{file} cannot be read ({error.strerror}): copy or make the pack again") from error
+            raise DataError(f"{file} cannot be read ({error.strerror}): {COPY_AGAIN}") from error
         if zlib.crc32(data) != self.index.checksums[index]:
-            raise DataError(f"{file} is damaged (image {index} of {self.split}): copy or make the pack again")
+            raise DataError(f"{file} is damaged (image {index} of {self.split}): {COPY_AGAIN}")
         picture = Picture(data, f"image {index} of {self.split} in {file}")
         return self.transform(picture), int(self.index.labels[index])
 
     def file(self, index: int) -> Path:
         """Path of the shard that holds an image."""
-        return self.root / shard_name(self.split, self._shard(index))
+        return self.root / shard_name(self.split, int(self.index.ends.searchsorted(index, side="right")))
 
-    def _shard(self, index: int) -> int:
-        return int(self.index.ends.searchsorted(index, side="right"))
-
-    def _handle(self, index: int) -> int:
-        shard = self._shard(index)
+    def _handle(self, shard: Path) -> int:
         handle = self._open.pop(shard, None)
         if handle is None:
-            handle = os.open(self.file(index), os.O_RDONLY)
+            handle = os.open(shard, os.O_RDONLY)
             if hasattr(os, "posix_fadvise"):  # not on macOS
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_WILLNEED)
             if len(self._open) >= OPEN_SHARDS:
@@ -90,36 +80,20 @@ class PackedDataModule(ImageFolderDataModule):
 
     Training reads shard by shard, see :class:`~noah_lightning.data.samplers.ShardShuffle`, and mixes images over
     ``mix_shards`` shards, about as many of which each process keeps in memory. Validation has the order of the folder
-    tree, of which rank r of W reads every W-th image. Raises DataError if ``root`` is not set.
+    tree, of which rank r of W reads every W-th image.
     """
 
     Settings = PackedSettings
-
-    def __init__(self, settings: PackedSettings) -> None:
-        super().__init__(settings)
-        self.mix_shards = settings.mix_shards
+    settings: PackedSettings
 
     def setup(self, stage: str) -> None:
-        """Read the index of the pack.
-
-        Raises:
-            DataError: an incomplete or damaged pack, or a class count other than ``num_classes``.
-        """
+        """Read the index of the pack; raises DataError if it is damaged, or its classes are not ``num_classes``."""
         ImageDataModule.setup(self, stage)  # there is no folder tree to check
 
-    def train_file(self, number: int) -> Path:
-        """Path of the shard that holds a training image."""
-        assert isinstance(self.train_dataset, PackedImages), "call setup('fit') first"
-        return self.train_dataset.file(number)
-
     def build(self, split: Split) -> PackedImages:
-        if split == "train":
-            transform = train_transform(self.image_size, self.augment, self.mean)
-        else:
-            transform = eval_transform(self.image_size, self.crop_ratio, self.interpolation)
-        return PackedImages(self.root, split, transform)
+        return PackedImages(self.root, split, self.transform(split))
 
-    def train_order(self, epoch: int) -> ShardShuffle:
+    def train_order(self, **share: int) -> ShardShuffle:
         assert isinstance(self.train_dataset, PackedImages), "call setup('fit') first"
         ends, repeats = self.train_dataset.index.ends, self.augment.repeats
-        return ShardShuffle(ends, self.seed, self.mix_shards, repeats, epoch, *self._rank_of())
+        return ShardShuffle(ends, mix=self.settings.mix_shards, repeats=repeats, **share)

@@ -10,83 +10,61 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import Sampler
 
 
-class EpochOrder(Sampler[int]):
-    """Order of the images of one process, a pure function of (seed, epoch, rank, world_size).
+class EpochShuffle(Sampler[int]):
+    """A permutation of ``range(length)`` per epoch, of which rank r of W takes the images r, r + W, r + 2W, ...
+
+    So the batches of one step together hold what a single process would see. The order is a pure function of (seed,
+    epoch, rank, world_size). All processes have the same number of images: if ``world_size`` does not divide
+    ``length``, the first images are repeated.
 
     Lightning sets the epoch through :meth:`set_epoch`; without Lightning each pass over the sampler is one epoch.
-    All processes have the same number of images: if ``world_size`` does not divide ``length``, the first images are
-    repeated.
-
-    Args:
-        length: total number of images.
-        seed: at least 0.
-        epoch: first epoch. Lightning starts the DataLoader workers before it sets the epoch, so a resumed run must
-            pass it here.
-        rank, world_size: rank of this process and number of processes.
+    Lightning starts the DataLoader workers before it sets the epoch, so a resumed run must pass its first ``epoch``.
     """
 
     def __init__(self, length: int, seed: int, epoch: int = 0, rank: int = 0, world_size: int = 1) -> None:
         self.length, self.seed = length, seed
-        self.coming = epoch  # of the next pass
+        self.epoch = epoch  # of the next pass
         self.rank, self.world_size = rank, world_size
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next pass."""
-        self.coming = epoch
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return math.ceil(self.length / self.world_size)
 
     def __iter__(self) -> Iterator[int]:
-        epoch, self.coming = self.coming, self.coming + 1
+        epoch, self.epoch = self.epoch, self.epoch + 1
         return iter(self.order(epoch))
 
     def order(self, epoch: int) -> list[int]:
         """Indices of the images in ``epoch``."""
-        raise NotImplementedError
-
-
-class EpochShuffle(EpochOrder):
-    """A permutation of ``range(length)`` per epoch, of which rank r of W takes the images r, r + W, r + 2W, ...
-
-    So the batches of one step together hold what a single process would see. Arguments as for :class:`EpochOrder`.
-    """
-
-    def order(self, epoch: int) -> list[int]:
         images = torch.randperm(self.length, generator=epoch_generator(self.seed, epoch))
         own = torch.arange(self.rank, len(self) * self.world_size, self.world_size)
         return images[own % self.length].tolist()
 
 
-class EpochRepeat(EpochOrder):
-    """Repeated augmentation (timm's): as :class:`EpochShuffle`, but each image is drawn ``repeats`` times in a row.
+class EpochRepeat(EpochShuffle):
+    """Repeated augmentation (timm's): each image of the permutation is drawn ``repeats`` times in a row.
 
     The length of an epoch does not change, so it visits about one in ``repeats`` images. From 256 images on, the
     length is rounded down to a multiple of 256, as in DeiT's code, which also defines the share of each process.
-
-    Args:
-        repeats: at least 1; the others as for :class:`EpochOrder`.
+    ``share`` is the epoch, rank and world size.
     """
 
-    def __init__(
-        self, length: int, seed: int, repeats: int, epoch: int = 0, rank: int = 0, world_size: int = 1
-    ) -> None:
-        super().__init__(length, seed, epoch, rank, world_size)
-        self.repeats = repeats
+    def __init__(self, length: int, seed: int, repeats: int, **share: int) -> None:
+        super().__init__(length, seed, **share)
+        self.sampler = RepeatAugSampler(range(length), self.world_size, self.rank, num_repeats=repeats)
 
     def __len__(self) -> int:
-        return len(self._timm())
+        return len(self.sampler)
 
     def order(self, epoch: int) -> list[int]:
-        sampler = self._timm()
-        sampler.epoch = epoch_seed(self.seed, epoch)  # only used as the seed of its generator
-        return list(sampler)
-
-    def _timm(self) -> RepeatAugSampler:
-        return RepeatAugSampler(range(self.length), self.world_size, self.rank, num_repeats=self.repeats)
+        self.sampler.epoch = derived_seed(self.seed, epoch)  # only used as the seed of its generator
+        return list(self.sampler)
 
 
-class ShardShuffle(EpochOrder):
+class ShardShuffle(EpochShuffle):
     """Order that reads shard by shard.
 
     Each epoch shuffles the shards, and the images within each shard. Rank r of W takes the r-th of W equal pieces of
@@ -99,23 +77,13 @@ class ShardShuffle(EpochOrder):
     Args:
         ends: int64 (S,), cumulative number of images at the end of each shard.
         mix: distance in shards, at least 0; with 0 one shard follows the other.
-        repeats: times an image is drawn in a row. The length of an epoch does not change, so it visits only
-            1 / ``repeats`` of the images and of the shards.
-        seed, epoch, rank, world_size: as for :class:`EpochOrder`.
+        repeats: times an image is drawn in a row; an epoch keeps its length, so it visits fewer images and shards.
+        share: epoch, rank and world size.
     """
 
-    def __init__(
-        self,
-        ends: NDArray[np.int64],
-        seed: int,
-        mix: int,
-        repeats: int = 1,
-        epoch: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        super().__init__(int(ends[-1]), seed, epoch, rank, world_size)
-        self.ends = [int(end) for end in ends]
+    def __init__(self, ends: NDArray[np.int64], seed: int, mix: int, repeats: int = 1, **share: int) -> None:
+        self.ends: list[int] = ends.tolist()
+        super().__init__(self.ends[-1], seed, **share)
         self.mix, self.repeats = mix, repeats
 
     def order(self, epoch: int) -> list[int]:
@@ -135,12 +103,12 @@ class ShardShuffle(EpochOrder):
         return own.repeat_interleave(self.repeats)[: len(self)].tolist()
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """Seed of an epoch, 63 bits; those of neighboring epochs are unrelated."""
-    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
+def derived_seed(*numbers: int) -> int:
+    """A seed of 63 bits for these numbers, each at least 0; those of neighboring numbers are unrelated."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     return int(state >> 1)  # torch accepts signed 64-bit integers
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     """Generator of an epoch."""
-    return torch.Generator().manual_seed(epoch_seed(seed, epoch))
+    return torch.Generator().manual_seed(derived_seed(seed, epoch))

@@ -17,7 +17,6 @@ from torchvision.transforms.v2.functional import resized_crop
 from noah_lightning.config.choices import AugmentSettings
 from noah_lightning.data.image import Picture
 
-INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 Transform = Callable[[Picture], Tensor]
 
 
@@ -39,12 +38,7 @@ class RandomCrop(RandomResizedCropAndInterpolation):
 def train_transform(image_size: int, augment: AugmentSettings, mean: Sequence[float]) -> Transform:
     """Random resized crop, horizontal flip with probability 1/2, then timm's RandAugment or color jitter.
 
-    Draws from ``random``, numpy and torch.
-
-    Args:
-        image_size: S, in pixels.
-        augment: all settings except ``erasing`` and ``repeats``.
-        mean: RGB mean, with white as 1; RandAugment fills empty corners with it.
+    Draws from ``random``, numpy and torch. RandAugment fills empty corners with the RGB ``mean`` (white is 1).
     """
     crop = RandomCrop(image_size, (0.08, 1.0), augment.crop_aspect, augment.interpolation)
     _, color_ops, to_bytes = create_transform(
@@ -83,48 +77,35 @@ def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
 def eval_transform(image_size: int, crop_ratio: float, interpolation: str) -> Transform:
     """Resize of the shorter side to image_size / crop_ratio pixels, then a central square of ``image_size`` pixels.
 
-    Args:
-        image_size: S, in pixels.
-        crop_ratio: in (0, 1].
-        interpolation: one of INTERPOLATIONS.
+    ``crop_ratio`` is in (0, 1], and ``interpolation`` is "bilinear" or "bicubic".
     """
-    resize = v2.Resize(math.floor(image_size / crop_ratio), INTERPOLATIONS[interpolation], antialias=True)
+    resize = v2.Resize(math.floor(image_size / crop_ratio), InterpolationMode(interpolation), antialias=True)
     return v2.Compose([Picture.pixels, resize, v2.CenterCrop(image_size)])
 
 
 class OnDevice:
-    """Normalization and random erasing on the training device.
-
-    Args:
-        mean, std: of each RGB channel, with white as 1.
-        erasing: probability that a part of an image is erased.
-    """
+    """Normalization by mean and standard deviation (RGB, with white as 1) and random erasing on the device."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], erasing: float = 0.0) -> None:
         self.mean, self.std, self.erasing = mean, std, erasing
-        # Copied to each device once, because a copy in each step would block.
-        self._scale: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self._erasing: dict[torch.device, RandomErasing] = {}
+        # Created once per device, because a copy to it in each step would block.
+        self._created: dict[torch.device, tuple[Tensor, Tensor, RandomErasing]] = {}
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, RandomErasing]:
+        """Mean and standard deviation (3, 1, 1) of bytes, and the erasing, on a device."""
+        if device not in self._created:
+            mean, std = (torch.tensor(each, device=device).mul(255)[:, None, None] for each in (self.mean, self.std))
+            self._created[device] = mean, std, RandomErasing(self.erasing, mode="pixel", device=device)
+        return self._created[device]
 
     def normalize(self, images: Tensor) -> Tensor:
         """(x / 255 - mean) / std: uint8 (..., 3, H, W) to float32 of the same shape on the same device."""
-        if images.device not in self._scale:
-            self._scale[images.device] = (
-                torch.tensor(self.mean, device=images.device).mul(255)[:, None, None],  # (3, 1, 1)
-                torch.tensor(self.std, device=images.device).mul(255)[:, None, None],
-            )
-        mean, std = self._scale[images.device]
+        mean, std, _ = self._on(images.device)
         return images.float().sub_(mean).div_(std)
 
     def erase(self, images: Tensor) -> Tensor:
-        """Fill a rectangle of each image with standard normal noise, with probability ``erasing``, in place.
-
-        Args:
-            images: normalized, float (B, 3, H, W).
-        """
-        if not self.erasing:
+        """Fill a rectangle of normalized images (B, 3, H, W) with noise, in place, with probability ``erasing``."""
+        if not self.erasing:  # draws nothing
             return images
-        if images.device not in self._erasing:
-            self._erasing[images.device] = RandomErasing(self.erasing, mode="pixel", device=images.device)
-        erased: Tensor = self._erasing[images.device](images)
+        erased: Tensor = self._on(images.device)[2](images)
         return erased

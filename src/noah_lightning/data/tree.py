@@ -38,8 +38,7 @@ def require_root(root: Path) -> None:
 def list_split(root: Path, split: str) -> tuple[list[str], list[str]]:
     """Sorted names of the folders and of the files directly in root/split, without hidden ones.
 
-    Raises:
-        DataError: the root or the split does not exist, or cannot be read.
+    Raises DataError if the root or the split does not exist, or cannot be read.
     """
     require_root(root)
     folder = root / split
@@ -60,27 +59,25 @@ def list_split(root: Path, split: str) -> tuple[list[str], list[str]]:
 def class_folders(root: Path, split: str) -> list[str]:
     """Sorted class folders in root/split; raises DataError as :func:`list_split`, and if there are none."""
     folders, files = list_split(root, split)
-    if not folders and files:
-        raise DataError(
-            f"{root / split} holds {len(files)} files and no class folders: "
-            f"sort its images into {split}/<class>/ folders"
-        )
-    if not folders:
-        raise DataError(f"{root / split} is empty: {WANTED}")
-    return folders
+    folder = root / split
+    if folders:
+        return folders
+    if files:
+        advice = f"sort its images into {split}/<class>/ folders"
+        raise DataError(f"{folder} holds {len(files)} files and no class folders: {advice}")
+    raise DataError(f"{folder} is empty: {WANTED}")
 
 
 def require_same_classes(root: Path) -> None:
     """Raise DataError unless train/ and val/ have the same class folders."""
     train, val = set(class_folders(root, "train")), set(class_folders(root, "val"))
-    if train == val:
-        return
     parts = [
-        f"{len(missing)} only in {split}/ ({name_first(sorted(missing))})"
-        for split, missing in (("train", train - val), ("val", val - train))
-        if missing
+        f"{len(names)} only in {split}/ ({name_first(sorted(names))})"
+        for split, names in (("train", train - val), ("val", val - train))
+        if names
     ]
-    raise DataError(f"the classes of train/ and val/ in data.root={root} differ: {' and '.join(parts)}")
+    if parts:
+        raise DataError(f"the classes of train/ and val/ in data.root={root} differ: {' and '.join(parts)}")
 
 
 def count_classes(root: str | None) -> int:

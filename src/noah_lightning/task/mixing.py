@@ -10,7 +10,7 @@ from noah_lightning.errors import ConfigError
 class BatchMixing:
     """timm's mixup and CutMix in ``batch`` mode: one draw per batch; image i is mixed with image B - 1 - i.
 
-    It draws from NumPy's global generator, which :func:`~noah_lightning.data.seeding.seed_training_step` seeds.
+    It draws from NumPy's global generator, which :func:`~noah_lightning.data.loader.seed_training_step` seeds.
 
     Args:
         settings: with mixup, CutMix or both.
