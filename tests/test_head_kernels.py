@@ -320,15 +320,19 @@ from noah_lightning.heads.kernels import fused
 
 TYPES = {"keys_ptr": "*i64", "logits_ptr": "*fp32", "grad_ptr": "*fp32", "scale": "fp32", "drop_below": "u32"}
 head = NOAHHead(512, 1000).bfloat16()
-weights = kernels._grouped(head.query.weight, head.value.weight, head.value.bias, 4)
+weights = head.query.weight, head.value.weight, head.value.bias
+kernel = fused._attention_kernel
+names = kernel.arg_names
+forward, backward = {"logits_ptr"}, {name for name in names if name.startswith("grad_")}
 for positions, capability in (49, 90), (196, 80):
-    launch = fused._Launch(torch.empty(2, 512, positions, dtype=torch.bfloat16), weights, 1000, 0.1, 0)
-    for kernel in fused._logits_kernel, fused._slopes_kernel:
-        names = kernel.arg_names
-        constants = {(names.index(name),): launch.settings[name] for name in names if name.isupper()}
+    features = torch.empty(2, 512, positions, dtype=torch.bfloat16)
+    settings = kernels._kernel(features, weights, 4, 1000, 0.1, torch.tensor(0), fused=True).settings
+    for absent in backward, forward:
+        fixed = {name: settings.get(name) for name in names if name.isupper() or name in absent}
         types = {name: TYPES.get(name, "*bf16" if name.endswith("_ptr") else "i32") for name in names}
-        types |= {name: "constexpr" for name in names if name.isupper()}
-        target, options = GPUTarget("cuda", capability, 32), {"num_warps": launch.settings["num_warps"]}
+        types |= dict.fromkeys(fixed, "constexpr")
+        constants = {(names.index(name),): value for name, value in fixed.items()}
+        target, options = GPUTarget("cuda", capability, 32), {"num_warps": settings["num_warps"]}
         compiled = triton.compile(ASTSource(kernel, types, constants), target=target, options=options)
         print(len(compiled.asm["cubin"]) > 0, compiled.metadata.shared)
 """
