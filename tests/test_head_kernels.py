@@ -184,7 +184,8 @@ def test_gradients_by_finite_differences(dropout: float, monkeypatch: pytest.Mon
 def dropped_values(head: NOAHHead, batch: int, positions: int, seed: int, device: str) -> Tensor:
     """1 where a value is kept, 0 where not, (B, N, K, L), read off the logits of a head that shows them.
 
-    Attention is even and of all values only those of one head at one position are not zero.
+    Attention is even, and of all values only those of one head are not zero: 2^l at position l, so that the bits of
+    a logit show which ones were kept.
     """
     shown = NOAHHead(2 * head.head_num, head.num_classes, head.head_num, dropout=head.dropout.p, kernel=head.kernel)
     for parameter in shown.parameters():
@@ -193,15 +194,16 @@ def dropped_values(head: NOAHHead, batch: int, positions: int, seed: int, device
     shown.to(device)
     kept = torch.empty(batch, head.head_num, head.num_classes, positions)
     for n in range(head.head_num):
-        for position in range(positions):
-            features = torch.zeros(batch, 2 * head.head_num, positions, device=device)
-            features[:, head.head_num + n, position] = 1
-            torch.manual_seed(seed)
-            with torch.no_grad():
-                kept[:, n, :, position] = shown(features).cpu() * positions * (1 - head.dropout.p)
-    assert torch.equal(kept.round(), kept.round().clamp(0, 1))
-    torch.testing.assert_close(kept, kept.round(), rtol=0, atol=1e-4)
-    return kept.round()
+        features = torch.zeros(batch, 2 * head.head_num, positions, device=device)
+        features[:, head.head_num + n] = 2.0 ** torch.arange(positions)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            total = shown(features).cpu() * positions * (1 - head.dropout.p)
+        torch.testing.assert_close(total, total.round(), rtol=0, atol=1e-4)
+        bits = total.round().int().unsqueeze(2)
+        assert not (bits >> positions).any()
+        kept[:, n] = (bits >> torch.arange(positions)) & 1
+    return kept
 
 
 def test_dropout_forward_and_backward(kernel: tuple[str, str]) -> None:
