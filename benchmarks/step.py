@@ -1,37 +1,23 @@
 """Benchmark of training steps, compared with a bare PyTorch loop."""
 
 import copy
-import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.noise import NoiseDataModule
 from benchmarks.report import Report, make_parser, run
-from benchmarks.timing import ratio, spread, wait_for_device
+from benchmarks.timing import ratio, spread
+from benchmarks.trainer import BATCH, CLASSES, NoiseDataModule, prepared_run
 from noah_lightning.analysis.tables import Table
-from noah_lightning.callbacks.progress import EpochReport
-from noah_lightning.config.compose import compose_config
 from noah_lightning.config.schema import OptimizerSettings
-from noah_lightning.distributed.signals import StopRequest
-from noah_lightning.loggers.factory import close_loggers, make_loggers
 from noah_lightning.models.classifier import create_model
 from noah_lightning.task import make_optimizer
-from noah_lightning.train import make_callbacks, make_task, make_trainer
 
-CLASSES, BATCH = 100, 32
 BARE, OURS = "bare", "ours"
-# As in `noah train recipe=resnet`, with a small learning rate because the labels are random.
-SETTINGS = ["model=resnet18", "head=gap", "data=digits", f"data.num_classes={CLASSES}", "recipe=resnet"]
-SETTINGS += [f"recipe.batch_size={BATCH}", "recipe.optimizer.lr=1e-3", "recipe.optimizer.lr_batch=null"]
-SETTINGS += ["trainer.max_epochs=1", "trainer.num_sanity_val_steps=0"]
 
 
 @dataclass(frozen=True)
@@ -77,24 +63,15 @@ def bench_step(rounds: int) -> Report:
 
 def compare(case: Case, rounds: int) -> Comparison:
     """Train one model in both ways, alternately."""
-    config = compose_config([*SETTINGS])
     torch.manual_seed(0)
     ours = case.make()
     bare = copy.deepcopy(ours)
-    data = NoiseDataModule(case.size, BATCH, (rounds + 1) * case.steps + 1, CLASSES)
-    data.setup("fit")
-    with TemporaryDirectory(prefix="noah_bench_") as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's: few workers, a short epoch
-        task = make_task(config, ours, BATCH)
-        loggers = make_loggers(config, Path(folder))
-        callbacks = make_callbacks(config, Path(folder), loggers, EpochReport(), data, StopRequest())
-        trainer = make_trainer(config, Path(folder), logger=loggers, callbacks=callbacks)
-        bare.to(trainer.strategy.root_device)
-        loop = bare_loop(bare, task.optimizer_settings, data, iter(data.loader()))
-        data.given_batches = turns = Turns(iter(data.loader()), case.steps, rounds, lambda: next(loop))
-        trainer.fit(task, datamodule=data)
-        close_loggers(loggers, None)
-    return Comparison(turns.seconds, {OURS: ours, BARE: bare})
+    with prepared_run(ours, case.size, (rounds + 1) * case.steps + 1) as run:
+        bare.to(run.trainer.strategy.root_device)
+        loop = bare_loop(bare, run.task.optimizer_settings, run.data, iter(run.data.loader()))
+        turns = run.in_turns(case.steps, rounds, lambda: [next(loop) for _ in range(case.steps)])
+        next(loop)  # the trainer's last step
+    return Comparison({OURS: turns.seconds, BARE: turns.other_seconds}, {OURS: ours, BARE: bare})
 
 
 def bare_loop(
@@ -110,33 +87,6 @@ def bare_loop(
         loss.backward()
         optimizer.step()
         yield
-
-
-class Turns:
-    """Batches for our trainer; after each turn of it, the bare loop has its turn."""
-
-    def __init__(self, batches: Iterator[Any], steps: int, rounds: int, bare_step: Callable[[], None]) -> None:
-        self.batches, self.steps, self.rounds, self.bare_step = batches, steps, rounds, bare_step
-        self.seconds: dict[str, list[float]] = {BARE: [], OURS: []}
-
-    def __len__(self) -> int:
-        return (self.rounds + 1) * self.steps + 1
-
-    def __iter__(self) -> Iterator[Any]:
-        for turn in range(self.rounds + 1):
-            begin = time.perf_counter()
-            for _ in range(self.steps):
-                yield next(self.batches)
-            wait_for_device()
-            change = time.perf_counter()
-            for _ in range(self.steps):
-                self.bare_step()
-            wait_for_device()
-            if turn > 0:  # the first one is for warm-up
-                self.seconds[OURS].append(change - begin)
-                self.seconds[BARE].append(time.perf_counter() - change)
-        self.bare_step()
-        yield next(self.batches)  # so that the trainer returns after the last turn
 
 
 def _figures(case: Case, seconds: dict[str, list[float]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from benchmarks import step as bench
 from benchmarks.step import BARE, OURS, Case, bench_step, compare
+from benchmarks.trainer import NoiseDataModule, Turns
 
 CASE = Case("tiny", lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, bench.CLASSES)), 4, steps=3)
 
@@ -40,11 +41,11 @@ def test_both_ways_do_the_same_steps() -> None:
 def test_the_turns_come_by_turns() -> None:
     """Each turn of ours ends when the trainer asks for the batch behind it; the last batch is for that alone."""
     events: list[str] = []
-    data = bench.NoiseDataModule(4, 2, 7, classes=3)
+    data = NoiseDataModule(4, 2, 7, classes=3)
     data.setup("fit")
-    turns = bench.Turns(iter(data.loader()), 2, 2, lambda: events.append("bare"))
+    turns = Turns(iter(data.loader()), 2, 2, lambda: events.append("other"))
     for images, labels in turns:
         assert (images.shape, images.dtype, labels.shape) == ((2, 3, 4, 4), torch.uint8, (2,))
         events.append("ours")
-    assert len(turns) == events.count("ours") == events.count("bare") == 7
-    assert events == ["ours", "ours", "bare", "bare"] * 3 + ["bare", "ours"]
+    assert len(turns) == events.count("ours") == 7
+    assert events == ["ours", "ours", "other"] * 3 + ["ours"]

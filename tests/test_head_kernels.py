@@ -184,7 +184,8 @@ def test_gradients_by_finite_differences(dropout: float, monkeypatch: pytest.Mon
 def dropped_values(head: NOAHHead, batch: int, positions: int, seed: int, device: str) -> Tensor:
     """1 where a value is kept, 0 where not, (B, N, K, L), read off the logits of a head that shows them.
 
-    Attention is even and of all values only those of one head at one position are not zero.
+    Attention is even, and of all values only those of one head are not zero: 2^l at position l, so that the bits of
+    a logit show which ones were kept.
     """
     shown = NOAHHead(2 * head.head_num, head.num_classes, head.head_num, dropout=head.dropout.p, kernel=head.kernel)
     for parameter in shown.parameters():
@@ -193,15 +194,16 @@ def dropped_values(head: NOAHHead, batch: int, positions: int, seed: int, device
     shown.to(device)
     kept = torch.empty(batch, head.head_num, head.num_classes, positions)
     for n in range(head.head_num):
-        for position in range(positions):
-            features = torch.zeros(batch, 2 * head.head_num, positions, device=device)
-            features[:, head.head_num + n, position] = 1
-            torch.manual_seed(seed)
-            with torch.no_grad():
-                kept[:, n, :, position] = shown(features).cpu() * positions * (1 - head.dropout.p)
-    assert torch.equal(kept.round(), kept.round().clamp(0, 1))
-    torch.testing.assert_close(kept, kept.round(), rtol=0, atol=1e-4)
-    return kept.round()
+        features = torch.zeros(batch, 2 * head.head_num, positions, device=device)
+        features[:, head.head_num + n] = 2.0 ** torch.arange(positions)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            total = shown(features).cpu() * positions * (1 - head.dropout.p)
+        torch.testing.assert_close(total, total.round(), rtol=0, atol=1e-4)
+        bits = total.round().int().unsqueeze(2)
+        assert not (bits >> positions).any()
+        kept[:, n] = (bits >> torch.arange(positions)) & 1
+    return kept
 
 
 def test_dropout_forward_and_backward(kernel: tuple[str, str]) -> None:
@@ -320,15 +322,19 @@ from noah_lightning.heads.kernels import fused
 
 TYPES = {"keys_ptr": "*i64", "logits_ptr": "*fp32", "grad_ptr": "*fp32", "scale": "fp32", "drop_below": "u32"}
 head = NOAHHead(512, 1000).bfloat16()
-weights = kernels._grouped(head.query.weight, head.value.weight, head.value.bias, 4)
+weights = head.query.weight, head.value.weight, head.value.bias
+kernel = fused._attention_kernel
+names = kernel.arg_names
+forward, backward = {"logits_ptr"}, {name for name in names if name.startswith("grad_")}
 for positions, capability in (49, 90), (196, 80):
-    launch = fused._Launch(torch.empty(2, 512, positions, dtype=torch.bfloat16), weights, 1000, 0.1, 0)
-    for kernel in fused._logits_kernel, fused._slopes_kernel:
-        names = kernel.arg_names
-        constants = {(names.index(name),): launch.settings[name] for name in names if name.isupper()}
+    features = torch.empty(2, 512, positions, dtype=torch.bfloat16)
+    settings = kernels._kernel(features, weights, 4, 1000, 0.1, torch.tensor(0), fused=True).settings
+    for absent in backward, forward:
+        fixed = {name: settings.get(name) for name in names if name.isupper() or name in absent}
         types = {name: TYPES.get(name, "*bf16" if name.endswith("_ptr") else "i32") for name in names}
-        types |= {name: "constexpr" for name in names if name.isupper()}
-        target, options = GPUTarget("cuda", capability, 32), {"num_warps": launch.settings["num_warps"]}
+        types |= dict.fromkeys(fixed, "constexpr")
+        constants = {(names.index(name),): value for name, value in fixed.items()}
+        target, options = GPUTarget("cuda", capability, 32), {"num_warps": settings["num_warps"]}
         compiled = triton.compile(ASTSource(kernel, types, constants), target=target, options=options)
         print(len(compiled.asm["cubin"]) > 0, compiled.metadata.shared)
 """

@@ -15,7 +15,7 @@ from conftest import TINY, Answer
 from noah_lightning.config.schema import MixingSettings, OptimizerSettings, ScheduleSettings
 from noah_lightning.errors import ConfigError
 from noah_lightning.task import ClassificationTask
-from noah_lightning.task.mixing import BatchMixing
+from noah_lightning.task.classification import BatchMixing
 from test_task import loader, make_trainer
 
 pytestmark = [

@@ -19,7 +19,7 @@ from noah_lightning.config.compose import compose_config
 from noah_lightning.config.schema import MixingSettings, OptimizerSettings, ScheduleSettings
 from noah_lightning.models.classifier import build_model
 from noah_lightning.run_dir import RunDir
-from noah_lightning.task.mixing import BatchMixing
+from noah_lightning.task.classification import BatchMixing
 from noah_lightning.train import make_task, make_trainer
 
 Noah = Callable[..., Answer]

@@ -39,7 +39,7 @@ from noah_lightning.models.classifier import build_model, compiled
 from noah_lightning.models.cost import count_parameters
 from noah_lightning.run_dir import CHECKPOINTS, CONFIG, LOG, Results, RunDir
 from noah_lightning.task import ClassificationTask, check_options, scaled_to
-from noah_lightning.task.mixing import check_even
+from noah_lightning.task.classification import check_even
 
 log = logging.getLogger("noah_lightning")
 

@@ -50,15 +50,14 @@ def make_head(name: str, in_channels: int, num_classes: int, **settings: Any) ->
     if name not in _HEADS:
         raise HeadSettingError(f"no head is called {name!r}{did_you_mean(name, ['gap', *_HEADS])}")
     head = _HEADS[name]
-    known = [key for key in inspect.signature(head).parameters if key not in ("in_channels", "num_classes")]
+    known = list(inspect.signature(head).parameters)[2:]  # after in_channels and num_classes
     for key in settings:
         if key not in known:
             raise HeadSettingError(f"head {name!r} has no setting {key!r}{did_you_mean(key, known)}")
     return head(in_channels, num_classes, **settings)
 
 
-for _module in pkgutil.iter_modules(__path__):  # every file here is a head, and importing it registers it
-    if not _module.ispkg:
-        import_module(f"{__name__}.{_module.name}")
+for _module in pkgutil.iter_modules(__path__):  # each file here is a head, which its import registers
+    import_module(f"{__name__}.{_module.name}")
 
 from noah_lightning.heads.noah import NOAHHead  # noqa: E402  # needs register_head

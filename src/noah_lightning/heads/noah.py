@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from noah_lightning.config.choices import NoahHeadSettings
+from noah_lightning.config.choices import NoahHeadSettings, PositiveInt
 from noah_lightning.config.parsing import parse
 from noah_lightning.errors import ConfigError, HeadSettingError
 from noah_lightning.heads import register_head
@@ -69,13 +69,13 @@ class NOAHHead(nn.Module):
         kernel: Literal["auto", "fused", "sliced", "definition"] = "auto",
     ) -> None:
         super().__init__()
-        values: dict[str, object] = {"head_num": head_num, "key_ratio": key_ratio, "dropout": dropout}
-        values |= {"head_split": head_split, "kv_split": kv_split, "init": init, "kernel": kernel}
+        values: dict[str, object] = {"in_channels": in_channels, "num_classes": num_classes, "head_num": head_num}
+        values |= {"key_ratio": key_ratio, "dropout": dropout, "head_split": head_split, "kv_split": kv_split}
         try:
-            settings = parse(NoahHeadSettings, values, "head")
+            settings = parse(_Settings, {**values, "init": init, "kernel": kernel})
+            settings.check_width()
         except ConfigError as error:
-            raise HeadSettingError(f"NOAH: {str(error).removeprefix('head.')}") from None
-        _check_width(in_channels, num_classes, settings)
+            raise HeadSettingError(f"NOAH: {error}") from None
         self.num_classes = num_classes
         self.head_num = head_num
         self.kv_split = kv_split
@@ -126,16 +126,42 @@ class NOAHHead(nn.Module):
 
     def _flat(self, features: Tensor) -> Tensor:
         """(B, C, L) or (B, C, H, W) → (B, C, L)."""
-        channels_needed = self.key_channels + self.value_channels if self.kv_split else self.key_channels
-        if features.ndim not in (3, 4) or features.shape[1] != channels_needed:
+        channels = self.key_channels + self.value_channels if self.kv_split else self.key_channels
+        if features.ndim not in (3, 4) or features.shape[1] != channels:
             raise ValueError(
-                f"NOAHHead needs (B, {channels_needed}, L) or (B, {channels_needed}, H, W), "
-                f"got {tuple(features.shape)}"
+                f"NOAHHead needs (B, {channels}, L) or (B, {channels}, H, W), got {tuple(features.shape)}"
             )
         return features.flatten(2)
 
     def extra_repr(self) -> str:
         return f"head_num={self.head_num}, num_classes={self.num_classes}, init={self.init}, kernel={self.kernel}"
+
+
+class _Settings(NoahHeadSettings):
+    """All arguments of the head."""
+
+    in_channels: PositiveInt
+    num_classes: PositiveInt
+
+    def check_width(self) -> None:
+        """Raise ConfigError for settings that do not fit the width, with settings that do."""
+        width, n, r = self.in_channels, self.head_num, self.key_ratio
+        key, value = _split_channels(width, r, self.kv_split)
+        if key < 1:
+            raise ConfigError(
+                f"key_ratio={r} leaves 0 key channels of width {width}; at least {1 / width:.4g} is needed for one"
+            )
+        if not self.head_split or (key % n == 0 and value % n == 0):
+            return
+        nearest = sorted(possible_head_nums(width, r, self.kv_split), key=lambda other: abs(other - n))[:4]
+        advice = f"head_num={', '.join(map(str, sorted(nearest)))} would work"
+        ratios = [str(ratio) for ratio in (1 / 8, 1 / 4, 1 / 2, 3 / 4) if n in possible_head_nums(width, ratio)]
+        if self.kv_split and ratios:
+            advice += f", or key_ratio={', '.join(ratios)} with head_num={n}"
+        raise ConfigError(
+            f"head_num={n} does not divide the {key} key and {value} value channels of width {width} at "
+            f"key_ratio={r}; {advice}, or head_split=false"
+        )
 
 
 def possible_head_nums(in_channels: int, key_ratio: float, kv_split: bool = True) -> list[int]:
@@ -150,28 +176,3 @@ def _split_channels(in_channels: int, key_ratio: float, kv_split: bool) -> tuple
         return in_channels, in_channels
     key = int(in_channels * key_ratio)  # truncated, as the official code does
     return key, in_channels - key
-
-
-def _check_width(in_channels: int, num_classes: int, settings: NoahHeadSettings) -> None:
-    """Raise HeadSettingError for settings that do not fit the width, with settings that do."""
-    for name, number in (("in_channels", in_channels), ("num_classes", num_classes)):
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise HeadSettingError(f"NOAH: {name}={number!r} must be an integer of at least 1")
-    n, r = settings.head_num, settings.key_ratio
-    key, value = _split_channels(in_channels, r, settings.kv_split)
-    if min(key, value) < 1:
-        raise HeadSettingError(
-            f"NOAH: key_ratio={r} leaves {key} key channels of width {in_channels}; "
-            f"at least {1 / in_channels:.4g} is needed for one"
-        )
-    if not settings.head_split or (key % n == 0 and value % n == 0):
-        return
-    nearest = sorted(possible_head_nums(in_channels, r, settings.kv_split), key=lambda other: abs(other - n))[:4]
-    advice = f"head_num={', '.join(map(str, sorted(nearest)))} would work"
-    ratios = [ratio for ratio in (1 / 8, 1 / 4, 1 / 2, 3 / 4) if n in possible_head_nums(in_channels, ratio)]
-    if settings.kv_split and ratios:
-        advice += f", or key_ratio={', '.join(map(str, ratios))} with head_num={n}"
-    raise HeadSettingError(
-        f"NOAH: head_num={n} does not divide the {key} key and {value} value channels of width {in_channels} at "
-        f"key_ratio={r}; {advice}, or head_split=false"
-    )

@@ -1,4 +1,4 @@
-"""Classification task: cross-entropy over any classifier, as a Lightning module."""
+"""Classification task: cross-entropy over any classifier, as a Lightning module, with mixup and CutMix."""
 
 from typing import Any
 
@@ -6,17 +6,42 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
 from noah_lightning.config.schema import MixingSettings, OptimizerSettings, ScheduleSettings
 from noah_lightning.distributed.collectives import gather_floats
-from noah_lightning.task.lr_schedule import learning_rate
+from noah_lightning.errors import ConfigError
 from noah_lightning.task.metrics import Accuracy, AccuracyCounter, Predictions
-from noah_lightning.task.mixing import BatchMixing
-from noah_lightning.task.optimizer import StepGuard, WeightAverage, make_optimizer
+from noah_lightning.task.optimizer import StepGuard, WeightAverage, learning_rate, make_optimizer
 
 Batch = tuple[Tensor, Tensor]  # normalized images (B, 3, H, W), labels (B,)
 PADDING = -1  # label of images that fill up a validation batch, so that all processes have as many batches
+
+
+class BatchMixing(Mixup):
+    """timm's mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): image i is mixed with image B - 1 - i.
+
+    There is one draw per batch, from NumPy's global generator.
+    """
+
+    def __init__(self, settings: MixingSettings, num_classes: int, label_smoothing: float) -> None:
+        shares = {"mixup_alpha": settings.mixup, "cutmix_alpha": settings.cutmix, "switch_prob": settings.switch}
+        super().__init__(**shares, label_smoothing=label_smoothing, num_classes=num_classes)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed images (B, 3, H, W) and soft targets (B, K) from images and labels (B,), which are not changed."""
+        check_even(len(images))
+        return super().__call__(images.clone(), labels)  # timm mixes in place
+
+
+def check_even(images: int) -> None:
+    """Raise ConfigError for an odd number of images in a mixed batch: the one in the middle has no partner."""
+    if images % 2:
+        raise ConfigError(
+            f"recipe.mixing needs an even number of images per batch, got {images}; change recipe.batch_size, "
+            "or set recipe.mixing.mixup=0 recipe.mixing.cutmix=0"
+        )
 
 
 class ClassificationTask(pl.LightningModule):
@@ -28,14 +53,12 @@ class ClassificationTask(pl.LightningModule):
 
     Args:
         model: the classifier.
-        optimizer: optimizer settings, with the learning rate for the actual batch size.
-        schedule: learning rate schedule.
+        optimizer, schedule: settings, with the learning rate for the actual batch size.
         label_smoothing: share of the target spread over all classes in training; validation uses none.
-        mixing: how training batches are mixed; validation batches never are. Training accuracy counts against each
-            image's own label, although part of the image shows another.
+        mixing: of training batches. Training accuracy counts against each image's own label, although part of the
+            image shows another.
         num_classes: K; needed for mixing only.
-        ema: decay per optimizer step of an average of the weights, which is validated together with the model and
-            never trained on; None for no average.
+        ema: decay per optimizer step of an average of the weights, which is validated together with the model.
         channels_last: memory format of model and images, preferred by convolutions on GPUs.
         nonfinite: ``skip`` optimizer steps whose loss or gradient is not finite, or ``stop``: leave it to
             :class:`~noah_lightning.callbacks.failures.NonFiniteCheck`.
@@ -56,8 +79,7 @@ class ClassificationTask(pl.LightningModule):
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.model = model.to(memory_format=self.memory_format)
-        self.optimizer_settings = optimizer
-        self.schedule = schedule
+        self.optimizer_settings, self.schedule = optimizer, schedule
         self.label_smoothing = label_smoothing
         self.mixing: BatchMixing | None = None
         if mixing is not None and mixing.on:
@@ -65,14 +87,13 @@ class ClassificationTask(pl.LightningModule):
             self.mixing = BatchMixing(mixing, num_classes, label_smoothing)
         self.rate, self.loss = 0.0, torch.tensor(0.0)  # of the latest batch
         self.guard = StepGuard() if nonfinite == "skip" else None
-        self.train_accuracy = AccuracyCounter()
-        self.val_accuracy = AccuracyCounter()
-        self.val_predictions = Predictions()
-        self.validated: Accuracy | None = None  # of the latest complete validation
-        self.predicted: tuple[Tensor, Tensor] | None = None  # its labels and predicted classes (images,)
         self.ema = None if ema is None else WeightAverage(model, ema)
-        self.ema_accuracy = AccuracyCounter()
+        self.train_accuracy, self.val_accuracy, self.ema_accuracy = (AccuracyCounter() for _ in range(3))
+        self.val_predictions = Predictions()
+        # Of the latest complete validation; predicted are labels and classes (images,).
+        self.validated: Accuracy | None = None
         self.ema_validated: Accuracy | None = None
+        self.predicted: tuple[Tensor, Tensor] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
@@ -98,13 +119,12 @@ class ClassificationTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch[0].to(memory_format=self.memory_format), batch[1]
-        if self.mixing is None:
-            logits = self(images)
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        else:
-            images, targets = self.mixing(images, labels)  # the targets are smoothed already
-            logits = self(images)
-            loss = F.cross_entropy(logits, targets)
+        targets, smoothing = labels, self.label_smoothing
+        if self.mixing is not None:
+            images, targets = self.mixing(images, labels)
+            smoothing = 0.0  # these targets are smoothed already
+        logits = self(images)
+        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
         self.loss = counted = loss.detach()
         if self.guard:  # a single NaN would make the mean of the epoch NaN
             labels = torch.where(self.loss.isfinite(), labels, PADDING)
@@ -114,8 +134,7 @@ class ClassificationTask(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.guard:
-            scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-            self.guard.check(self.model, scaled, self.current_epoch, self.trainer.fit_loop.batch_idx)
+            self.guard.check(self.model, self.trainer)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer | LightningOptimizer, *args: Any
@@ -150,29 +169,26 @@ class ClassificationTask(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch[0].to(memory_format=self.memory_format), batch[1]
-        logits = _validate(self.model, images, labels, self.val_accuracy)
+        logits = self.model(images)
+        self.val_accuracy.update(logits, labels, _loss_sum(logits, labels))
         self.val_predictions.update(logits, labels)
         if self.ema is not None:
-            _validate(self.ema.module, images, labels, self.ema_accuracy)
+            logits = self.ema.module(images)
+            self.ema_accuracy.update(logits, labels, _loss_sum(logits, labels))
 
     def on_validation_epoch_end(self) -> None:
         """Compute the metrics over all processes (torchmetrics' collectives)."""
-        val = self.val_accuracy.compute()
-        self.val_accuracy.reset()
-        self.log_dict({"val/loss": val.loss, "val/top1": val.top1, "val/top5": val.top5, "val/images": val.images})
-        ema = None
-        if self.ema is not None:
-            ema = self.ema_accuracy.compute()
-            self.ema_accuracy.reset()
-            self.log_dict({"val/ema_loss": ema.loss, "val/ema_top1": ema.top1, "val/ema_top5": ema.top5})
+        val, ema = self.val_accuracy.compute(), self.ema_accuracy.compute() if self.ema is not None else None
         labels, guesses = self.val_predictions.compute()
-        self.val_predictions.reset()
+        for metric in (self.val_accuracy, self.ema_accuracy, self.val_predictions):
+            metric.reset()
+        self.log_dict({"val/loss": val.loss, "val/top1": val.top1, "val/top5": val.top5, "val/images": val.images})
+        if ema is not None:
+            self.log_dict({"val/ema_loss": ema.loss, "val/ema_top1": ema.top1, "val/ema_top5": ema.top5})
         if not self.trainer.sanity_checking:  # a few batches before training
             self.validated, self.ema_validated = val, ema
             self.predicted = labels.reshape(-1), guesses.reshape(-1)  # torchmetrics makes one image a scalar
 
 
-def _validate(model: nn.Module, images: Tensor, labels: Tensor, counter: AccuracyCounter) -> Tensor:
-    logits: Tensor = model(images)
-    counter.update(logits, labels, F.cross_entropy(logits, labels, ignore_index=PADDING, reduction="sum"))
-    return logits
+def _loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, ignore_index=PADDING, reduction="sum")

@@ -29,16 +29,13 @@ class Accuracy(NamedTuple):
         return 100 * self.correct_top5 / self.images
 
     def __str__(self) -> str:
-        return (
-            f"top-1 {self.top1:.3f} % ({self.correct:,} of {self.images:,})  top-5 {self.top5:.3f} %  "
-            f"loss {self.loss:.4f}"
-        )
+        correct = f"({self.correct:,} of {self.images:,})"
+        return f"top-1 {self.top1:.3f} % {correct}  top-5 {self.top5:.3f} %  loss {self.loss:.4f}"
 
 
 class AccuracyCounter(Metric):
     """Integer counts on the device, so that a step never waits for it; summed over processes in :meth:`compute`."""
 
-    full_state_update = False
     images: Tensor
     correct: Tensor
     correct_top5: Tensor
@@ -60,7 +57,7 @@ class AccuracyCounter(Metric):
         self.loss_sum += loss_sum.detach().float()
 
     def counts(self) -> list[float]:
-        """The four sums of this process so far, exact; waits for the device."""
+        """The four sums of this process so far; waits for the device."""
         return [float(getattr(self, name)) for name in self._defaults]
 
     def set_counts(self, counts: Sequence[float]) -> None:
@@ -70,22 +67,20 @@ class AccuracyCounter(Metric):
 
     def compute(self) -> Accuracy:
         """The counts so far over all processes (a collective); waits for the device."""
-        images = int(self.images)
-        loss = float(self.loss_sum) / max(images, 1)
-        return Accuracy(images, int(self.correct), int(self.correct_top5), loss)
+        images, correct, correct_top5, loss_sum = self.counts()
+        return Accuracy(int(images), int(correct), int(correct_top5), loss_sum / max(images, 1))
 
 
 class Predictions(Metric):
     """Labels and predicted classes of a validation in which rank r of W sees the images r, r + W, r + 2W, ..."""
 
-    full_state_update = False
     labels: list[Tensor]
     guesses: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("labels", "guesses"):
-            self.add_state(name, [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
+        self.add_state("guesses", [], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (B, K), labels (B,), below 0 for padding."""

@@ -4,8 +4,8 @@ The operator is opaque to autograd and to ``torch.compile``. It keeps the featur
 pass and nothing else. There is no second derivative.
 """
 
+from collections.abc import Iterable
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from noah_lightning.errors import HeadSettingError
-from noah_lightning.heads.kernels import sliced
+from noah_lightning.heads.kernels.sliced import Kernel, SlicedKernel, Weights
 
 __all__ = ["non_global_attention"]
 
@@ -25,17 +25,12 @@ _HALF = (torch.bfloat16, torch.float16)
 def non_global_attention(
     features: Tensor, query: nn.Conv2d, value: nn.Conv2d, classes: int, dropout: float, kernel: str
 ) -> Tensor:
-    """Logits (B, K) from features (B, C, L), as the definition in ``NOAHHead`` has them.
+    """Logits (B, K) of ``NOAHHead`` from features (B, C, L) and the 1x1 convolutions of keys and values.
 
-    Args:
-        features: (B, C, L).
-        query, value: the 1x1 convolutions of keys and values.
-        classes: K.
-        dropout: probability with which a value is dropped now; dropped ones are drawn with torch's CPU generator.
-        kernel: ``fused``, ``sliced``, or ``auto``, which is fused on a GPU in half precision.
+    Dropped values are drawn with torch's CPU generator.
 
     Raises:
-        HeadSettingError: ``fused`` where the fused kernel cannot run.
+        HeadSettingError: kernel ``fused`` where it cannot run.
     """
     obstacle = _obstacle(features)
     if kernel == "fused" and obstacle:
@@ -86,19 +81,16 @@ def logits(
 
     Args:
         features: (B, C, L).
-        query, value: weights of the 1x1 convolutions, (N K, D, 1, 1).
-        query_bias: (N K,). It shifts all positions alike and cancels in the softmax; its gradient is exactly zero.
-        value_bias: (N K,).
-        groups: G, of both convolutions.
-        classes: K.
+        query, value: weights of the 1x1 convolutions, (N K, D, 1, 1), in G groups.
+        query_bias, value_bias: (N K,). The former cancels in the softmax; its gradient is exactly zero.
+        groups, classes: G and K.
         dropout: probability with which a value is dropped.
         seed: int64 on the CPU, without dimensions; the same seed drops the same values.
         fused: whether Triton's kernel does the work, in the precision of the features.
     """
-    weights = _grouped(query, value, value_bias, groups)
     with torch.autocast(features.device.type, enabled=False):
-        result = _kernel(fused).logits(features, weights, classes, dropout, int(seed))
-    return result.to(_result_type(features, value_bias))
+        kernel = _kernel(features, (query, value, value_bias), groups, classes, dropout, seed, fused)
+        return kernel.logits().to(_result_type(features, value_bias))
 
 
 @torch.library.custom_op("noah::logits_backward", mutates_args=())
@@ -114,12 +106,25 @@ def logits_backward(
     fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of features, query, value and value_bias from that of the logits, (B, K)."""
-    weights = _grouped(query, value, value_bias, groups)
+    weights = query, value, value_bias
     with torch.autocast(features.device.type, enabled=False):
-        grad_features, sums = _kernel(fused).backward(grad, features, weights, dropout, int(seed))
-    parameters = zip(sums, (query, value, value_bias), strict=True)
-    grads = (total.view(parameter.shape).to(parameter.dtype) for total, parameter in parameters)
-    return grad_features.to(features.dtype), *grads
+        kernel = _kernel(features, weights, groups, grad.shape[1], dropout, seed, fused)
+        grad_features, sums = kernel.backward(grad)
+    grad_query, grad_value, grad_bias = (
+        total.view(weight.shape).to(weight.dtype) for total, weight in zip(sums, weights, strict=True)
+    )
+    return grad_features.to(features.dtype), grad_query, grad_value, grad_bias
+
+
+def _kernel(
+    features: Tensor, weights: Iterable[Tensor], groups: int, classes: int, dropout: float, seed: Tensor, fused: bool
+) -> Kernel:
+    grouped = Weights(*(weight.view(groups, -1, weight[0].numel()) for weight in weights))
+    if not fused:
+        return SlicedKernel(features, grouped, classes, dropout, int(seed))
+    from noah_lightning.heads.kernels.fused import FusedKernel  # imports Triton
+
+    return FusedKernel(features, grouped, classes, dropout, int(seed))
 
 
 @logits.register_fake
@@ -138,12 +143,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    features, query, value, value_bias, seed = ctx.saved_tensors
-    grad_features, grad_query, grad_value, grad_bias = logits_backward(
-        grad, features, query, value, value_bias, ctx.groups, ctx.dropout, seed, ctx.fused
-    )
-    grad_query_bias = torch.zeros_like(value_bias)
-    return grad_features, grad_query, grad_query_bias, grad_value, grad_bias, None, None, None, None, None
+    *tensors, seed = ctx.saved_tensors
+    grads = logits_backward(grad, *tensors, ctx.groups, ctx.dropout, seed, ctx.fused)
+    grad_features, grad_query, grad_value, grad_bias = grads
+    return grad_features, grad_query, torch.zeros_like(grad_bias), grad_value, grad_bias, *[None] * 5
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
@@ -157,8 +160,8 @@ logits_backward.register_autograd(_no_second_derivative)
 @register_flop_formula(torch.ops.noah.logits)
 def _flops(features, query, query_bias, value, *args, **kwargs):  # type: ignore[no-untyped-def]
     """Two per multiply-add of both projections, counted as for the convolutions of the definition."""
-    (batch, _, positions), rows = features, query[0]
-    return 2 * batch * positions * rows * (query[1] + value[1])
+    (batch, _, positions), (rows, key_width, *_) = features, query
+    return 2 * batch * positions * rows * (key_width + value[1])
 
 
 @register_flop_formula(torch.ops.noah.logits_backward)
@@ -167,22 +170,6 @@ def _backward_flops(grad, features, query, value, *args, **kwargs):  # type: ign
     return 3 * _flops(features, query, None, value)
 
 
-def _kernel(fused: bool) -> ModuleType:
-    """The module whose ``logits`` and ``backward`` do the work."""
-    if fused:
-        from noah_lightning.heads.kernels import fused as fused_kernel  # imports Triton
-
-        return fused_kernel
-    return sliced
-
-
-def _grouped(query: Tensor, value: Tensor, value_bias: Tensor, groups: int) -> sliced.Weights:
-    """Weights (N K, D, 1, 1) and bias (N K,) → (G, M, D) and (G, M, 1)."""
-    return sliced.Weights(
-        query.view(groups, -1, query.shape[1]), value.view(groups, -1, value.shape[1]), value_bias.view(groups, -1, 1)
-    )
-
-
-def _result_type(features: Tensor, value_bias: Tensor) -> torch.dtype:
+def _result_type(features: Tensor, bias: Tensor) -> torch.dtype:
     """Under autocast, with half features and whole weights, float32, as the softmax of the definition gives."""
-    return torch.promote_types(features.dtype, value_bias.dtype)
+    return torch.promote_types(features.dtype, bias.dtype)

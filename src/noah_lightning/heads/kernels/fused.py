@@ -12,137 +12,78 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from noah_lightning.heads.kernels.sliced import Weights, gradients
+from noah_lightning.heads.kernels.sliced import Kernel, Weights
 
 _TILE = 2**13  # elements: scores and values of that many, and what comes of them, fit into the registers
 _SLICE = 2**23  # elements of each of the two gradients that are in memory at a time
 
 
-def logits(features: Tensor, weights: Weights, classes: int, dropout: float, seed: int) -> Tensor:
-    """Logits (B, K), float32, from features (B, C, L); the weights are taken in their precision."""
-    launch = _Launch(features, weights, classes, dropout, seed)
-    head_logits = features.new_empty((len(features), launch.heads, classes), dtype=torch.float32)
-    launch(_logits_kernel, features, launch.keys, head_logits)
-    return head_logits.sum(1)
-
-
-def backward(grad: Tensor, features: Tensor, weights: Weights, dropout: float, seed: int) -> tuple[Tensor, Weights]:
-    """Gradients of features and weights, from that of the logits (B, K)."""
-    batch, classes = grad.shape
-    launch = _Launch(features, weights, classes, dropout, seed)
-    groups, rows, _ = weights.value_bias.shape
-    grad = grad.float().contiguous()
-    images = max(1, _SLICE // (launch.heads * classes * features.shape[2]))
-    images = min(max(images // 8 * 8, 1), batch)  # of 8, so that rows of b L elements are aligned
-
-    def slopes(part: slice, x: Tensor) -> tuple[Tensor, Tensor]:
-        grad_scores = x.new_empty((groups, rows, x.shape[1]))  # (G, M, b L), in memory as (N, K, b, L)
-        grad_values = torch.empty_like(grad_scores)
-        launch(_slopes_kernel, features[part], launch.keys[part], grad[part], grad_scores, grad_values)
-        return grad_scores, grad_values
-
-    slices = (slice(start, min(start + images, batch)) for start in range(0, batch, images))
-    return gradients(features, launch.weights, slices, slopes)
-
-
-class _Launch:
-    """What the kernels have in common: weights, sizes, tiles, and the keys from which dropped values are drawn."""
+class FusedKernel(Kernel):
+    """Sizes and tiles of Triton's kernel, and the keys from which dropped values are drawn."""
 
     def __init__(self, features: Tensor, weights: Weights, classes: int, dropout: float, seed: int) -> None:
         batch, channels, positions = features.shape
-        self.groups, _, key_width = weights.query.shape
-        value_width = weights.value.shape[2]
-        self.heads, self.classes = weights.value_bias.numel() // classes, classes
-        generator = torch.Generator(features.device).manual_seed(seed)
+        weights = Weights(weights.query.to(features.dtype), weights.value.to(features.dtype), weights.value_bias)
+        super().__init__(features, weights, classes, dropout, seed)
+        images = _SLICE // (self.heads * classes * positions)
+        self.images = min(max(1, images // 8 * 8), batch)  # of 8, so that rows of b L elements are aligned
         self.keys = torch.empty((batch, self.heads), dtype=torch.int64, device=features.device)
-        self.keys.random_(-(2**63), None, generator=generator)
+        self.keys.random_(-(2**63), None, generator=self.generator)
+        block_d = max(16, triton.next_power_of_2(min(self.key_width, self.value_width)))
         block_l = max(16, triton.next_power_of_2(positions))
         self.block_k = max(16, min(triton.next_power_of_2(classes), _TILE // block_l, 128))
-        self.weights = Weights(weights.query.to(features.dtype), weights.value.to(features.dtype), weights.value_bias)
         self.settings = {
             "heads": self.heads,
             "classes": classes,
             "positions": positions,
-            "key_width": key_width,
-            "value_width": value_width,
-            "first_value": channels - self.groups * value_width,
+            "key_width": self.key_width,
+            "value_width": self.value_width,
+            "first_value": channels - self.groups * self.value_width,
             "drop_below": round(dropout * 2**32),
             "scale": 1 / (1 - dropout),
             "SPLIT": self.groups > 1,
             "DROPOUT": dropout > 0,
             "BLOCK_K": self.block_k,
             "BLOCK_L": block_l,
-            "BLOCK_D": min(max(16, triton.next_power_of_2(min(key_width, value_width))), 64 if block_l <= 64 else 32),
+            "BLOCK_D": min(block_d, 64 if block_l <= 64 else 32),
             "num_warps": max(4, self.block_k * block_l // 1024),  # 32 elements of a tile for each thread
         }
 
-    def __call__(self, kernel: "triton.JITFunction", features: Tensor, *tensors: Tensor) -> None:
-        grid = (triton.cdiv(self.classes, self.block_k), self.heads, len(features))
-        kernel[grid](*tensors, features, *features.stride(), *self.weights, **self.settings)
+    def logits(self) -> Tensor:
+        logits = self.features.new_empty((len(self.features), self.heads, self.classes), dtype=torch.float32)
+        self.launch(slice(None), logits, None, None, None)
+        return logits.sum(1)
+
+    def slopes(self, grad: Tensor, part: slice, x: Tensor) -> tuple[Tensor, Tensor]:
+        shape = self.groups, self.group_rows, x.shape[1]  # (G, M, b L), which is (N, K, b, L) in memory
+        grad_scores = x.new_empty(shape)
+        grad_values = x.new_empty(shape)
+        self.launch(part, None, grad, grad_scores, grad_values)
+        return grad_scores, grad_values
+
+    def launch(self, part: slice, *tensors: Tensor | None) -> None:
+        some = self.features[part]
+        grid = (triton.cdiv(self.classes, self.block_k), self.heads, len(some))
+        _attention_kernel[grid](self.keys[part], *tensors, some, *some.stride(), *self.weights, **self.settings)
 
 
 @triton.jit
-def _logits_kernel(
-    keys_ptr, logits_ptr,  # (B, N); (B, N, K), written
-    features_ptr, stride_b, stride_c, stride_l,  # (B, C, L)
+def _attention_kernel(
+    keys_ptr, logits_ptr,  # (b, N); (b, N, K), written going forward and None going backward
+    grad_ptr, grad_scores_ptr, grad_values_ptr,  # None going forward; (b, K); both (N, K, b, L), written
+    features_ptr, stride_b, stride_c, stride_l,  # (b, C, L)
     query_ptr, value_ptr, bias_ptr,  # (N K, Dk); (N K, Dv); (N K,)
     heads, classes, positions, key_width, value_width, first_value, drop_below, scale,
     SPLIT: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """Logits of one image and head for BLOCK_K classes, or the gradients of their scores and values."""
     tile, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     k = tile * BLOCK_K + tl.arange(0, BLOCK_K)
-    attention, values, kept = _attend(
-        features_ptr + image * stride_b, stride_c, stride_l, query_ptr, value_ptr, bias_ptr,
-        keys_ptr + image * heads + head, head, k, heads, classes, positions, key_width, value_width, first_value,
-        drop_below, SPLIT, DROPOUT, BLOCK_K, BLOCK_L, BLOCK_D,
-    )  # fmt: skip
-    if DROPOUT:
-        values = tl.where(kept, values, 0.0)
-    head_logits = tl.sum(attention * values, axis=1) * scale
-    tl.store(logits_ptr + (image * heads + head) * classes + k, head_logits, mask=k < classes)
-
-
-@triton.jit
-def _slopes_kernel(
-    keys_ptr, grad_ptr, grad_scores_ptr, grad_values_ptr,  # (b, N); (b, K); both (N, K, b, L), written
-    features_ptr, stride_b, stride_c, stride_l, query_ptr, value_ptr, bias_ptr,  # as above
-    heads, classes, positions, key_width, value_width, first_value, drop_below, scale,
-    SPLIT: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    tile, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    k = tile * BLOCK_K + tl.arange(0, BLOCK_K)
-    attention, values, kept = _attend(
-        features_ptr + image * stride_b, stride_c, stride_l, query_ptr, value_ptr, bias_ptr,
-        keys_ptr + image * heads + head, head, k, heads, classes, positions, key_width, value_width, first_value,
-        drop_below, SPLIT, DROPOUT, BLOCK_K, BLOCK_L, BLOCK_D,
-    )  # fmt: skip
-    grad = tl.load(grad_ptr + image * classes + k, mask=k < classes, other=0.0) * scale
-    weight = grad[:, None]  # of attention x value in the loss
-    if DROPOUT:
-        weight = tl.where(kept, weight, 0.0)
-    weighted = values * weight
-    grad_scores = attention * (weighted - tl.sum(attention * weighted, axis=1)[:, None])
-    grad_values = attention * weight
-    # row (head, class), column (image, position)
-    row = (head * classes + k).to(tl.int64) * tl.num_programs(2) + image
-    at = tl.arange(0, BLOCK_L)[None, :]
-    inside = (k < classes)[:, None] & (at < positions)
-    offsets = row[:, None] * positions + at
-    tl.store(grad_scores_ptr + offsets, grad_scores, mask=inside)
-    tl.store(grad_values_ptr + offsets, grad_values, mask=inside)
-
-
-@triton.jit
-def _attend(
-    image_ptr, stride_c, stride_l, query_ptr, value_ptr, bias_ptr, key_ptr, head, k, heads, classes, positions,
-    key_width, value_width, first_value, drop_below, SPLIT: tl.constexpr, DROPOUT: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Attention, values, and which of them are kept, of one image and head: (BLOCK_K, BLOCK_L), float32."""
     at = tl.arange(0, BLOCK_L)
+    features_ptr += image * stride_b
     group = head if SPLIT else 0
-    key_channels = image_ptr + group * key_width * stride_c
-    value_channels = image_ptr + (first_value + group * value_width) * stride_c
+    key_channels = features_ptr + group * key_width * stride_c
+    value_channels = features_ptr + (first_value + group * value_width) * stride_c
     row = head * classes + k
     scores = _project(
         query_ptr, key_channels, row, k < classes, at, positions, key_width, stride_c, stride_l,
@@ -158,8 +99,26 @@ def _attend(
     values += tl.load(bias_ptr + row, mask=k < classes, other=0.0).to(tl.float32)[:, None]
     kept = tl.full((BLOCK_K, BLOCK_L), 1, tl.int1)
     if DROPOUT:
-        kept = _draw(tl.load(key_ptr), k[:, None] * positions + at[None, :]) >= drop_below
-    return attention, values, kept
+        key = tl.load(keys_ptr + image * heads + head)
+        kept = _draw(key, k[:, None] * positions + at[None, :]) >= drop_below
+    if logits_ptr is not None:
+        if DROPOUT:
+            values = tl.where(kept, values, 0.0)
+        logits = tl.sum(attention * values, axis=1) * scale
+        tl.store(logits_ptr + (image * heads + head) * classes + k, logits, mask=k < classes)
+    else:
+        grad = tl.load(grad_ptr + image * classes + k, mask=k < classes, other=0.0) * scale
+        weight = grad[:, None]  # of attention x value in the loss
+        if DROPOUT:
+            weight = tl.where(kept, weight, 0.0)
+        weighted = values * weight
+        grad_scores = attention * (weighted - tl.sum(attention * weighted, axis=1)[:, None])
+        grad_values = attention * weight
+        column = row.to(tl.int64) * tl.num_programs(2) + image  # of (head, class) and image
+        inside = (k < classes)[:, None] & (at < positions)[None, :]
+        offsets = column[:, None] * positions + at[None, :]
+        tl.store(grad_scores_ptr + offsets, grad_scores, mask=inside)
+        tl.store(grad_values_ptr + offsets, grad_values, mask=inside)
 
 
 @triton.jit
