@@ -245,7 +245,7 @@ def marked_processes(marker: str) -> list[int]:
     return found
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 90) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "took too long"

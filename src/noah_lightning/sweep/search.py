@@ -23,8 +23,8 @@ class Search:
 
     Trial ``n`` of the study is job ``n``. The study is stored in Optuna's journal in the sweep's folder. A trial that
     repeats the settings of another one gets its top-1 without training. A trial whose job failed stays open in the
-    study, so that the search avoids similar settings and a resumed sweep can finish it.
-    Impossible and failed trials count too.
+    study, so that the search avoids similar settings and a resumed sweep can finish it. Both count, as do impossible
+    trials.
 
     Raises:
         UserError: there is nothing to search, a value is invalid, or Optuna is not installed.
