@@ -17,9 +17,7 @@ from noah_lightning.distributed.environment import rank
 from noah_lightning.distributed.signals import Stopped, StopRequest
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(
-    ["noah_lightning.cli.hydra_app", "noah_lightning.sweep.launch", "noah_lightning.train"]
-)
+_server.set_forkserver_preload(["noah_lightning.cli.hydra_app", "noah_lightning.train"])
 
 
 class Command:

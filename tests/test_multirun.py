@@ -1,20 +1,30 @@
-"""Hydra's multirun as Hydra's users know it: the real commands, with config folders and plugins of other packages."""
+"""Hydra's multirun as Hydra's users know it, with config folders and plugins of other packages.
+
+Most commands run in this process, because importing everything again takes seconds.
+"""
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from importlib import import_module
+from io import StringIO
 from pathlib import Path
 
 import pytest
+import yaml
+from hydra.core.plugins import Plugins
 
-from conftest import call_noah
+from conftest import Answer, call_noah
 from noah_lightning.run_dir import RunDir
 from test_sweep import QUICK, finished
 
 ROOT = Path(__file__).parents[1]
 TRAIN_PY = [sys.executable, str(ROOT / "train.py")]
-NOAH = [sys.executable, "-m", "noah_lightning"]
 
 SWEEPER = """
 from dataclasses import dataclass
@@ -53,12 +63,23 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
 
 
+def call_train_py(*argv: str) -> Answer:
+    """``python train.py <argv>`` in this process and the current folder."""
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", [str(ROOT / "train.py"), *argv])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    assert isinstance(end.value.code, int)
+    return Answer(end.value.code, out.getvalue(), err.getvalue())
+
+
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder of configurations, and an empty working folder."""
     for group, name, text in (
         ("experiment", "mine", "head: {head_num: 2}"),
-        ("sweep", "seeds", "hydra: {sweeper: {params: {seed: '0,1'}}}"),
+        ("sweep", "processes", "hydra: {sweeper: {params: {trainer.devices: '1,2'}}}"),
     ):
         (tmp_path / "own" / group).mkdir(parents=True)
         (tmp_path / "own" / group / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")
@@ -67,18 +88,17 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "own"
 
 
-def test_joblib_trains_two_jobs_of_two_processes_with_a_config_folder_of_the_users(own: Path) -> None:
+def test_joblib_trains_jobs_of_one_and_two_processes_with_a_config_folder_of_the_users(own: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = [word for word in QUICK if word != "experiment=demo"]
-    words += ["data=digits", "recipe=digits", "+experiment=mine", "sweep=seeds", "hydra.sweep.dir=pair"]
-    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    command = [*NOAH, "train", "-m", "--config-dir", str(own), "hydra/launcher=joblib", *two, *words]
-    done = run(*command)
-    assert done.returncode == 0, done.stderr
+    words += ["data=digits", "recipe=digits", "+experiment=mine", "sweep=processes", "hydra.sweep.dir=pair"]
+    words += ["trainer=ddp", "trainer.accelerator=cpu", "hydra/launcher=joblib"]
+    answer = call_noah("train", "-m", "--config-dir", str(own), *words)
+    assert answer.status == 0, answer.err
     assert finished(Path("pair")) == {"0", "1"}
-    assert [RunDir(Path("pair", n)).config().seed for n in "01"] == [0, 1]
+    assert [RunDir(Path("pair", n)).config().trainer.devices for n in "01"] == [1, 2]
     assert {RunDir(Path("pair", n)).config().head.head_num for n in "01"} == {2}
-    assert "2 of 2 jobs finished; noah compare pair" in done.stdout
+    assert "2 of 2 jobs finished; noah compare pair" in answer.out
 
 
 def test_jobs_resume_by_themselves_under_any_launcher(own: Path) -> None:
@@ -97,24 +117,36 @@ def test_jobs_resume_by_themselves_under_any_launcher(own: Path) -> None:
 def test_submitit_and_params_of_the_command_line(own: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     words = ["hydra/launcher=submitit_local", "+hydra.sweeper.params.seed='3,4'", "head.head_num=2,5"]
-    done = run(*TRAIN_PY, "-m", *QUICK, f"hydra.searchpath=[file://{own}]", *words, "sweep.dir=four")
-    assert done.returncode == 0, done.stderr
+    answer = call_train_py("-m", *QUICK, f"hydra.searchpath=[file://{own}]", *words, "sweep.dir=four")
+    assert answer.status == 0, answer.err
     assert finished(Path("four")) == {"0", "2"}, "those with 5 blocks are skipped"
     assert [RunDir(Path("four", n)).config().seed for n in "02"] == [3, 4]
 
 
-def test_a_sweeper_of_another_package_gets_the_top1(own: Path) -> None:
+def test_a_sweeper_of_another_package_gets_the_top1(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (own / "hydra_plugins").mkdir()
     (own / "hydra_plugins" / "climber.py").write_text(SWEEPER)
-    path = os.pathsep.join([str(own), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.syspath_prepend(str(own))
+    Plugins.instance().register(import_module("hydra_plugins.climber").Climber)  # Hydra looks for plugins once
     words = ["hydra/sweeper=climber", f"hydra.searchpath=[file://{own}]", "+experiment=mine", "data=digits"]
     words += [word for word in QUICK if word != "experiment=demo"]
-    done = run(*TRAIN_PY, "-m", *words, "recipe=digits", "hydra.sweep.dir=climb", PYTHONPATH=path)
-    assert done.returncode == 0, done.stderr
+    answer = call_train_py("-m", *words, "recipe=digits", "hydra.sweep.dir=climb")
+    assert answer.status == 0, answer.err
     values = json.loads(Path("climb/values.txt").read_text())
     assert values == [RunDir(Path("climb", n)).results().top1 for n in "01"]
     assert [RunDir(Path("climb", n)).config().seed for n in "01"] == [3, 4]
     assert Path("climb/sweep.json").exists(), "which makes it a group of W&B's"
+
+
+def test_hydras_optuna_sweeper_maximizes_the_top1(own: Path) -> None:
+    """If installed by ``pip install --no-deps hydra-optuna-sweeper``: its metadata excludes current Optuna."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    words = ["hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", "hydra.sweeper.n_trials=2", "head=noah"]
+    done = run(*TRAIN_PY, "-m", *QUICK, *words, "head.head_num=1,2", "hydra.sweep.dir=trials")
+    assert done.returncode == 0, done.stderr
+    best = yaml.safe_load(Path("trials/optimization_results.yaml").read_text())
+    top1 = {RunDir(Path("trials", n)).results().top1 for n in "01"}
+    assert best["best_value"] == max(top1)
 
 
 def test_hydras_own_sweeper_and_a_failing_job(own: Path) -> None:
@@ -134,27 +166,34 @@ def test_mistakes_are_found_before_torch_is_imported(own: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "line", "offered"),
+    ("call", "line", "offered"),
     [
-        ([*TRAIN_PY], "python train.py mod", {"model="}),
-        ([*TRAIN_PY], "python train.py head=", {"head=gap", "head=noah"}),
-        ([*NOAH, "train"], "noah train head.head_", {"head.head_num=", "head.head_split="}),
-        ([*NOAH], "noah train -m hydra/launcher=lo", {"hydra/launcher=local"}),
-        ([*NOAH], "noah train sweep=head_num_", {"sweep=head_num_key_ratio"}),
-        ([*NOAH], "noah co", {"convert", "compare", "train"}),
+        (call_train_py, "python train.py mod", {"model="}),
+        (call_train_py, "python train.py head=", {"head=gap", "head=noah"}),
+        (partial(call_noah, "train"), "noah train head.head_", {"head.head_num=", "head.head_split="}),
+        (call_noah, "noah train -m hydra/launcher=lo", {"hydra/launcher=local"}),
+        (call_noah, "noah train sweep=head_num_", {"sweep=head_num_key_ratio"}),
+        (call_noah, "noah co", {"convert", "compare", "train"}),
     ],
 )
-def test_tab_completes_groups_and_keys(program: list[str], line: str, offered: set[str]) -> None:
-    done = run(*program, "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
-    assert done.returncode == 0, done.stderr
-    assert offered <= set(done.stdout.split())
+def test_tab_completes_groups_and_keys(
+    call: Callable[..., Answer], line: str, offered: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    answer = call("-sc", "query=bash")
+    assert answer.status == 0, answer.err
+    assert offered <= set(answer.out.split())
 
 
-@pytest.mark.parametrize(("program", "name"), [(TRAIN_PY, "python"), ([*NOAH, "train"], "noah"), (NOAH, "noah")])
-def test_completion_is_installed_for_the_program(program: list[str], name: str) -> None:
-    done = run(*program, "-sc", "install=bash")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].endswith(f"-F hydra_bash_completion {name}")
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [(call_train_py, "python"), (partial(call_noah, "train"), "noah"), (call_noah, "noah")],
+)
+def test_completion_is_installed_for_the_program(call: Callable[..., Answer], name: str) -> None:
+    answer = call("-sc", "install=bash")
+    assert answer.status == 0, answer.err
+    assert answer.out.splitlines()[-1].endswith(f"-F hydra_bash_completion {name}")
 
 
 @pytest.mark.ray
@@ -164,7 +203,7 @@ def test_a_ray_of_this_machine_schedules_the_jobs(own: Path, tmp_path_factory: p
     ray = ["hydra/launcher=ray", f"+hydra.launcher.init._temp_dir={short}", "+hydra.launcher.init.num_cpus=2"]
     ray += ["+hydra.launcher.init.include_dashboard=false"]
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    command = [*NOAH, "train", "-m", *QUICK, *ray, *two, "data.train_images=48", "sweep.dir=ray"]
+    command = [*TRAIN_PY, "-m", *QUICK, *ray, *two, "data.train_images=48", "sweep.dir=ray"]
     home = {"HOME": str(own), "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": ""}
     done = run(*command, "recipe.optimizer.lr=0.001,1e+30", **home)
     assert done.returncode == 1

@@ -154,7 +154,7 @@ def test_other_settings_are_refused_before_processes_start(
     def start(*_: object, **__: object) -> None:
         raise AssertionError("processes were started")
 
-    monkeypatch.setattr("noah_lightning.sweep.launch.run_in_processes", start)
+    monkeypatch.setattr("noah_lightning.sweep.job.run_in_processes", start)
     answer = noah("resume", "run", "trainer.devices=2", "trainer.strategy=ddp", "seed=1")
     assert answer.status == 2
     assert "was started with " in answer.err

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,52 +150,64 @@ def test_a_sweep_does_not_run_under_torchrun(noah: Noah, monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="module")
 def with_failures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer, Answer]:
-    """A sweep of four jobs of which two fail, and the same command once more with sweep.resume=true."""
+    """Six jobs on two GPUs, of which two fail and three are impossible, and again with sweep.resume=true on none."""
     folder = tmp_path_factory.mktemp("sweep")
-    before = Path.cwd()
-    os.chdir(folder)
-    rates = "recipe.optimizer.lr=0.001,1e+30,0.002,1e+31"  # those two end in losses that are not finite
-    words = ["data.train_images=48", "checkpoint.every_n_steps=1", "sweep.dir=four"]
-    command = ["train", "-m", *QUICK, "head=noah", rates, *words]
-    try:
-        return folder / "four", call_noah(*command), call_noah(*command, "sweep.resume=true")
-    finally:
-        os.chdir(before)
+    words = ["data.train_images=48", "checkpoint.every_n_steps=1", "trainer.accelerator=cpu", "sweep.dir=six"]
+    rates = "recipe.optimizer.lr=1e+30,0.001,1e+31"  # the losses of the first and the last are not finite
+    command = ["train", "-m", *QUICK, "head=noah", "head.head_num=2,5", rates, *words]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(launchers, "_gpus", lambda: ["3", "5"])
+        first = call_noah(*command)
+        patch.setattr(launchers, "_gpus", list)
+        return folder / "six", first, call_noah(*command, "sweep.resume=true")
+
+
+FAILING = ["0  head.head_num=2 recipe.optimizer.lr=1e+30", "2  head.head_num=2 recipe.optimizer.lr=1e+31"]
+
+
+def test_each_job_gets_gpus_of_its_own(with_failures: tuple[Path, Answer, Answer]) -> None:
+    _, first, _ = with_failures
+    started = lines(first, "started")
+    assert started[:2] == [f"{FAILING[0]}  on GPU 3", "1  head.head_num=2 recipe.optimizer.lr=0.001  on GPU 5"]
+    assert started[2] in (f"{FAILING[1]}  on GPU 3", f"{FAILING[1]}  on GPU 5"), "when one of them was free again"
+    assert len(started) == 3
 
 
 def test_a_failure_leaves_the_other_jobs_alone(with_failures: tuple[Path, Answer, Answer]) -> None:
     folder, first, _ = with_failures
-    rates = ["0.001", "1e+30", "0.002", "1e+31"]
-    assert finished(folder) == {"0", "2"}
+    assert finished(folder) == {"1"}
     assert first.status == 1
-    assert lines(first, "started") == [f"{n}  recipe.optimizer.lr={rate}" for n, rate in enumerate(rates)]
+    assert [line.split()[0] for line in lines(first, "finished")] == ["1"]
 
 
 def test_failures_are_told_at_once_and_in_the_end(with_failures: tuple[Path, Answer, Answer]) -> None:
     _, first, _ = with_failures
     told = [line for line in first.err.splitlines() if line.startswith("failed")]
-    assert [line.split(": ")[0] for line in told] == 2 * [
-        "failed   1  recipe.optimizer.lr=1e+30",
-        "failed   3  recipe.optimizer.lr=1e+31",
-    ]
+    names = [line.split(": ")[0].removeprefix("failed   ") for line in told]
+    assert sorted(names[:2]) == names[2:] == FAILING
     assert all("try a smaller recipe.optimizer.lr" in line for line in told)
-    assert "2 of 4 jobs finished, 2 failed" in first.out
-    assert first.err.splitlines()[-1] == "noah: 2 of 4 jobs failed; sweep.resume=true resumes them"
+    assert "1 of 6 jobs finished, 3 impossible, 2 failed" in first.out
+    assert first.err.splitlines()[-1] == "noah: 2 of 6 jobs failed; sweep.resume=true resumes them"
+
+
+def test_impossible_jobs_are_told_and_skipped(with_failures: tuple[Path, Answer, Answer]) -> None:
+    for answer in with_failures[1:]:
+        skipped = lines(answer, "skipped")
+        assert [line.split()[0] for line in skipped] == ["3", "4", "5"]
+        assert skipped[1].startswith("4  head.head_num=5 recipe.optimizer.lr=0.001: NOAH: head_num=5 does not divide")
 
 
 def test_each_job_has_its_own_settings(with_failures: tuple[Path, Answer, Answer]) -> None:
     folder, _, _ = with_failures
-    assert [RunDir(folder / n).config().recipe.optimizer.lr for n in ("0", "2")] == [0.001, 0.002]
+    assert [RunDir(folder / n).config().recipe.optimizer.lr for n in "012"] == [1e30, 0.001, 1e31]
 
 
 def test_resuming_goes_on_only_with_what_failed(with_failures: tuple[Path, Answer, Answer]) -> None:
     folder, _, again = with_failures
     assert lines(again, "started") == []
-    assert lines(again, "resumed") == [
-        "1  recipe.optimizer.lr=1e+30  after 2 steps",
-        "3  recipe.optimizer.lr=1e+31  after 2 steps",
-    ]
-    assert "2 of them before" in again.out
+    assert lines(again, "resumed") == [f"{name}  after 2 steps" for name in FAILING]
+    assert "1 of 6 jobs finished, 1 of them before, 3 impossible, 2 failed" in again.out
     assert again.status == 1
     assert not (folder / ".unfinished").exists()
 
@@ -207,32 +218,16 @@ def test_a_sweep_never_overwrites_another(with_failures: tuple[Path, Answer, Ans
     assert "already contains a sweep; sweep.resume=true resumes it" in answer.err
 
 
-def test_impossible_jobs_are_told_and_skipped(noah: Noah) -> None:
-    answer = noah("train", "-m", *QUICK, "head=noah", "head.head_num=5,2", "sweep.dir=pair")
-    assert answer.status == 0, answer.err
-    assert lines(answer, "skipped")[0].startswith("0  head.head_num=5: NOAH: head_num=5 does not divide")
-    assert finished(Path("pair")) == {"1"}
-    assert "1 of 2 jobs finished, 1 impossible" in answer.out
-
-
-def test_each_job_gets_gpus_of_its_own(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launchers, "_gpus", lambda: ["3", "5"])
-    answer = noah("train", "-m", *QUICK, "trainer.accelerator=cpu", "seed=0,1,2", "sweep.dir=queue")
-    assert answer.status == 0, answer.err
-    assert lines(answer, "started")[:2] == ["0  seed=0  on GPU 3", "1  seed=1  on GPU 5"]
-    assert finished(Path("queue")) == {"0", "1", "2"}
-    assert sorted(line.split()[0] for line in lines(answer, "finished")) == ["0", "1", "2"]
-
-
 def test_the_latest_sweep_of_the_command_is_resumed(noah: Noah) -> None:
     for day in ("2026-01-01", "2026-01-02"):
-        folder = Path("runs") / day / "12-00-00_sweep"
-        folder.mkdir(parents=True)
-        (folder / "sweep.json").write_text(json.dumps({"command": [*QUICK, "seed=0"]}))
+        run_dir = Path("runs") / day / "12-00-00_sweep" / "0"
+        run_dir.mkdir(parents=True)
+        (run_dir / "results.json").touch()  # as if it had finished
+        (run_dir.parent / "sweep.json").write_text(json.dumps({"command": [*QUICK, "seed=0"]}))
     answer = noah("train", "-m", *QUICK, "seed=0", "sweep.resume=true")
     assert answer.status == 0
-    assert finished(Path("runs/2026-01-02/12-00-00_sweep")) == {"0"}
-    assert not finished(Path("runs/2026-01-01/12-00-00_sweep"))
+    assert lines(answer, "sweep")[0] == "1 jobs, runs/2026-01-02/12-00-00_sweep"
+    assert "finished already: 0" in answer.out
 
 
 # --- killed
@@ -250,7 +245,7 @@ def marked_processes(marker: str) -> list[int]:
     return found
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 90) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "took too long"
@@ -280,9 +275,8 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on_to_the_bit(noah: Noah, tmp
     assert "2 of 2 jobs finished, 1 of them before" in answer.out
     assert Path("killed/0/results.json").stat().st_mtime_ns == before
     assert sorted(path.name for path in Path("killed").iterdir()) == ["0", "1", "sweep.json"]
-    assert noah(*command, "sweep.dir=alone").status == 0
-    for number in ("0", "1"):
-        assert faults.differences(Path("alone", number), Path("killed", number)) == []
+    assert noah("train", *QUICK, *words, "data.train_images=320", "hydra.run.dir=alone").status == 0
+    assert faults.differences(Path("alone"), Path("killed/1")) == []
 
 
 @pytest.mark.slow
@@ -321,7 +315,7 @@ def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Job 0 of ``ONE_JOB``, after two of its steps, with a checkpoint of each."""
     from noah_lightning.callbacks import checkpoints
     from noah_lightning.distributed.signals import Stopped
-    from noah_lightning.sweep.launch import train_in_processes
+    from noah_lightning.sweep.job import train_in_processes
 
     agree = checkpoints.Checkpoints._agree
 
@@ -386,12 +380,24 @@ def empty(job_dir: Path) -> None:
     (job_dir / "config.yaml").write_text("")
 
 
+def end_by_mistake(job_dir: Path, before: Callable[[], object] = lambda: None) -> None:
+    """A job that ends in a user's mistake; ``before`` that it does something."""
+
+    def train(*_: object, **__: object) -> None:
+        before()
+        raise UserError("3.jpg cannot be read; data.max_unreadable=1 lets it")
+
+    cfg = OmegaConf.create({**compose_config(ONE_JOB).model_dump(), "sweep": {"resume": False}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "train_in_processes", train)
+        with pytest.raises(UserError):
+            job._train_in_sweep(cfg, job_dir)
+
+
 def fail_by_mistake(job_dir: Path) -> None:
     """As if the run had begun and ended in this attempt."""
     checkpoints = (job_dir / "checkpoints").rename(job_dir / "later")
-    with suppress(UserError), job._mistakes_noted(job_dir):
-        checkpoints.rename(job_dir / "checkpoints")
-        raise UserError("3.jpg cannot be read; data.max_unreadable=1 lets it")
+    end_by_mistake(job_dir, lambda: checkpoints.rename(job_dir / "checkpoints"))
 
 
 @pytest.mark.parametrize(
@@ -419,14 +425,12 @@ def test_a_job_that_cannot_go_on_is_set_aside_and_begins_anew(
 
 def test_a_job_that_had_gone_on_is_not_thrown_away_for_a_mistake(job_dir: Path) -> None:
     """Its data may be missing on this machine only."""
-    with pytest.raises(UserError), job._mistakes_noted(job_dir):
-        raise UserError("there is no folder /data")
+    end_by_mistake(job_dir)
     assert ready(job_dir) == 2
 
 
 def test_a_mistake_before_the_run_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError), job._mistakes_noted(tmp_path / "0"):
-        raise UserError("there is no folder /data")
+    end_by_mistake(tmp_path / "0")
     assert not (tmp_path / "0").exists()
 
 
@@ -440,7 +444,7 @@ def test_a_folder_in_use_is_left_alone(job_dir: Path) -> None:
 
 def test_what_has_finished_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where another process finishes it after this one has looked."""
-    from noah_lightning.sweep.launch import train_in_processes
+    from noah_lightning.sweep.job import train_in_processes
 
     config = compose_config(ONE_JOB)
     run_dir = tmp_path / "0"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from omegaconf import DictConfig
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from conftest import TINY, Answer
+from conftest import TINY, Answer, call_noah
 from noah_lightning.errors import ConfigError, RunFailed
 from noah_lightning.run_dir import Results, RunDir
 from noah_lightning.sweep import launchers
@@ -40,30 +41,30 @@ def top1_of(config: DictConfig) -> float:
     return 90 - 5 * abs(config.head.head_num - 4) - 20 * abs(math.log10(config.recipe.optimizer.lr / 0.05))
 
 
+def pretended(patch: pytest.MonkeyPatch, fake: Fake) -> list[DictConfig]:
+    """Let jobs end at once with the top-1 that a function gives, or with its error's line; returns those started."""
+    started: list[DictConfig] = []
+
+    def start(payload: bytes, gpus: list[str], quiet: bool) -> tuple[Any, Connection]:
+        composed = cloudpickle.loads(payload)[2]
+        started.append(composed)
+        outcome = fake(composed)
+        if not isinstance(outcome, str):
+            run_dir = Path(composed.hydra.sweep.dir, str(composed.hydra.job.num))
+            run_dir.mkdir()
+            RunDir(run_dir).write_results(Results(1, 1, 1, round(1000 * outcome), 0, 100_000, 1.0, 1.0))
+            outcome = RunDir(run_dir).results().top1
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        sender.send(RunFailed(outcome) if isinstance(outcome, str) else outcome)
+        return SimpleNamespace(join=lambda: None), receiver
+
+    patch.setattr(launchers, "start", start)
+    return started
+
+
 @pytest.fixture
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fake], list[DictConfig]]:
-    """Jobs end at once with the top-1 that a function gives, or with its error's line; returns those started."""
-
-    def use(fake: Fake) -> list[DictConfig]:
-        started: list[DictConfig] = []
-
-        def start(payload: bytes, gpus: list[str], quiet: bool) -> tuple[Any, Connection]:
-            composed = cloudpickle.loads(payload)[2]
-            started.append(composed)
-            outcome = fake(composed)
-            if not isinstance(outcome, str):
-                run_dir = Path(composed.hydra.sweep.dir, str(composed.hydra.job.num))
-                run_dir.mkdir()
-                RunDir(run_dir).write_results(Results(1, 1, 1, round(1000 * outcome), 0, 100_000, 1.0, 1.0))
-                outcome = RunDir(run_dir).results().top1
-            receiver, sender = multiprocessing.Pipe(duplex=False)
-            sender.send(RunFailed(outcome) if isinstance(outcome, str) else outcome)
-            return SimpleNamespace(join=lambda: None), receiver
-
-        monkeypatch.setattr(launchers, "start", start)
-        return started
-
-    return use
+    return lambda fake: pretended(monkeypatch, fake)
 
 
 def trials(folder: str) -> list[optuna.trial.FrozenTrial]:
@@ -135,42 +136,71 @@ def test_a_search_needs_optuna(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> N
 # --- what is asked
 
 
-def test_trials_are_what_tpe_asks_for(noah: Noah, pretend: Callable[[Fake], list[DictConfig]]) -> None:
-    started = pretend(top1_of)
-    answer = noah("train", "-m", *BOTH, "sweep.trials=16", "sweep.dir=s")
-    assert answer.status == 0, answer.err
+@dataclass
+class TwoParts:
+    """A search of 12 trials that was resumed with 24, half of whose choices of a head are impossible."""
+
+    folder: str
+    first: Answer
+    second: Answer
+    started: list[DictConfig]
+    after_first: list[dict[str, Any]]  # what had been asked
+
+    @property
+    def odd(self) -> list[int]:
+        return [number for number, values in enumerate(asked(self.folder)) if values["head.head_num"] in "57"]
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> TwoParts:
+    folder = str(tmp_path_factory.mktemp("search") / "s")
+    command = ["train", "-m", *QUICK, "head.head_num=2,4,5,7", RATE, f"sweep.dir={folder}"]
+    with pytest.MonkeyPatch.context() as patch:
+        started = pretended(patch, top1_of)
+        first = call_noah(*command, "sweep.trials=12")
+        after_first = asked(folder)
+        return TwoParts(
+            folder, first, call_noah(*command, "sweep.trials=24", "sweep.resume=true"), started, after_first
+        )
+
+
+def test_trials_are_what_tpe_asks_for(search: TwoParts) -> None:
+    """Also in two parts, and beyond the ten trials at the beginning, which are random."""
+    assert (search.first.status, search.second.status) == (0, 0), search.first.err + search.second.err
     study = optuna.create_study(direction="maximize")
     space = {
-        "head.head_num": optuna.distributions.CategoricalDistribution(("1", "2", "4")),
+        "head.head_num": optuna.distributions.CategoricalDistribution(("2", "4", "5", "7")),
         "recipe.optimizer.lr": optuna.distributions.FloatDistribution(0.001, 1, log=True),
     }
-    for number, values in enumerate(asked("s")):
+    assert asked(search.folder)[:12] == search.after_first
+    for number, values in enumerate(asked(search.folder)):
         study.sampler = optuna.samplers.TPESampler(seed=number, constant_liar=True)
         trial = study.ask(space)
         assert trial.params == values
-        study.tell(trial, RunDir(Path("s", str(number))).results().top1)
+        if number in search.odd:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, RunDir(Path(search.folder, str(number))).results().top1)
     best, rate = study.best_trial, study.best_params["recipe.optimizer.lr"]
-    assert lines(answer, "best") == [
+    assert lines(search.second, "best") == [
         f"{best.number}  head.head_num=4 recipe.optimizer.lr={rate:.4g}: {best.value:.2f} %"
     ]
-    assert "16 of 16 jobs finished; noah compare s" in answer.out
-    assert [config.recipe.optimizer.lr for config in started] == [
-        values["recipe.optimizer.lr"] for values in asked("s")
-    ], "with all their digits"
+    trained = [values for number, values in enumerate(asked(search.folder)) if number not in search.odd]
+    rates = [config.recipe.optimizer.lr for config in search.started]
+    assert rates == [values["recipe.optimizer.lr"] for values in trained], "with all their digits"
 
 
-def test_an_impossible_head_is_reported_counts_and_is_avoided(
-    noah: Noah, pretend: Callable[[Fake], list[DictConfig]]
-) -> None:
-    started = pretend(top1_of)
-    answer = noah("train", "-m", *QUICK, "head.head_num=2,4,5,7", RATE, "sweep.trials=24", "sweep.dir=s")
-    assert answer.status == 0, answer.err
-    odd = [number for number, values in enumerate(asked("s")) if values["head.head_num"] in "57"]
-    assert [int(line.split()[0]) for line in lines(answer, "skipped")] == odd
-    assert odd == [trial.number for trial in trials("s") if trial.state == TrialState.PRUNED]
-    assert {config.head.head_num for config in started} == {2, 4}
-    assert f"{24 - len(odd)} of 24 jobs finished, {len(odd)} impossible" in answer.out
-    late = sum(number >= 10 for number in odd)  # the first ten are random
+def test_an_impossible_head_is_reported_counts_and_is_avoided(search: TwoParts) -> None:
+    odd = search.odd
+    early = [number for number in odd if number < 12]
+    assert [int(line.split()[0]) for line in lines(search.first, "skipped")] == early
+    assert [int(line.split()[0]) for line in lines(search.second, "skipped")] == odd
+    assert odd == [trial.number for trial in trials(search.folder) if trial.state == TrialState.PRUNED]
+    assert {config.head.head_num for config in search.started} == {2, 4}
+    assert f"{12 - len(early)} of 12 jobs finished, {len(early)} impossible; noah compare" in search.first.out
+    before = f"{12 - len(early)} of them before"
+    assert f"{24 - len(odd)} of 24 jobs finished, {before}, {len(odd)} impossible" in search.second.out
+    late = sum(number >= 10 for number in odd)
     assert late <= 4, "of fourteen, although every other choice is impossible"
 
 
@@ -237,17 +267,6 @@ def test_a_failed_job_is_told_and_the_search_goes_on(noah: Noah, pretend: Callab
     assert f"8 of 8 jobs finished, {8 - len(failed)} of them before" in answer.out
 
 
-def test_a_search_in_two_parts_asks_what_one_asks(noah: Noah, pretend: Callable[[Fake], list[DictConfig]]) -> None:
-    """Beyond the ten trials at the beginning, which are random."""
-    pretend(top1_of)
-    command = ["train", "-m", *QUICK, "head.head_num=1,4,5", RATE]
-    assert noah(*command, "sweep.trials=15", "sweep.dir=whole").status == 0
-    assert noah(*command, "sweep.trials=4", "sweep.dir=parts").status == 0
-    answer = noah(*command, "sweep.trials=15", "sweep.dir=parts", "sweep.resume=true")
-    assert answer.status == 0, answer.err
-    assert asked("parts") == asked("whole")
-
-
 def test_a_grid_is_not_resumed_as_a_search(noah: Noah, pretend: Callable[[Fake], list[DictConfig]]) -> None:
     pretend(lambda config: 50.0)
     command = ["train", "-m", *QUICK, "head.head_num=1,2"]
@@ -272,6 +291,7 @@ def test_jobs_at_a_time_are_asked_for_together(noah: Noah, pretend: Callable[[Fa
     assert answer.status == 0, answer.err
     assert [line.split()[0] for line in answer.out.splitlines() if line][1:4] == ["started"] * 3
     assert finished(Path("s")) == set("01234")
+    assert "5 of 5 jobs finished; noah compare s" in answer.out
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")

@@ -159,9 +159,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def resume(arguments: argparse.Namespace) -> None:
-    from noah_lightning.sweep.launch import resume
+    from noah_lightning.run_dir import RunDir
+    from noah_lightning.sweep.job import train_in_processes
 
-    resume(arguments.folder, arguments.overrides, arguments.force)
+    config = RunDir(arguments.folder).config_to_resume(arguments.overrides, arguments.force)
+    train_in_processes(config, arguments.folder.resolve(), resume=True, force=arguments.force)
 
 
 def check_data(arguments: argparse.Namespace) -> int:

@@ -57,9 +57,8 @@ _GIBIBYTE = 2**30
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory for the next step, in this process and those it forks.
 
-    By default glibc returns large blocks to the kernel at once, which then clears every page again: 10,000 page
-    faults in a training step of a ResNet-18 on small images, a tenth of its time. The process stays as large as it
-    was at its peak. Other C libraries are left unchanged.
+    By default it returns large blocks to the kernel at once, which clears every page again: 10,000 page faults in a
+    training step of a ResNet-18 on small images, a tenth of its time. The process stays as large as at its peak.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from noah_lightning.distributed.environment import rank
-from noah_lightning.distributed.signals import SIGNALS, Stopped
+from noah_lightning.distributed.signals import SIGNALS, Stopped, handled
 from noah_lightning.errors import FAILED, INTERRUPTED, MISTAKE, RunFailed, UserError
 
 START_METHOD = "spawn"  # a forked process could not use CUDA once its parent has
@@ -34,8 +34,7 @@ def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any, impo
 
     Args:
         count: number of processes.
-        work: function of an importable module.
-        arguments: its arguments, pickled.
+        work: function of an importable module; it and its arguments are pickled.
         imports: module that each process imports before it can be interrupted.
 
     Raises:
@@ -73,9 +72,7 @@ def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any, impo
             with suppress(ProcessLookupError):
                 os.kill(process.pid or 0, number)
 
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, forward) for number in SIGNALS} if in_main_thread else {}
-    with tempfile.TemporaryDirectory(prefix="noah-") as folder, _new_processes_ignore_interrupts():
+    with tempfile.TemporaryDirectory(prefix="noah-") as folder, _new_processes_ignore_interrupts(), handled(forward):
         first_failure = Path(folder, "first")
         try:
             return elastic_launch(launch, _start)(first_failure, imports, work, arguments)[0]
@@ -95,9 +92,6 @@ def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any, impo
             ) from None
         except SignalException as stop:
             raise Stopped(stop.sigval) from stop
-        finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
 
 
 @contextmanager
@@ -146,25 +140,22 @@ def _start(first_failure: Path, imports: str, work: Callable[..., Any], argument
 
 
 def _work(first_failure: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """Do the work in one of several processes, and report only the first failure.
+    """Do the work in one of several processes; an error writes its exit status and message to a file.
 
-    The first process to fail writes its exit status and message to a file; an unexpected error is printed with its
-    traceback. The others then fail too, because it no longer answers, and report nothing.
+    Only the first one is reported: the other processes then fail too, because that one no longer answers.
     """
     try:
         return work(*arguments)
     except (UserError, RunFailed) as error:
-        status = MISTAKE if isinstance(error, UserError) else FAILED
-        with suppress(FileExistsError), first_failure.open("x") as file:
-            file.write(f"{status} {error}")
-        raise SystemExit(status) from None
+        status, message, trace = MISTAKE if isinstance(error, UserError) else FAILED, str(error), ""
     except Stopped as stopped:
         raise SystemExit(128 + stopped.signal) from None
     except Exception:
         if _interrupted.is_set():  # the error follows from the interruption
             raise SystemExit(1) from None
-        text = traceback.format_exc()
-        with suppress(FileExistsError), first_failure.open("x") as file:
-            print(text, end="", file=sys.stderr, flush=True)
-            file.write(f"{FAILED} process {rank()} exited with status 1; see its traceback above")
-        raise SystemExit(1) from None
+        status, message = FAILED, f"process {rank()} exited with status 1; see its traceback above"
+        trace = traceback.format_exc()
+    with suppress(FileExistsError), first_failure.open("x") as file:
+        print(trace, end="", file=sys.stderr, flush=True)
+        file.write(f"{status} {message}")
+    raise SystemExit(status)

@@ -7,8 +7,8 @@ run at once. Torch is not imported here.
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -18,11 +18,7 @@ ECHO = 1.0  # seconds
 
 
 class Stopped(Exception):
-    """The run was stopped by a signal after its state was saved; it can be resumed.
-
-    Attributes:
-        signal: number of the signal.
-    """
+    """The run was stopped by a signal, whose number is ``signal``, after its state was saved; it can be resumed."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -30,6 +26,20 @@ class Stopped(Exception):
 
     def __reduce__(self) -> tuple[type["Stopped"], tuple[int]]:
         return Stopped, (self.signal,)  # a launcher pickles it
+
+
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], Any], numbers: Sequence[int] = SIGNALS) -> Iterator[None]:
+    """Handle signals within this context; does nothing outside the main thread, as Python requires."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 class StopRequest:
@@ -43,18 +53,9 @@ class StopRequest:
         self.signal = 0
         self._interrupted: float | None = None  # time of the first Ctrl-C
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handle the signals within this context; does nothing outside the main thread, as Python requires."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def listening(self) -> AbstractContextManager[None]:
+        """Context within which signals set the flag."""
+        return handled(self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -68,11 +69,8 @@ class StopRequest:
 def use_our_signal_handlers(trainer: Any) -> None:
     """Keep Lightning from installing its own signal handlers in ``fit``, which would replace those above.
 
-    Lightning's handler of SIGTERM communicates with the other processes from within the signal handler; ours only
-    sets a flag. Lightning has no public switch for this, so its private method is replaced.
-
-    Args:
-        trainer: a ``lightning.pytorch.Trainer``.
+    Lightning's handler of SIGTERM communicates with the other processes from within the signal handler. There is no
+    public switch for it, so its private method is replaced.
 
     Raises:
         AttributeError: this version of Lightning has no such method.

@@ -11,7 +11,7 @@ from typing import Any
 from noah_lightning.config.schema import processes_per_node
 from noah_lightning.distributed.signals import Stopped
 from noah_lightning.errors import ConfigError, RunFailed, one_line
-from noah_lightning.sweep.launchers import Launcher, Outcome, Results, as_return, run_payload
+from noah_lightning.sweep.launchers import Launcher, Outcome, Outcomes, run_payload
 from noah_lightning.sweep.plan import Job
 
 _LOGS = ".slurm"  # folder of sbatch's and submitit's files, in the sweep's folder
@@ -19,18 +19,11 @@ _POLL_SECONDS = 2.0
 
 
 class SlurmLauncher(Launcher):
-    """Submits all jobs and waits for them; a preempted or requeued job resumes in its run directory.
-
-    Args:
-        options: see ``SlurmConf`` in ``hydra_plugins``.
-    """
+    """Submits all jobs and waits for them; a preempted or requeued job resumes in its run directory."""
 
     advice = f"its SLURM jobs continue; when they have ended, {Launcher.advice}"
 
-    def __init__(self, **options: Any) -> None:
-        self.options = options
-
-    def run(self, jobs: Iterator[Job]) -> Results:
+    def run(self, jobs: Iterator[Job]) -> Outcomes:
         """As :meth:`Launcher.run`, but running jobs are not stopped.
 
         Raises:
@@ -44,7 +37,11 @@ class SlurmLauncher(Launcher):
             time.sleep(_POLL_SECONDS)
             for job, slurm_job in [pair for pair in pending if pair[1].done()]:
                 pending.remove((job, slurm_job))
-                yield job, as_return(job, _slurm_outcome(slurm_job))
+                if error := slurm_job.exception():
+                    yield job, RunFailed(str(error).strip().splitlines()[-1])
+                else:
+                    outcomes = slurm_job.results()  # one for each task
+                    yield job, next((one for one in outcomes if isinstance(one, Exception)), outcomes[0])
 
     def _submit(self, todo: list[Job]) -> list[Any]:
         try:
@@ -60,21 +57,20 @@ class SlurmLauncher(Launcher):
         if any(job.config.trainer != trainer for job in todo):
             raise ConfigError("hydra/launcher=slurm: the jobs of one sweep must have the same trainer settings")
         tasks = processes_per_node(trainer)
-        parameters = {
-            "job_name": f"noah-{folder.name}",
-            "partition": options["partition"],
-            "account": options["account"],
-            "time": options["timeout_min"],
-            "nodes": trainer.num_nodes,
-            "ntasks_per_node": tasks,
-            "cpus_per_task": options["cpus_per_task"],
-            "mem": f"{options['mem_gb']}G" if options["mem_gb"] else None,
-            "gpus_per_node": options["gpus_per_node"] or (None if trainer.accelerator == "cpu" else tasks),
-            "array_parallelism": options["max_jobs"],
-            "setup": list(options["setup"]),
-            "additional_parameters": {"requeue": True, **options["additional"]},
-        }
-        executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
+        executor.update_parameters(
+            job_name=f"noah-{folder.name}",
+            partition=options["partition"],
+            account=options["account"],
+            time=options["timeout_min"],
+            nodes=trainer.num_nodes,
+            ntasks_per_node=tasks,
+            cpus_per_task=options["cpus_per_task"],
+            mem=f"{options['mem_gb']}G" if options["mem_gb"] else None,
+            gpus_per_node=options["gpus_per_node"] or (None if trainer.accelerator == "cpu" else tasks),
+            array_parallelism=options["max_jobs"],
+            setup=list(options["setup"]),
+            additional_parameters={"requeue": True, **options["additional"]},
+        )
         for job in todo:
             job.run_dir.mkdir(exist_ok=True)  # before its tasks start
         try:
@@ -101,25 +97,10 @@ class SlurmTask:
         return DelayedSubmission(self, payload)
 
 
-def _slurm_outcome(slurm_job: Any) -> Outcome:
-    error = slurm_job.exception()
-    if error is not None:
-        return RunFailed(str(error).strip().splitlines()[-1])
-    outcomes = slurm_job.results()  # one for each task
-    return next((outcome for outcome in outcomes if isinstance(outcome, Exception)), outcomes[0])
-
-
 class RayLauncher(Launcher):
-    """Runs each job as a Ray task in its own process, with one GPU for each of its devices.
+    """Runs each job as a Ray task in its own process, with one GPU for each of its devices."""
 
-    Args:
-        options: see ``RayConf`` in ``hydra_plugins``.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        self.options = options
-
-    def run(self, jobs: Iterator[Job]) -> Results:
+    def run(self, jobs: Iterator[Job]) -> Outcomes:
         """As :meth:`Launcher.run`; raises ConfigError if Ray is not installed or the cluster cannot be reached."""
         try:
             import ray
@@ -139,12 +120,16 @@ class RayLauncher(Launcher):
                 gpus = devices if on_gpus and job.config.trainer.accelerator != "cpu" else 0
                 cpus = self.options["cpus_per_device"] * devices
                 # max_calls=1: each job gets a new process.
-                task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=0)(_ray_task)
+                task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=0)(run_payload)
                 self.announce(job, "submitted")
                 running[task.remote(self.payload(job))] = job
             while running:
                 [ended], _ = ray.wait(list(running))
-                yield running[ended], as_return(running.pop(ended), _ray_outcome(ended))
+                try:
+                    outcome: Outcome = ray.get(ended)
+                except ray.exceptions.RayError as error:
+                    outcome = RunFailed(one_line(error))
+                yield running.pop(ended), outcome
         except SystemError as error:  # how Ray wraps an exception raised by a signal handler
             raise error.__cause__ or error from None
         finally:
@@ -153,20 +138,3 @@ class RayLauncher(Launcher):
             if running:
                 ray.wait(list(running), num_returns=len(running))
             ray.shutdown()
-
-
-def _ray_task(payload: bytes) -> Outcome:
-    try:
-        return run_payload(payload)
-    except KeyboardInterrupt:
-        return RunFailed("interrupted")
-
-
-def _ray_outcome(task: Any) -> Outcome:
-    import ray
-
-    try:
-        outcome: Outcome = ray.get(task)
-    except ray.exceptions.RayError as error:
-        return RunFailed(one_line(error))
-    return outcome

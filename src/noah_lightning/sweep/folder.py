@@ -35,22 +35,18 @@ def mark(path: Path) -> None:
         json.dump({"command": None}, file)
 
 
-def find(path: Path | None, command: Sequence[str], search: bool) -> Path:
-    """The folder of the latest sweep or search with this command, or ``path`` if given.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    what = "search" if search else "sweep"
+def find(path: Path | None, command: list[str], search: bool) -> Path:
+    """The folder of the latest sweep or search with this command, or ``path``; raises ConfigError for another one."""
     for candidate in [path] if path else sorted(Path("runs").glob("*/*_sweep"), reverse=True):
-        if _command(candidate) == list(command) and (candidate / TRIALS).exists() == search:
+        if _command(candidate) == command and (candidate / TRIALS).exists() == search:
             return candidate
     if path and (started := _command(path)):
-        if started != list(command):
+        if started != command:
             raise ConfigError(f"{path} was started with: {' '.join(started)}; repeat that command")
         kind = "not a search: remove sweep.trials" if search else "a search: add sweep.trials=N"
         raise ConfigError(f"{path} is {kind}")
-    raise ConfigError(f"found no {what} with this command in {path or 'runs/'}; remove sweep.resume to start one")
+    what, where = "search" if search else "sweep", path or "runs/"
+    raise ConfigError(f"found no {what} with this command in {where}; remove sweep.resume to start one")
 
 
 def _command(folder: Path) -> list[str] | None:
@@ -67,7 +63,7 @@ def say(line: str, file: TextIO | None = None) -> None:
 
 
 class Report:
-    """Prints and counts the results of the jobs, each under its name: number and settings.
+    """Prints and counts the results of the jobs of a sweep.
 
     Attributes:
         folder: folder of the sweep.
@@ -76,29 +72,28 @@ class Report:
 
     def __init__(self, folder: Path, total: int) -> None:
         self.folder, self.total = folder, total
-        self._before: list[int] = []
-        self._finished = 0
+        self._before = self._finished = 0
         self._skipped: list[str] = []
         self._failed: list[str] = []
 
     def finished_before(self, numbers: list[int]) -> None:
-        self._before = numbers
+        self._before = len(numbers)
         if numbers:
             say(f"finished already: {', '.join(map(str, numbers))}")
 
-    def finished(self, name: str, what: str) -> None:
+    def finished(self, job: object, what: str) -> None:
         self._finished += 1
-        say(f"finished {name}: {what}")
+        say(f"finished {job}: {what}")
 
-    def skipped(self, name: str, reason: str) -> None:
+    def skipped(self, job: object, reason: str) -> None:
         """A job whose head does not fit."""
-        self._skipped.append(f"{name}: {reason}")
+        self._skipped.append(f"{job}: {reason}")
         say(f"skipped  {self._skipped[-1]}")
 
-    def failed(self, name: str, error: BaseException) -> None:
+    def failed(self, job: object, error: BaseException) -> None:
         reason = f"stopped by {error}" if isinstance(error, Stopped) else str(error)
-        self._failed.append(f"{name}: {reason}")
-        say(f"failed   {self._failed[-1]}", sys.stderr)
+        self._failed.append(f"failed   {job}: {reason}")
+        say(self._failed[-1], sys.stderr)
 
     def conclude(self, best: str) -> None:
         """Print the summary of the sweep, with its ``best`` job unless that is "".
@@ -107,16 +102,16 @@ class Report:
             ConfigError: every job was skipped.
             RunFailed: jobs failed.
         """
-        if len(self._skipped) == self.total:
+        skipped, failed = len(self._skipped), len(self._failed)
+        if skipped == self.total:
             raise ConfigError(f"no job of the sweep is possible: {self._skipped[0].partition('  ')[2]}")
-        parts = [f"{self._finished + len(self._before)} of {self.total} jobs finished"]
-        parts += [f"{len(self._before)} of them before"] if self._before else []
-        parts += [f"{len(self._skipped)} impossible"] if self._skipped else []
-        parts += [f"{len(self._failed)} failed"] if self._failed else []
-        say(f"\nsweep    {', '.join(parts)}; noah compare {self.folder}")
+        parts = ((self._before, "of them before"), (skipped, "impossible"), (failed, "failed"))
+        counts = "".join(f", {number} {what}" for number, what in parts if number)
+        finished = self._before + self._finished
+        say(f"\nsweep    {finished} of {self.total} jobs finished{counts}; noah compare {self.folder}")
         if best:
             say(f"best     {best}")
-        if self._failed:
-            for reason in sorted(self._failed, key=lambda line: int(line.split()[0])):
-                say(f"failed   {reason}", sys.stderr)
-            raise RunFailed(f"{len(self._failed)} of {self.total} jobs failed; sweep.resume=true resumes them")
+        if failed:
+            for line in sorted(self._failed, key=lambda line: int(line.split()[1])):
+                say(line, sys.stderr)
+            raise RunFailed(f"{failed} of {self.total} jobs failed; sweep.resume=true resumes them")

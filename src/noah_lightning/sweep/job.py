@@ -1,11 +1,11 @@
-"""Hydra's task function: trains a single run, or a job of a sweep under any launcher."""
+"""Hydra's task function: trains a single run or a job of a sweep, in this process or in one process per device."""
 
 import multiprocessing
 import os
 import re
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from datetime import datetime
 from itertools import count
 from pathlib import Path
 
@@ -14,15 +14,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from noah_lightning.config.compose import from_hydra
-from noah_lightning.config.schema import RunConfig
+from noah_lightning.config.schema import RunConfig, processes_per_node
 from noah_lightning.distributed.environment import rank, started_from_outside
+from noah_lightning.distributed.launcher import run_in_processes
 from noah_lightning.distributed.signals import Stopped
 from noah_lightning.errors import FAILED, MISTAKE, ConfigError, RunFailed, RunFailedEverywhere, UserError, one_line
-from noah_lightning.run_dir import ASIDE, CHECKPOINTS, CONFIG, RESULTS, RunDir
-from noah_lightning.sweep.folder import mark
-from noah_lightning.sweep.launch import train_here, train_in_processes
+from noah_lightning.run_dir import ASIDE, CHECKPOINTS, CONFIG, LOG, RESULTS, RunDir
+from noah_lightning.sweep.folder import mark, say
 
-_MISTAKE = "mistake.txt"  # in a run directory: the user error that ended the run
+# In a run directory: the user error that ended its first attempt. Once it is fixed, the run restarts from scratch.
+_MISTAKE = "mistake.txt"
 _FOR_SWEEPS = re.compile(r"[+~]*(sweep[=.]|hydra/(launcher|sweeper)=|hydra\.(launcher|sweeper|sweep)\.)")
 
 
@@ -53,6 +54,38 @@ def train_job(cfg: DictConfig) -> float | None:
     finally:
         if rank() == 0:
             _remove_if_empty(run_dir)
+
+
+def train_in_processes(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = False) -> None:
+    """Train in this process or in one process per device; ``resume`` and ``force`` as for ``train.train``.
+
+    Raises:
+        UserError: anything the user can fix.
+        RunFailed: the run failed, or a process crashed.
+        Stopped: the run was stopped by a signal, after its state was saved.
+    """
+    devices = processes_per_node(config.trainer)
+    if config.trainer.num_nodes > 1 and not started_from_outside():
+        raise ConfigError("trainer.num_nodes requires torchrun or SLURM, which start one process for each device")
+    if devices == 1 or started_from_outside():
+        return train_here(config, run_dir, resume, force)
+    try:
+        run_in_processes(devices, train_here, config, run_dir, resume, force, imports="noah_lightning.train")
+    except (UserError, RunFailed) as error:
+        log = run_dir / LOG
+        if log.is_file() and str(error) not in log.read_text():  # an error of another rank
+            with log.open("a") as file:
+                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} error: {error}\n")
+        raise
+
+
+def train_here(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = False) -> None:
+    """Train in this process, which may be one of several; raises what ``train.train`` does."""
+    from noah_lightning.loggers import console
+    from noah_lightning.train import train
+
+    console.start_logging()
+    train(config, run_dir, resume, force)
 
 
 def _train_alone(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
@@ -88,12 +121,17 @@ def _train_in_sweep(cfg: DictConfig, run_dir: Path) -> None:
         multiprocessing.set_start_method(None, force=True)  # joblib's is not available in new processes
     if resume and not started_from_outside():  # several processes would interfere
         make_ready(config, run_dir, run_dir.name)
+    first_attempt = not (run_dir / CHECKPOINTS).exists()
     try:
-        with _mistakes_noted(run_dir):
-            train_in_processes(config, run_dir, resume=resume)
-    except (UserError, RunFailed):
-        if not (resume and has_finished(run_dir)):  # finished by another process in the meantime
-            raise
+        train_in_processes(config, run_dir, resume=resume)
+    except (UserError, RunFailed) as error:
+        if resume and has_finished(run_dir):  # by another process in the meantime
+            return
+        # A resumed run is not restarted for a mistake, because its data may only be missing on this machine.
+        if isinstance(error, UserError) and first_attempt and (run_dir / CONFIG).exists():
+            with suppress(OSError, ConfigError), RunDir(run_dir).locked():
+                (run_dir / _MISTAKE).write_text(f"{error}\n")
+        raise
     except Stopped:
         raise
     except Exception as error:
@@ -109,27 +147,20 @@ def make_ready(config: RunConfig, run_dir: Path, name: str) -> int:
     """
     if not run_dir.is_dir() or not any(run_dir.iterdir()):
         return 0
-    try:
-        with RunDir(run_dir).locked():
-            return _steps_done(config, run_dir, name)
-    except ConfigError:  # in use or not writable: nothing is moved, and the job reports it
-        return 0
-
-
-def _steps_done(config: RunConfig, run_dir: Path, name: str) -> int:
     from noah_lightning.callbacks.checkpoints import last_saved  # imports Lightning
 
-    try:
-        if (run_dir / _MISTAKE).exists():
-            raise ConfigError((run_dir / _MISTAKE).read_text().strip())
-        RunDir(run_dir).check_same(config)
-        saved = last_saved(run_dir)
-        return saved.steps if saved else 0
-    except UserError as reason:
-        aside = _set_aside(run_dir)
-        why = str(reason).partition("; ")[0]  # without the advice, which is for single runs
-        print(f"restart  {name}: {why}; the attempt is kept in {aside}", flush=True)
-        return 0
+    with suppress(ConfigError), RunDir(run_dir).locked():  # if it is in use or not writable, the job reports it
+        try:
+            if (run_dir / _MISTAKE).exists():
+                raise ConfigError((run_dir / _MISTAKE).read_text().strip())
+            RunDir(run_dir).check_same(config)
+            saved = last_saved(run_dir)
+            return saved.steps if saved else 0
+        except UserError as reason:
+            aside = _set_aside(run_dir)
+            why = str(reason).partition("; ")[0]  # without the advice, which is for single runs
+            say(f"restart  {name}: {why}; the attempt is kept in {aside}")
+    return 0
 
 
 def _set_aside(run_dir: Path) -> Path:
@@ -141,22 +172,6 @@ def _set_aside(run_dir: Path) -> Path:
         return run_dir.rename(next(name for name in names if not name.exists()))
     except OSError as error:
         raise ConfigError(f"{aside} cannot be written ({one_line(error)})") from error
-
-
-@contextmanager
-def _mistakes_noted(run_dir: Path) -> Iterator[None]:
-    """Record the user error that ends a run, for :func:`make_ready`: once it is fixed, the run restarts from scratch.
-
-    A resumed run is not restarted, because its data may only be missing on this machine.
-    """
-    first_attempt = not (run_dir / CHECKPOINTS).exists()
-    try:
-        yield
-    except UserError as mistake:
-        if first_attempt and (run_dir / CONFIG).exists():
-            with suppress(OSError, ConfigError), RunDir(run_dir).locked():
-                (run_dir / _MISTAKE).write_text(f"{mistake}\n")
-        raise
 
 
 def has_finished(run_dir: Path) -> bool:

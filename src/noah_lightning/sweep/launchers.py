@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 from abc import abstractmethod
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stdout, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -21,27 +22,30 @@ from omegaconf import DictConfig
 
 from noah_lightning.config.schema import processes_per_node
 from noah_lightning.distributed.environment import end_with_parent
-from noah_lightning.distributed.signals import Stopped
+from noah_lightning.distributed.signals import Stopped, handled
 from noah_lightning.errors import ConfigError, RunFailed, one_line
 from noah_lightning.sweep.folder import say
 from noah_lightning.sweep.job import make_ready
 from noah_lightning.sweep.plan import Job, compose_job
 
-Results = Generator[tuple[Job, JobReturn], None, None]
-Outcome = float | Exception  # returned or raised by the task function of a job
+Outcome = float | Exception  # top-1 of a job in percent, or what it raised
+Outcomes = Generator[tuple[Job, Outcome], None, None]
 
 
 class Launcher(hydra.plugins.launcher.Launcher):
-    """Launcher that yields each job as soon as it has ended.
+    """Launcher that yields each job as soon as it has ended; its settings are in ``hydra_plugins``."""
 
-    Attributes:
-        advice: message after a sweep was stopped.
-    """
+    advice = "the same command with sweep.resume=true resumes it"  # printed after a sweep was stopped
 
-    advice = "the same command with sweep.resume=true resumes it"
+    def __init__(self, **options: Any) -> None:
+        self.options = options
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    @abstractmethod
+    def run(self, jobs: Iterator[Job]) -> Outcomes:
+        """Run the jobs and yield each as soon as it has ended; closing the generator stops the running jobs."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Hydra's interface, for sweepers of other packages."""
@@ -50,13 +54,13 @@ class Launcher(hydra.plugins.launcher.Launcher):
             compose_job(loader, self.config, number, words, [word for word in words if word not in given])
             for number, words in enumerate(job_overrides, start=initial_job_idx)
         ]
-        with stoppable(self.advice), closing(self.run(iter(jobs))) as results:
-            returns = {job.number: result for job, result in results}
+        returns = {}
+        with stoppable(self.advice), closing(self.run(iter(jobs))) as outcomes:
+            for job, outcome in outcomes:
+                status = JobStatus.FAILED if isinstance(outcome, Exception) else JobStatus.COMPLETED
+                returns[job.number] = JobReturn(overrides=job.overrides, cfg=job.composed, status=status)
+                returns[job.number].return_value = outcome
         return [returns[job.number] for job in jobs]
-
-    @abstractmethod
-    def run(self, jobs: Iterator[Job]) -> Results:
-        """Run the jobs and yield each as soon as it has ended; closing the generator stops the running jobs."""
 
     def announce(self, job: Job, word: str, where: str = "") -> None:
         """Report that a job starts or resumes, after moving an attempt that cannot be resumed."""
@@ -65,7 +69,7 @@ class Launcher(hydra.plugins.launcher.Launcher):
         say(f"{'resumed' if steps and word == 'started' else word}  {job}{after}{where}")
 
     def payload(self, job: Job) -> bytes:
-        """Arguments of :func:`run_payload` for another process."""
+        """Argument of :func:`run_payload` in another process."""
         import cloudpickle
 
         # By value, because the task function may be defined in a script.
@@ -73,102 +77,93 @@ class Launcher(hydra.plugins.launcher.Launcher):
 
 
 def run_payload(payload: bytes) -> Outcome:
-    """Run a job in this process; returns the exception if the task function raises one."""
-    import cloudpickle
+    """Run a job in this process; exceptions are returned."""
+    try:
+        import cloudpickle
 
-    context, task_function, composed, name = cloudpickle.loads(payload)
-    setup_globals()
-    JobRuntime().set("name", name)
-    HydraConfig.instance().set_config(composed)
-    os.chdir(composed.hydra.runtime.cwd)
-    result = run_job(
-        task_function=task_function,
-        config=composed,
-        job_dir_key="hydra.sweep.dir",
-        job_subdir_key="hydra.sweep.subdir",
-        hydra_context=context,
-    )
-    outcome: Outcome = result._return_value
-    return outcome
-
-
-def as_return(job: Job, outcome: Outcome) -> JobReturn:
-    """The result of a job as Hydra's launchers return it."""
-    status = JobStatus.FAILED if isinstance(outcome, Exception) else JobStatus.COMPLETED
-    result = JobReturn(overrides=job.overrides, cfg=job.composed, status=status)
-    result.return_value = outcome
-    return result
+        context, task_function, composed, name = cloudpickle.loads(payload)
+        setup_globals()
+        JobRuntime().set("name", name)
+        HydraConfig.instance().set_config(composed)
+        os.chdir(composed.hydra.runtime.cwd)
+        result = run_job(
+            task_function=task_function,
+            config=composed,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+            hydra_context=context,
+        )
+        outcome: Outcome = result._return_value
+        return outcome
+    except KeyboardInterrupt:
+        return RunFailed("interrupted")
+    except OSError as error:  # Hydra could not create the directory
+        return ConfigError(f"{error.filename} cannot be written ({error.strerror})")
+    except Exception as error:  # such as an error of a Hydra callback
+        return RunFailed(f"{type(error).__name__}: {one_line(error)}")
 
 
 @contextmanager
 def stoppable(advice: str) -> Iterator[None]:
     """Raise Stopped on SIGTERM and SIGUSR1 within this context; further signals are ignored."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
-        for each in before:
+        for each in numbers:
             signal.signal(each, signal.SIG_IGN)
         raise Stopped(number)
 
-    before: dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    except (Stopped, KeyboardInterrupt):
-        say(f"\nsweep    stopped; {advice}")
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handled(stop, numbers):
+        try:
+            yield
+        except (Stopped, KeyboardInterrupt):
+            say(f"\nsweep    stopped; {advice}")
+            raise
 
 
 class LocalLauncher(Launcher):
     """Runs as many jobs at a time as there are free GPUs, or ``sweep.jobs`` if that is set; without GPUs, one."""
 
-    def run(self, jobs: Iterator[Job]) -> Results:
-        users = dict.fromkeys(_gpus(), 0)  # number of jobs using each GPU
-        running: dict[Connection, tuple[Job, BaseProcess, list[str]]] = {}
+    def run(self, jobs: Iterator[Job]) -> Outcomes:
+        gpus, at_a_time = _gpus(), self.config.sweep.jobs
+        running: dict[Any, tuple[Job, BaseProcess, list[str]]] = {}  # by the connection that receives the outcome
         held: Job | None = None  # waits for enough free GPUs
+
+        def assigned(need: int) -> list[str] | None:
+            """The least used GPUs for a job; None if it cannot start yet."""
+            users = Counter(gpu for _, _, used in running.values() for gpu in used)
+            free = len(gpus) - len(users) >= min(need, len(gpus)) if gpus else not running
+            can_start = len(running) < at_a_time if at_a_time else free
+            return sorted(gpus, key=users.__getitem__)[:need] if can_start else None
+
         try:
             while True:
                 # A search chooses its next job by the results so far, so it is queried only when a job can start.
-                while self._room(1, users, running) and (held := held or next(jobs, None)):
+                while assigned(1) is not None and (held := held or next(jobs, None)):
                     need = processes_per_node(held.config.trainer)
-                    if not self._room(need, users, running):
+                    if (own := assigned(need)) is None:
                         break
-                    gpus = sorted(users, key=users.__getitem__)[:need]  # the least used ones
-                    for gpu in gpus:
-                        users[gpu] += 1
                     print(flush=True)
-                    self.announce(held, "started", f"  on GPU {', '.join(gpus)}" if gpus else "")
-                    quiet = (self.config.sweep.jobs or len(users) // need) > 1  # their output would be mixed
-                    process, receiver = start(self.payload(held), gpus, quiet)
-                    running[receiver], held = (held, process, gpus), None
+                    self.announce(held, "started", f"  on GPU {', '.join(own)}" if own else "")
+                    quiet = (at_a_time or len(gpus) // need) > 1  # their output would be mixed
+                    process, receiver = start(self.payload(held), own, quiet)
+                    running[receiver], held = (held, process, own), None
                 if not running:
                     break
-                for receiver in [one for one in wait(list(running)) if isinstance(one, Connection)]:
-                    job, process, gpus = running.pop(receiver)
-                    for gpu in gpus:
-                        users[gpu] -= 1
-                    yield job, as_return(job, _end(process, receiver))
+                for ended in wait(list(running)):
+                    job, process, _ = running.pop(ended)
+                    yield job, _end(process, ended)
         finally:
             for _, process, _ in running.values():  # stopped or interrupted: each is saved
                 process.terminate()
             for receiver, (_, process, _) in running.items():
                 _end(process, receiver)
 
-    def _room(self, gpus: int, users: dict[str, int], running: Collection[Connection]) -> bool:
-        """Whether a job with this number of GPUs can start."""
-        if at_a_time := self.config.sweep.jobs:
-            return bool(len(running) < at_a_time)
-        return list(users.values()).count(0) >= min(gpus, len(users)) if users else not running
-
 
 def start(payload: bytes, gpus: Sequence[str], quiet: bool) -> tuple[BaseProcess, Connection]:
     """Start a job in a process forked from a server that has imported everything once.
 
-    Args:
-        payload: see :meth:`Launcher.payload`.
-        gpus: GPUs that it may use; if empty, CUDA_VISIBLE_DEVICES is not changed.
-        quiet: print nothing; the output is still in train.log.
+    Without ``gpus`` CUDA_VISIBLE_DEVICES is not changed. A ``quiet`` job only writes to its train.log.
 
     Returns:
         The process, and a connection that receives the outcome.
@@ -186,29 +181,21 @@ def _work(payload: bytes, gpus: list[str], quiet: bool, sender: Connection) -> N
     end_with_parent()
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    outcome: Outcome
-    try:
-        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if quiet else sys.stdout):
-            outcome = run_payload(payload)
-    except KeyboardInterrupt:
-        outcome = RunFailed("interrupted")
-    except OSError as error:  # Hydra could not create the directory
-        outcome = ConfigError(f"{error.filename} cannot be written ({error.strerror})")
-    except Exception as error:  # such as an error of a Hydra callback
-        outcome = RunFailed(f"{type(error).__name__}: {one_line(error)}")
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if quiet else sys.stdout):
+        outcome = run_payload(payload)
     with suppress(OSError):  # the sweep has ended
         sender.send(outcome)
 
 
-def _end(process: BaseProcess, receiver: Connection) -> Outcome:
+def _end(process: BaseProcess, receiver: Any) -> Outcome:
     """The outcome of a job that has ended."""
     try:
         outcome: Outcome = receiver.recv()
+        process.join()
+        return outcome
     except EOFError:  # the process crashed
         process.join()
         return RunFailed(f"the process ended with exit status {process.exitcode}")
-    process.join()
-    return outcome
 
 
 def _gpus() -> list[str]:

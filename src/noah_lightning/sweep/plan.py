@@ -1,17 +1,15 @@
 """Jobs of a sweep, composed and checked before training starts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from noah_lightning.config.choices import Group, PositiveInt, Text
 from noah_lightning.config.compose import CONFIG_ERRORS, explain, from_hydra
-from noah_lightning.config.parsing import parse
 from noah_lightning.config.plugins import load_plugins
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, HeadSettingError
@@ -24,12 +22,6 @@ class SweepSettings(Group):
     dir: Text
     jobs: PositiveInt | None
     trials: PositiveInt | None
-
-
-def sweep_settings(config: DictConfig) -> SweepSettings:
-    """The group ``sweep`` of a composed configuration; raises ConfigError for an invalid value."""
-    given: Any = OmegaConf.to_container(config.sweep, resolve=True)
-    return parse(SweepSettings, given, "sweep")
 
 
 @dataclass
@@ -48,6 +40,9 @@ class Job:
 
     def __str__(self) -> str:
         return f"{self.number}  {' '.join(self.changes)}".rstrip()
+
+
+Compose = Callable[[int, Sequence[str], Sequence[str]], Job]  # a job's number, overrides and changes
 
 
 def compose_job(
@@ -73,10 +68,10 @@ def compose_job(
 
 
 class HeadCheck:
-    """Check whether the heads of jobs fit their models, on torch's meta device, which takes no memory."""
+    """Check whether the heads of jobs fit their models, once for each combination of model, head and data."""
 
     def __init__(self) -> None:
-        self._known: dict[str, str] = {}  # by model, head and data, so that each combination is checked once
+        self._known: dict[str, str] = {}
 
     def __call__(self, job: Job) -> str:
         """Why the head of a job cannot be built, or "".
@@ -96,7 +91,7 @@ class HeadCheck:
         kind = str((config.model, config.head, config.data))
         if kind not in self._known:
             try:
-                with torch.device("meta"):
+                with torch.device("meta"):  # takes no memory
                     build_model(config)
                 create_data(**config.data.arguments())  # reads no files
                 self._known[kind] = ""

@@ -3,8 +3,7 @@
 import math
 import re
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +11,11 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 
 from noah_lightning.errors import ConfigError, UserError, one_line
 from noah_lightning.sweep.folder import TRIALS, Report
-from noah_lightning.sweep.plan import HeadCheck, Job
+from noah_lightning.sweep.plan import Compose, HeadCheck, Job
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
-    from optuna.samplers import TPESampler
 
 
 class Search:
@@ -25,18 +23,14 @@ class Search:
 
     Trial ``n`` of the study is job ``n``. The study is stored in Optuna's journal in the sweep's folder. A trial that
     repeats the settings of another one gets its top-1 without training. A trial whose job failed stays open in the
-    study, so that the search avoids similar settings and a resumed sweep can finish it.
-
-    Args:
-        compose: composes a job from its number, overrides and changes.
-        overrides: overrides of the command.
-        trials: number of jobs, including those that fail or are impossible.
+    study, so that the search avoids similar settings and a resumed sweep can finish it. Both count, as do impossible
+    trials.
 
     Raises:
         UserError: there is nothing to search, a value is invalid, or Optuna is not installed.
     """
 
-    def __init__(self, compose: Callable[..., Job], overrides: Sequence[Override], trials: int) -> None:
+    def __init__(self, compose: Compose, overrides: Sequence[Override], trials: int) -> None:
         try:
             import optuna
         except ImportError:
@@ -45,46 +39,56 @@ class Search:
         self.total = trials
         self._compose, self._check = compose, HeadCheck()
         self._overrides = {override.get_key_element(): override for override in overrides}
-        self._space = {
-            key: distribution(key, override)
-            for key, override in self._overrides.items()
-            if override.is_sweep_override()
-        }
-        if not self._space:
+        swept = {key: override for key, override in self._overrides.items() if override.is_sweep_override()}
+        if not swept:
             raise ConfigError(
                 "sweep.trials needs a setting to search, such as head.head_num=1,2,4 or KEY=interval(0,1)"
             )
+        self._space = {key: distribution(key, override) for key, override in swept.items()}
         self._probe()
 
     def jobs(self, report: Report) -> Iterator[Job]:
-        """Jobs of interrupted trials, then of new ones; impossible trials are pruned at once."""
+        """Jobs of the trials that have not finished, then of new ones; those that need no training are reported."""
+        from optuna.exceptions import ExperimentalWarning
+        from optuna.samplers import TPESampler
         from optuna.trial import TrialState
 
-        self._study = _study(report.folder)
-        before, again = [], deque[tuple[int, dict[str, Any]]]()
-        for trial in self._study.get_trials(deepcopy=False):
-            if trial.state == TrialState.PRUNED:
-                job = self._job(trial.number, trial.params)
-                report.skipped(str(job), self._check(job))
-            elif trial.state == TrialState.COMPLETE:
-                before.append(trial.number)
+        self._study = study = _study(report.folder)
+        known = study.get_trials(deepcopy=False)
+        report.finished_before([trial.number for trial in known if trial.state == TrialState.COMPLETE])
+        self.total = report.total = max(self.total, len(known))
+        for number in range(self.total):
+            if number < len(known):
+                values = known[number].params
+                if known[number].state == TrialState.COMPLETE:
+                    continue
             else:
-                again.append((trial.number, trial.params))
-        report.finished_before(before)
-        created = len(self._study.trials)
-        self.total = report.total = max(self.total, created)
-        while again or created < self.total:
-            if again:
-                number, values = again.popleft()
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ExperimentalWarning)
+                    # A seed for each trial, so a resumed search draws the same; parallel jobs avoid similar settings.
+                    study.sampler = TPESampler(seed=number, constant_liar=True)
+                values = study.ask(self._space).params
+            name = f"{number}  {' '.join(self._changes(values))}"
+            try:
+                job = self._job(number, values)
+                impossible = self._check(job)
+            except UserError as error:  # an invalid combination of values that are valid by themselves
+                report.failed(name, error)
+                continue
+            complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            same = next((trial for trial in complete if trial.params == values), None)
+            if impossible:
+                report.skipped(name, impossible)
+                # TPE ranks it below all trained ones.
+                study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+            elif same:  # TPE may repeat good choices
+                study.tell(number, same.value)
+                report.finished(name, f"{same.value:.2f} %, as job {same.number}")
             else:
-                # Each trial has its number as seed, so a resumed search draws the same trials.
-                self._study.sampler = _sampler(seed=created)
-                number, values, created = created, self._study.ask(self._space).params, created + 1
-            if to_train := self._to_train(number, values, report):
-                yield to_train
+                yield job
 
     def tell(self, job: Job, top1: float) -> None:
-        self._study.tell(job.number, top1)
+        self._study.tell(job.number, top1, skip_if_finished=True)
 
     def best(self) -> str:
         """Best job, its settings and its top-1 in one line; "" if no job has finished."""
@@ -92,29 +96,7 @@ class Search:
             best = self._study.best_trial
         except ValueError:  # none has finished
             return ""
-        return f"{self._name(best.number, best.params)}: {best.value:.2f} %"
-
-    def _to_train(self, number: int, values: dict[str, Any], report: Report) -> Job | None:
-        """The job of a trial, unless it is impossible or its result is known."""
-        from optuna.trial import TrialState
-
-        name = self._name(number, values)
-        try:
-            job = self._job(number, values)
-            reason = self._check(job)
-        except UserError as error:  # an invalid combination of values that are valid by themselves
-            report.failed(name, error)
-            return None
-        if reason:
-            report.skipped(name, reason)
-            self._study.tell(number, state=TrialState.PRUNED)  # TPE ranks it below all trained ones
-            return None
-        for known in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            if known.params == values:  # TPE may repeat good choices
-                self._study.tell(number, known.value)
-                report.finished(name, f"{known.value:.2f} %, as job {known.number}")
-                return None
-        return job
+        return f"{best.number}  {' '.join(self._changes(best.params))}: {best.value:.2f} %"
 
     def _job(self, number: int, values: Mapping[str, Any]) -> Job:
         words = [
@@ -125,11 +107,10 @@ class Search:
 
     def _changes(self, values: Mapping[str, Any]) -> list[str]:
         """The searched settings, rounded for display."""
-        shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
-        return [f"{key}={shown[key]}" for key in self._space]
-
-    def _name(self, number: int, values: Mapping[str, Any]) -> str:
-        return f"{number}  {' '.join(self._changes(values))}"
+        return [
+            f"{key}={values[key]:.4g}" if isinstance(values[key], float) else f"{key}={values[key]}"
+            for key in self._space
+        ]
 
     def _probe(self) -> None:
         """Find mistakes before training: check each choice and each end of an interval once."""
@@ -182,12 +163,3 @@ def _study(folder: Path) -> "Study":
         return optuna.create_study(storage=storage, study_name="sweep", direction="maximize", load_if_exists=True)
     except (OSError, LookupError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} is not a journal of Optuna: {one_line(error)}") from error
-
-
-def _sampler(seed: int) -> "TPESampler":
-    from optuna.exceptions import ExperimentalWarning
-    from optuna.samplers import TPESampler
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return TPESampler(seed=seed, constant_liar=True)  # parallel jobs avoid similar settings

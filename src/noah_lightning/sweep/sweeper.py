@@ -1,6 +1,6 @@
 """Hydra's sweeper: checks every job before training starts, runs grids and searches, and resumes them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -10,19 +10,17 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from noah_lightning.config.parsing import parse
 from noah_lightning.distributed.environment import started_from_outside
 from noah_lightning.errors import ConfigError
 from noah_lightning.sweep.folder import Report, begin, find, say
 from noah_lightning.sweep.job import has_finished
-from noah_lightning.sweep.launchers import Launcher, LocalLauncher, Results, stoppable
-from noah_lightning.sweep.plan import HeadCheck, Job, compose_job, sweep_settings
+from noah_lightning.sweep.launchers import Launcher, LocalLauncher, Outcomes, stoppable
+from noah_lightning.sweep.plan import Compose, HeadCheck, Job, SweepSettings, compose_job
 from noah_lightning.sweep.search import Search
-
-Compose = Callable[[int, Sequence[str], Sequence[str]], Job]  # a job's number, overrides and changes
 
 
 class Grid:
@@ -52,7 +50,7 @@ class Grid:
     def jobs(self, report: Report) -> Iterator[Job]:
         """Jobs that are possible and have not finished."""
         for number, reason in self._impossible.items():
-            report.skipped(str(self.planned[number]), reason)
+            report.skipped(self.planned[number], reason)
         before = [job.number for job in self.planned if has_finished(job.run_dir)]
         report.finished_before(before)
         yield from (job for job in self.planned if job.number not in {*before, *self._impossible})
@@ -65,13 +63,10 @@ class Grid:
 
 
 class Sweeper(BasicSweeper):
-    """Sweeper that skips jobs whose head does not fit, and continues after failed jobs.
+    """Sweeper that skips jobs whose head does not fit, and continues after failed jobs; see ``SweeperConf``."""
 
-    Args:
-        max_batch_size: number of jobs passed to a launcher of another package at a time; None for all.
-        params: settings to sweep, such as those of a preset.
-        show: print the configurations of the jobs instead of training.
-    """
+    hydra_context: HydraContext
+    config: DictConfig
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None, show: bool) -> None:
         super().__init__(max_batch_size, params)
@@ -80,7 +75,8 @@ class Sweeper(BasicSweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         if started_from_outside():
             raise ConfigError("a sweep starts its own processes: run it without torchrun or srun")
-        self._settings = sweep_settings(config)
+        settings: Any = OmegaConf.to_container(config.sweep, resolve=True)
+        self._settings = parse(SweepSettings, settings, "sweep")
         given = config.hydra.overrides
         own = [word for word in given.task if not word.startswith(("sweep.", "sweep="))]
         self._command = [*self._parse_config(), *own]
@@ -94,7 +90,7 @@ class Sweeper(BasicSweeper):
                 config.hydra.sweep.dir = str(folder)
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
-    def sweep(self, arguments: list[str]) -> list[JobReturn]:
+    def sweep(self, arguments: list[str]) -> None:
         """Run all jobs.
 
         Raises:
@@ -102,8 +98,6 @@ class Sweeper(BasicSweeper):
             RunFailed: jobs failed; each failure has been reported.
             Stopped: by SIGTERM or SIGUSR1, after running jobs were saved.
         """
-        assert self.hydra_context is not None
-        assert self.config is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         trials = self._settings.trials
@@ -113,35 +107,30 @@ class Sweeper(BasicSweeper):
                 raise ConfigError("the jobs of a search are not known in advance: remove sweep.trials")
             for job in source.planned:
                 say(f"--- # {job}\n{yaml.safe_dump(job.config.model_dump(), sort_keys=False)}".rstrip())
-            return []
+            return
         folder = Path(self.config.hydra.sweep.dir)
         if not self._settings.resume:
             begin(folder, self._command)
         report = Report(folder, source.total)
         say(f"sweep    {source.total} jobs, {folder}")
-        returns = []
         advice = getattr(self.launcher, "advice", Launcher.advice)
-        with stoppable(advice), closing(self._results(source.jobs(report))) as results:
-            for job, result in results:
-                returns.append(result)
-                if result.status == JobStatus.COMPLETED:
-                    source.tell(job, result.return_value)
-                    report.finished(str(job), f"{result.return_value:.2f} %")
+        with stoppable(advice), closing(self._outcomes(source.jobs(report))) as outcomes:
+            for job, outcome in outcomes:
+                if isinstance(outcome, Exception):
+                    report.failed(job, outcome)
                 else:
-                    report.failed(str(job), result._return_value)
+                    source.tell(job, outcome)
+                    report.finished(job, f"{outcome:.2f} %")
         report.conclude(source.best())
-        return returns
 
     def _compose(self, number: int, overrides: Sequence[str], changes: Sequence[str]) -> Job:
-        assert self.hydra_context is not None
-        assert self.config is not None
         sweep: Any = OmegaConf.to_container(self.config.hydra.sweep)
         if sweep["subdir"] == "${hydra.job.num}":
             overrides = [*overrides, f"hydra.sweep.subdir={number}"]  # launchers count within each batch
         return compose_job(self.hydra_context.config_loader, self.config, number, overrides, changes)
 
-    def _results(self, jobs: Iterator[Job]) -> Results:
-        """Results of the jobs, each as soon as the launcher returns it."""
+    def _outcomes(self, jobs: Iterator[Job]) -> Outcomes:
+        """Outcomes of the jobs, each as soon as the launcher returns it."""
         launcher: Any = self.launcher
         if isinstance(launcher, LocalLauncher):  # takes a job whenever it can start one
             yield from launcher.run(jobs)
@@ -152,4 +141,4 @@ class Sweeper(BasicSweeper):
                 yield from launcher.run(iter(batch))
             else:
                 returns = launcher.launch([job.overrides for job in batch], initial_job_idx=batch[0].number)
-                yield from zip(batch, returns, strict=True)
+                yield from zip(batch, [each._return_value for each in returns], strict=True)

@@ -1,9 +1,10 @@
-"""Hydra plugins: the sweeper and the launchers of noah_lightning, each with its settings."""
+"""Hydra plugins of noah_lightning: sweeper and launchers with their settings, and the resolvers used in ``conf/``."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 from noah_lightning.sweep import clusters, launchers, sweeper
 
@@ -28,7 +29,7 @@ class RayLauncher(clusters.RayLauncher):
 
 @dataclass
 class SweeperConf:
-    _target_: str = "hydra_plugins.noah_sweep.NoahSweeper"
+    _target_: str = "hydra_plugins.noah_plugins.NoahSweeper"
     max_batch_size: int | None = None  # jobs passed to a launcher of another package at a time; null: all
     params: dict[str, str] | None = field(default_factory=dict)  # settings to sweep, such as those of a preset
     show: bool = False  # print the configurations of the jobs: -m --cfg job
@@ -36,12 +37,12 @@ class SweeperConf:
 
 @dataclass
 class LocalConf:
-    _target_: str = "hydra_plugins.noah_sweep.LocalLauncher"
+    _target_: str = "hydra_plugins.noah_plugins.LocalLauncher"
 
 
 @dataclass
 class SlurmConf:
-    _target_: str = "hydra_plugins.noah_sweep.SlurmLauncher"
+    _target_: str = "hydra_plugins.noah_plugins.SlurmLauncher"
     partition: str | None = None  # null: the cluster's default
     account: str | None = None
     timeout_min: int = 1440  # time limit of a job
@@ -56,7 +57,7 @@ class SlurmConf:
 
 @dataclass
 class RayConf:
-    _target_: str = "hydra_plugins.noah_sweep.RayLauncher"
+    _target_: str = "hydra_plugins.noah_plugins.RayLauncher"
     address: str | None = None  # of the cluster: auto or HOST:PORT; null: $RAY_ADDRESS, or a local Ray
     cpus_per_device: float = 1  # CPUs reserved for each device of a job
     init: dict[str, Any] = field(default_factory=dict)  # arguments of ray.init: +hydra.launcher.init.num_cpus=4
@@ -69,3 +70,19 @@ for group, name, node in (
     ("hydra/launcher", "ray", RayConf),
 ):
     ConfigStore.instance().store(group=group, name=name, node=node, provider="noah_lightning")
+
+
+def _count_classes(root: str | None) -> int:
+    from noah_lightning.data.tree import count_classes
+
+    return count_classes(root)
+
+
+def _count_packed_classes(root: str | None) -> int:
+    from noah_lightning.data.pack_format import count_packed_classes
+
+    return count_packed_classes(root)
+
+
+OmegaConf.register_new_resolver("count_classes", _count_classes, replace=True)
+OmegaConf.register_new_resolver("count_packed_classes", _count_packed_classes, replace=True)
