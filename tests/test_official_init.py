@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from noah_lightning.errors import ConfigError
-from noah_lightning.models.classifier import Classifier, create_model
-from noah_lightning.models.rows import HEADS, create_row
+from noah_lightning.models.classifier import Classifier, build_model, create_model
+from noah_lightning.models.rows import HEADS, create_row, row_config
 from official import MODELS, ONE_OF_EACH_KIND, every_row
 
 SIGMAS = 6
@@ -165,9 +166,13 @@ def rule_of(row: str, model: nn.Module, layer_name: str, name: str) -> Rule:
 # --- every row
 
 
+config_of = cache(row_config)
+
+
 def drawn(row: str, head: str, seed: int) -> nn.Module:
+    """The row as ``create_row`` builds it."""
     torch.manual_seed(seed)
-    return create_row(row, head)
+    return build_model(config_of(row, head))
 
 
 # resnet50 has another block than resnet18

@@ -18,7 +18,7 @@ from noah_lightning.models import make_backbone
 from noah_lightning.models.classifier import create_model
 from noah_lightning.models.rows import count_parameters, create_row
 from noah_lightning.models.zoo.convolutional import InvertedResidual
-from noah_lightning.models.zoo.pvt_v1 import Attention, Block
+from noah_lightning.models.zoo.tokens import Attention, Block
 from noah_lightning.task.optimizer import parameter_groups
 
 # name -> what is left of two images of 224 pixels without pooling

@@ -1,6 +1,6 @@
 """Image classifiers: a backbone joined with a head, as code, a configuration or a run directory describes them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,15 +39,11 @@ class Classifier(nn.Module):
         return self.head(self.backbone(images))
 
     def explain(self, images: Tensor) -> Explanation:
-        """The logits with the attention and the contribution of every position, of any head that has ``explain``.
-
-        Raises:
-            TypeError: the head has no such method.
-        """
-        explain: Callable[[Tensor], Explanation] | None = getattr(self.head, "explain", None)
-        if explain is None:
+        """The logits with the attention and the contribution of every position; TypeError for a head without."""
+        if not hasattr(self.head, "explain"):
             raise TypeError(f"{type(self.head).__name__} does not explain its logits")
-        return explain(self.backbone(images))
+        head: Any = self.head
+        return head.explain(self.backbone(images))
 
     def no_weight_decay(self) -> set[str]:
         """Parameter names that weight decay should spare, as the backbone's authors do."""
@@ -102,29 +98,20 @@ def create_model(
     if head == "gap":
         if class_token is not None:
             raise ConfigError("head=gap is the published model, class token and all; leave class_token unset")
-        model_args = _gap_settings(**head_settings) | model_args
+        if unknown := [key for key in head_settings if key != "dropout"]:
+            raise ConfigError(
+                f"head=gap is the model's own classifier and has no setting {', '.join(unknown)}, only dropout; "
+                "create_model takes the settings of NOAH with head='noah'"
+            )
+        if dropout := parse(GapHeadSettings, head_settings, "head").dropout:
+            model_args.setdefault("drop_rate", dropout)
         return build_timm_model(name, num_classes, pretrained, weights, image_size, backbone_init, **model_args)
     backbone = make_backbone(name, pretrained, weights, image_size, class_token, backbone_init, **model_args)
     return Classifier(backbone, make_head(head, backbone.out_channels, num_classes, **head_settings))
 
 
-def _gap_settings(dropout: float = 0.0, **unknown: Any) -> dict[str, Any]:
-    """The settings of the model's own classifier as timm calls them."""
-    if unknown:
-        raise ConfigError(
-            f"head=gap is the model's own classifier and has no setting {', '.join(unknown)}, only dropout; "
-            "create_model takes the settings of NOAH with head='noah'"
-        )
-    parse(GapHeadSettings, {"dropout": dropout}, "head")
-    return {"drop_rate": dropout} if dropout else {}
-
-
 def build_model(config: RunConfig) -> nn.Module:
-    """The model that a configuration describes.
-
-    Raises:
-        UserError: as :func:`create_model`.
-    """
+    """The model that a configuration describes; raises what :func:`create_model` raises."""
     regularization = {"drop_path_rate": config.recipe.drop_path, "proj_drop_rate": config.recipe.block_dropout}
     return create_model(
         name=config.model.name,
@@ -175,9 +162,7 @@ def load_model(run_dir: Path, config: RunConfig, checkpoint: str = "best", ema: 
 
 @contextmanager
 def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Compile the model, where that is wanted; torch does so at the first calls, which belong within.
-
-    It is compiled in place, which keeps its class and the names of its weights, and so its checkpoints.
+    """Compile the model in place, where that is wanted; torch does so at the first calls, which belong within.
 
     Raises:
         ConfigError: torch cannot compile it, for lack of a compiler for instance.
@@ -185,7 +170,7 @@ def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    model.compile()
+    model.compile()  # in place keeps its class and the names of its weights, and so its checkpoints
     try:
         yield
     except TorchDynamoException as error:

@@ -12,6 +12,7 @@ Which one a model takes is found by running it once on the ``meta`` device, whic
 """
 
 import inspect
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -31,16 +32,37 @@ class FeatureMapBackbone(nn.Module):
         out_channels: C.
     """
 
-    def __init__(self, model: TimmModel, out_channels: int, last_stage: bool) -> None:
+    def __init__(self, model: TimmModel, last_stage: bool = False) -> None:
         super().__init__()
         self.model: TimmModel = model
-        self.out_channels = out_channels
         self.last_stage = last_stage
+        if last_stage:  # without what comes after it, such as VGG's 119 M parameters of pooled layers
+            model.prune_intermediate_layers(1)
+        elif hasattr(model, "reset_classifier"):  # timm's pure encoders have neither classifier nor pooling
+            model.reset_classifier(0, "")
+        self.out_channels: int = getattr(model, "head_hidden_size", 0)
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.last_stage:
-            return _last_stage(self.model, images).flatten(2)
-        return _positions(self.model(images), self.out_channels, _prefix_tokens(self.model))
+        return self.positions(self.output(images))
+
+    def output(self, images: Tensor) -> Any:
+        """What the model returns: a map (B, C, H, W) or (B, H, W, C), tokens (B, T, C), or something else."""
+        if not self.last_stage:
+            return self.model(images)
+        options = {"norm": True, "output_fmt": "NCHW", "intermediates_only": True}
+        return self.model.forward_intermediates(images, indices=1, **options)[-1]
+
+    def positions(self, output: Tensor) -> Tensor:
+        """The output as features (B, C, L)."""
+        if output.ndim == 3:
+            return output[:, self.prefix_tokens :].transpose(1, 2)  # (B, T, C) -> (B, C, L)
+        if output.shape[1] != self.out_channels:
+            output = output.movedim(3, 1)  # (B, H, W, C) -> (B, C, H, W)
+        return output.flatten(2)
+
+    @property
+    def prefix_tokens(self) -> int:
+        return getattr(self.model, "num_prefix_tokens", None) or 0
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that the model's authors do not decay, such as position embeddings."""
@@ -69,33 +91,25 @@ def make_backbone(
     """
     if class_token is None:
         class_token = bool(pretrained or weights)
-    size = to_2tuple(model_args.get("img_size") or default_image_size(name))
-    images = torch.empty(2, 3, *size, device="meta")
-    unpooled = _unpooled(name, class_token, model_args, images)
-    on_meta, features, model_args = unpooled or _pruned(name, model_args, images)
+    with torch.enable_grad():
+        on_meta, features, model_args = _find_map(name, class_token, model_args)
+    used = _parameters_behind(features)
+    # Pooling goes after the weights have come: where it decides the name of the last norm, both must agree.
     model = build_timm_model(name, 0, pretrained, weights, image_size, init, **model_args)
-    if unpooled:
-        _remove_pooling(model)
-    else:
-        _prune_to_last_stage(model)
-    for parameter_name in _unused_parameters(on_meta, features):
-        model.get_parameter(parameter_name).requires_grad_(False)
-    return FeatureMapBackbone(model, features.shape[1], last_stage=not unpooled)
+    backbone = FeatureMapBackbone(model, on_meta.last_stage)
+    backbone.out_channels = on_meta.out_channels
+    for key, parameter in on_meta.named_parameters():
+        if parameter not in used:
+            backbone.get_parameter(key).requires_grad_(False)
+    return backbone
 
 
-def build_unpooled(name: str, class_token: bool, model_args: dict[str, Any]) -> tuple[TimmModel, dict[str, Any]]:
-    """timm's ``name`` on ``meta`` without classifier and pooling, and the arguments that build it so.
-
-    Raises:
-        AssertionError: the model cannot do without pooling.
-    """
-    model: TimmModel = build_on_meta(name, **model_args)
+def without_class_token(model: TimmModel, model_args: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that build ``model`` without its class token, if it has one and can do without."""
     has_token = getattr(model, "cls_token", None) is not None
-    if not class_token and has_token and "class_token" in inspect.signature(type(model)).parameters:
-        model_args = {**model_args, "class_token": False, "global_pool": ""}  # no token, no pooling by token
-        model = build_on_meta(name, **model_args)
-    _remove_pooling(model)
-    return model, model_args
+    if has_token and "class_token" in inspect.signature(type(model)).parameters:
+        return {**model_args, "class_token": False, "global_pool": ""}  # no token, no pooling by token
+    return model_args
 
 
 def grid_shape(positions: int, aspect: float) -> tuple[int, int]:
@@ -104,88 +118,57 @@ def grid_shape(positions: int, aspect: float) -> tuple[int, int]:
     return rows, max(1, positions // rows)
 
 
-# --- the two ways: the model on meta, its features (2, C, L) or (2, C, H, W), and the arguments that build it so
-
-
-def _unpooled(
-    name: str, class_token: bool, model_args: dict[str, Any], images: Tensor
-) -> tuple[TimmModel, Tensor, dict[str, Any]] | None:
+def _find_map(
+    name: str, class_token: bool, model_args: dict[str, Any]
+) -> tuple[FeatureMapBackbone, Tensor, dict[str, Any]]:
+    """The backbone on ``meta``, its features of two images, and the arguments that build its model."""
+    size = to_2tuple(model_args.get("img_size") or default_image_size(name))
+    images = torch.empty(2, 3, *size, device="meta")
+    model = build_on_meta(name, **model_args)
+    unpooled_args = model_args if class_token else without_class_token(model, model_args)
+    if unpooled_args is not model_args:
+        model = build_on_meta(name, **unpooled_args)
+    aspect = size[0] / size[1]
+    with suppress(AssertionError):  # how timm says that a model cannot do without pooling
+        backbone = FeatureMapBackbone(model)
+        output = backbone.output(images)
+        if _is_map(output, backbone, aspect):
+            return backbone, backbone.positions(output), unpooled_args
     try:
-        model, model_args = build_unpooled(name, class_token, model_args)
-    except AssertionError:  # how timm says that a model cannot do without
-        return None
-    output = model(images)
-    width, prefix_tokens = getattr(model, "head_hidden_size", 0), _prefix_tokens(model)
-    if not _is_map(output, width, prefix_tokens, images):
-        return None
-    return model, _positions(output, width, prefix_tokens), model_args
-
-
-def _pruned(name: str, model_args: dict[str, Any], images: Tensor) -> tuple[TimmModel, Tensor, dict[str, Any]]:
-    model: TimmModel = build_on_meta(name, **model_args)
-    try:
-        _prune_to_last_stage(model)
-        features = _last_stage(model, images)
-        is_map = features.ndim == 4 and features[0, 0].numel() > 1
-        reason = "" if is_map else f"its last stage is {tuple(features.shape)}"
+        backbone = FeatureMapBackbone(build_on_meta(name, **model_args), last_stage=True)
+        output = backbone.output(images)
+        backbone.out_channels = output.shape[1]
+        if _is_map(output, backbone, aspect):
+            return backbone, backbone.positions(output), model_args
+        reason = f"its last stage is {tuple(output.shape)}"
     except (AttributeError, NotImplementedError, TypeError) as error:
         reason = one_line(error)
-    if reason:
-        raise NoSpatialMapError(f"{name} has no spatial feature map for a head to attend to ({reason}); use head=gap")
-    return model, features, model_args
+    raise NoSpatialMapError(f"{name} has no spatial feature map for a head to attend to ({reason}); use head=gap")
 
 
-def _remove_pooling(model: TimmModel) -> None:
-    """Pooling goes after the weights have come: where it decides the name of the last norm, both must agree."""
-    if hasattr(model, "reset_classifier"):  # timm's pure encoders have neither classifier nor pooling
-        model.reset_classifier(0, "")
-
-
-def _prune_to_last_stage(model: TimmModel) -> None:
-    """Remove what comes after the last stage, such as VGG's 119 M parameters of pooled layers."""
-    model.prune_intermediate_layers(1)
-
-
-def _last_stage(model: TimmModel, images: Tensor) -> Tensor:
-    """Normed map (B, C, H, W) of the model's last stage."""
-    return model.forward_intermediates(images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[-1]
-
-
-def _prefix_tokens(model: TimmModel) -> int:
-    return getattr(model, "num_prefix_tokens", None) or 0
-
-
-def _is_map(output: Any, width: int, prefix_tokens: int, images: Tensor) -> bool:
-    """Whether the output is one map of this width over more than one position of a grid."""
-    if not isinstance(output, Tensor):
-        return False
-    if output.ndim == 4:
+def _is_map(output: Any, backbone: FeatureMapBackbone, aspect: float) -> bool:
+    """Whether the output is one map of the backbone's width over more than one position of a grid."""
+    width = backbone.out_channels
+    if isinstance(output, Tensor) and output.ndim == 4:
         return width in (output.shape[1], output.shape[3]) and output[0].numel() > width
-    if output.ndim != 3 or output.shape[2] != width:
+    if not isinstance(output, Tensor) or output.ndim != 3 or output.shape[2] != width:
         return False
-    positions = output.shape[1] - prefix_tokens
-    rows, columns = grid_shape(positions, images.shape[2] / images.shape[3])
+    positions = output.shape[1] - backbone.prefix_tokens
+    rows, columns = grid_shape(positions, aspect)
     return rows * columns == positions > 1
 
 
-def _positions(output: Tensor, width: int, prefix_tokens: int) -> Tensor:
-    """NCHW, NHWC or tokens → (B, C, L)."""
-    if output.ndim == 3:
-        return output[:, prefix_tokens:].transpose(1, 2)  # (B, T, C) -> (B, C, L)
-    if output.shape[1] != width:
-        output = output.movedim(3, 1)  # (B, H, W, C) -> (B, C, H, W)
-    return output.flatten(2)
-
-
-def _unused_parameters(model: TimmModel, features: Tensor) -> list[str]:
-    """Names of the parameters that the features' autograd graph does not reach."""
+def _parameters_behind(features: Tensor) -> set[Tensor]:
+    """Parameters that the autograd graph of the features reaches; a backward pass would take five times as long."""
     used: set[Tensor] = set()
-    seen, ahead = {features.grad_fn}, [features.grad_fn]
+    seen: set[Any] = {None}
+    ahead: list[Any] = [features.grad_fn]
     while ahead:
         node = ahead.pop()
-        if (leaf := getattr(node, "variable", None)) is not None:  # where a gradient would be accumulated
-            used.add(leaf)
-        new = {following for following, _ in getattr(node, "next_functions", ()) if following is not None} - seen
-        seen |= new
-        ahead += new
-    return [name for name, parameter in model.named_parameters() if parameter not in used]
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # where a gradient would be accumulated
+            used.add(node.variable)
+        ahead += [following for following, _ in node.next_functions]
+    return used

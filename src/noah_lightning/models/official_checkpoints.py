@@ -15,12 +15,9 @@ from noah_lightning.errors import WeightsError, name_first, one_line
 from noah_lightning.models.classifier import Classifier
 from noah_lightning.models.rows import create_row
 from noah_lightning.models.zoo.convolutional import MobileNetV3Small, ShuffleNetV2
-from noah_lightning.models.zoo.pvt_v1 import PyramidVisionTransformer
+from noah_lightning.models.zoo.tokens import PyramidVisionTransformer
 
 StateDict = dict[str, Tensor]
-
-# Where the official scripts keep the trained weights, and where their moving average.
-_RAW, _AVERAGED = ("state_dict", "model"), ("state_dict_ema", "model_ema")
 
 
 class _Ignored:
@@ -39,20 +36,19 @@ _HARMLESS: list[Any] = [
 ]
 
 _MOBILENETV2_STAGES = (0, 1, 3, 6, 10, 13, 16)  # blocks before each stage; the official code counts through
-_MOBILENETV2_LAYERS = {"conv_pw": "conv.0.0", "bn1": "conv.0.1", "conv_dw": "conv.1.0", "bn2": "conv.1.1"}
-_MOBILENETV2_LAYERS |= {"conv_pwl": "conv.2", "bn3": "conv.3"}
-_MOBILENETV2_FIRST = {"conv_dw": "conv.0.0", "bn1": "conv.0.1", "conv_pw": "conv.1", "bn2": "conv.2"}
+_MOBILENETV2_LAYERS = {"conv_pw": "0.0", "bn1": "0.1", "conv_dw": "1.0", "bn2": "1.1", "conv_pwl": "2", "bn3": "3"}
+_MOBILENETV2_FIRST = {"conv_dw": "0.0", "bn1": "0.1", "conv_pw": "1", "bn2": "2"}
 
 
 def _mobilenetv2_block(match: re.Match[str]) -> str:
     stage, block, layer = int(match[1]), int(match[2]), match[3]
-    layers = _MOBILENETV2_FIRST if stage == 0 else _MOBILENETV2_LAYERS
-    return f"features.{1 + _MOBILENETV2_STAGES[stage] + block}.{layers[layer]}."
+    layers = _MOBILENETV2_LAYERS if stage else _MOBILENETV2_FIRST
+    return f"features.{1 + _MOBILENETV2_STAGES[stage] + block}.conv.{layers[layer]}."
 
 
-def _after(offset: int, text: str) -> Callable[[re.Match[str]], str]:
-    """A replacement that counts blocks or stages from ``offset`` instead of 0."""
-    return lambda match: text.format(int(match[1]) + offset)
+def _from_one(text: str) -> Callable[[re.Match[str]], str]:
+    """A replacement that counts blocks or stages from 1 instead of 0."""
+    return lambda match: text.format(int(match[1]) + 1)
 
 
 # Our names to the official ones, where they differ: pattern and replacement, the first that matches.
@@ -70,17 +66,17 @@ _RULES: dict[type[nn.Module], list[tuple[str, Any]]] = {
     ],
     MobileNetV3Small: [
         (r"^stem\.", "features.0."),
-        (r"^blocks\.(\d+)\.5\.reduce\.", _after(1, "features.{}.conv.5.fc.0.")),
-        (r"^blocks\.(\d+)\.5\.expand\.", _after(1, "features.{}.conv.5.fc.2.")),
-        (r"^blocks\.(\d+)\.", _after(1, "features.{}.conv.")),
+        (r"^blocks\.(\d+)\.5\.reduce\.", _from_one("features.{}.conv.5.fc.0.")),
+        (r"^blocks\.(\d+)\.5\.expand\.", _from_one("features.{}.conv.5.fc.2.")),
+        (r"^blocks\.(\d+)\.", _from_one("features.{}.conv.")),
         (r"^conv_last\.", "features.12."),
         (r"^conv_head\.", "features.14."),
         (r"^classifier\.", "classifier.1."),
     ],
     PyramidVisionTransformer: [
-        (r"^stages\.(\d+)\.blocks\.", _after(1, "block{}.")),
-        (r"^stages\.(\d+)\.pos_embed$", _after(1, "pos_embed{}")),
-        (r"^stages\.(\d+)\.patch_embed\.", _after(1, "patch_embed{}.")),
+        (r"^stages\.(\d+)\.blocks\.", _from_one("block{}.")),
+        (r"^stages\.(\d+)\.pos_embed$", _from_one("pos_embed{}")),
+        (r"^stages\.(\d+)\.patch_embed\.", _from_one("patch_embed{}.")),
     ],
 }
 # Without the pooling, which is features.13.
@@ -106,31 +102,29 @@ def convert_official(state_dict: Mapping[str, Tensor], model: str, head: str) ->
     with torch.device("meta"):
         target = create_row(model, head, row_overrides(model, state))
     ours = target.state_dict()
-    names = official_names(target)  # ours -> official
+    keys = {name: _official_name(name, target) for name in ours}
     what = f"these are not the official weights of {model} with {head}"
-    official = set(names.values())
-    if missing := [name for name in names.values() if name not in state]:
-        raise WeightsError(f"{what}: {len(missing)} missing ({name_first(missing)}){_other_head(state, head)}")
-    if left_over := [name for name in state if name not in official]:
+    if missing := [key for key in keys.values() if key not in state]:
+        has_noah = any(key.endswith("query.weight") for key in state)
+        other = "" if has_noah == (head == "noah") else f"; they look like --head {'noah' if has_noah else 'gap'}"
+        raise WeightsError(f"{what}: {len(missing)} missing ({name_first(missing)}){other}")
+    official = set(keys.values())
+    if left_over := [key for key in state if key not in official]:
         raise WeightsError(f"{what}: {len(left_over)} left over ({name_first(left_over)})")
-    for name, key in names.items():
+    for name, key in keys.items():
         if state[key].shape != ours[name].shape:
             raise WeightsError(f"{what}: {key} is {tuple(state[key].shape)}, not {tuple(ours[name].shape)}")
-    return {name: state[key].to(ours[name].dtype).contiguous() for name, key in names.items()}
+    return {name: state[key].to(ours[name].dtype).contiguous() for name, key in keys.items()}
 
 
-def official_names(model: nn.Module) -> dict[str, str]:
-    """For each entry of the state dict of a row's model, its name in the official code, in our order."""
-    backbone: nn.Module = model.backbone.model if isinstance(model, Classifier) else model
+def _official_name(name: str, model: nn.Module) -> str:
+    """An entry of the state dict of a row's model under its name in the official code."""
+    backbone = model.backbone.model if isinstance(model, Classifier) else model
     rules = _RULES.get(type(backbone), [])
     if isinstance(model, Classifier) and isinstance(backbone, MobileNetV3Small):
         rules = [*_MOBILENETV3_WITH_NOAH, *rules]
-
-    def official(name: str) -> str:
-        name = name.removeprefix("backbone.model.")
-        return next((new for pattern, to in rules if (new := re.sub(pattern, to, name, count=1)) != name), name)
-
-    return {name: official(name) for name in model.state_dict()}
+    name = name.removeprefix("backbone.model.")
+    return next((new for pattern, to in rules if (new := re.sub(pattern, to, name)) != name), name)
 
 
 def row_overrides(row: str, state: Mapping[str, Tensor]) -> list[str]:
@@ -157,11 +151,12 @@ def read_official(path: Path, ema: bool = False) -> StateDict:
         raise WeightsError(f"{path} cannot be read as a checkpoint: {one_line(error)}") from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds no state dict but a {type(content).__name__}")
-    if not ema and _is_state_dict(content):
-        return dict(content)
-    for key in _AVERAGED if ema else _RAW:
-        if _is_state_dict(content.get(key)):
-            return dict(content[key])
+    places = [content.get(key) for key in ("state_dict_ema", "model_ema")]
+    if not ema:
+        places = [content, content.get("state_dict"), content.get("model")]
+    for state in places:
+        if isinstance(state, Mapping) and state and all(isinstance(tensor, Tensor) for tensor in state.values()):
+            return dict(state)
     raise WeightsError(f"{path} holds no {'averaged ' if ema else ''}weights; it has {name_first(list(content))}")
 
 
@@ -172,15 +167,3 @@ def holds_average(path: Path) -> bool:
     except WeightsError:
         return False
     return True
-
-
-def _is_state_dict(content: Any) -> bool:
-    return isinstance(content, Mapping) and bool(content) and all(isinstance(t, Tensor) for t in content.values())
-
-
-def _other_head(state: Mapping[str, Tensor], head: str) -> str:
-    """Advice for weights of the row's other head."""
-    has_noah = any(key.endswith("query.weight") for key in state)
-    if has_noah == (head == "noah"):
-        return ""
-    return f"; they look like --head {'noah' if has_noah else 'gap'}"

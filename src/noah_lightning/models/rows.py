@@ -15,9 +15,9 @@ from noah_lightning.config.parsing import parse
 from noah_lightning.config.schema import ModelSettings, RunConfig
 from noah_lightning.errors import ConfigError, did_you_mean
 from noah_lightning.heads import NOAHHead
-from noah_lightning.models.classifier import build_model
+from noah_lightning.models.classifier import Classifier, build_model
 from noah_lightning.models.cost import count_parameters
-from noah_lightning.models.feature_extractor import build_unpooled
+from noah_lightning.models.feature_extractor import FeatureMapBackbone, without_class_token
 from noah_lightning.models.timm_models import build_on_meta
 
 ROWS = (  # in the table's order
@@ -80,14 +80,12 @@ def read_row(name: str) -> Row:
     """The facts of a row; parameters are counted on models without memory that are never run."""
     model, recipe = _read_files(name)
     baseline = build_on_meta(model.name, NUM_CLASSES, **model.args)
-    unpooled, _ = build_unpooled(model.name, class_token=False, model_args=dict(model.args))
+    args = without_class_token(baseline, model.args)
+    backbone = FeatureMapBackbone(build_on_meta(model.name, **args))
     n, r = model.noah.head_num, model.noah.key_ratio
     with torch.device("meta"):
-        head = NOAHHead(unpooled.head_hidden_size, NUM_CLASSES, head_num=n, key_ratio=r)
-    parameters = {
-        "gap": count_parameters(baseline),
-        "noah": count_parameters(unpooled) + count_parameters(head),
-    }
+        head = NOAHHead(backbone.out_channels, NUM_CLASSES, head_num=n, key_ratio=r)
+    parameters = {"gap": count_parameters(baseline), "noah": count_parameters(Classifier(backbone, head))}
     return Row(name, model.name, parameters, n, r, {head: getattr(model.published, head) for head in HEADS}, recipe)
 
 

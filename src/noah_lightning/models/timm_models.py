@@ -14,13 +14,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-import noah_lightning.models.zoo.narrow  # noqa: F401  # registers its models
 from noah_lightning.config.parsing import parse
 from noah_lightning.config.plugins import load_installed_plugins
 from noah_lightning.config.schema import ModelSettings
 from noah_lightning.errors import ConfigError, UnknownModelError, WeightsError, did_you_mean, one_line
 from noah_lightning.models.zoo.convolutional import MobileNetV3Small, ShuffleNetV2
-from noah_lightning.models.zoo.pvt_v1 import PyramidVisionTransformer
+from noah_lightning.models.zoo.tokens import PyramidVisionTransformer
 
 # The operations in place that torch's and timm's initializers are made of.
 _DRAWING = {"normal_", "uniform_", "erfinv_", "clamp_", "mul_", "add_", "fill_", "zero_"}
@@ -43,8 +42,7 @@ def build_timm_model(
         pretrained: fetch timm's pretrained weights for this name.
         weights: a local ``.safetensors`` or ``torch.save`` file in timm's layout; instead of ``pretrained``. Every
             backbone weight must be there and fit; the classifier is taken if its class count is the same.
-        image_size: side of the square images to come, in pixels; models with a fixed input size are built for it.
-        init: rule of the starting weights where none are loaded: ``timm``, or ``official`` for the paper's models.
+        image_size, init: as of :func:`~noah_lightning.models.classifier.create_model`.
         **model_args: passed on to timm.
 
     Raises:
@@ -63,16 +61,16 @@ def build_timm_model(
     if weights:
         # timm's own loader then adapts layouts and position embeddings as it does for its own files
         overlay = _pretrained_cfg_overlay(read_weights(weights), weights, name, model_args)
-        return _build(name, num_classes, {**model_args, "pretrained": True, "pretrained_cfg_overlay": overlay})
+        return _build(name, num_classes, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
     if pretrained:
         try:
-            return _build(name, num_classes, {"pretrained": True, **model_args})
+            return _build(name, num_classes, pretrained=True, **model_args)
         except (OSError, RuntimeError) as error:  # no network, no such file on the hub, no weights for this name
             raise WeightsError(
                 f"pretrained weights of {name} are not available ({one_line(error)}); "
                 "set model.weights=/path/to/file, or model.pretrained=false"
             ) from error
-    model = _build(name, num_classes, model_args)
+    model = _build(name, num_classes, **model_args)
     if init == "official":
         _start_officially(model)
     return model
@@ -85,25 +83,25 @@ def default_image_size(name: str) -> tuple[int, int]:
 
 def build_on_meta(name: str, num_classes: int = 0, **model_args: Any) -> nn.Module:
     """The same model without memory behind its weights: cheap to build, to run and to look at."""
-    with torch.device("meta"), _WithoutStartingWeights():
-        return _build(name, num_classes, model_args)
+    with torch.device("meta"):
+        return _build(name, num_classes, **model_args)
 
 
 class _WithoutStartingWeights(TorchFunctionMode):
-    """Leaves out drawing the weights of a model that has no memory for them, which takes half of its building."""
+    """Leaves out drawing the weights of a model on ``meta``, which takes half of its building."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if getattr(func, "__name__", "") in _DRAWING and args and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        skipped = getattr(func, "__name__", "") in _DRAWING and args and args[0].is_meta
+        return args[0] if skipped else func(*args, **(kwargs or {}))
 
 
-def _build(name: str, num_classes: int, model_args: dict[str, Any]) -> nn.Module:
+def _build(name: str, num_classes: int, **model_args: Any) -> nn.Module:
     _require_known(name)
     try:
-        return timm.create_model(name, num_classes=num_classes, **model_args)
+        with _WithoutStartingWeights():
+            return timm.create_model(name, num_classes=num_classes, **model_args)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         # timm does not check the arguments: any of these can be what comes of a wrong one
         raise ConfigError(f"{name} cannot be built with {sorted(model_args)}: {one_line(error)}") from error
@@ -123,9 +121,11 @@ def _default_cfg(name: str) -> Any:
 
 def _require_known(name: str) -> None:
     architecture = str(name).partition(".")[0]
-    if ":" not in str(name) and not timm.is_model(architecture):
+    if ":" in architecture:  # of a hub or a local directory
+        return
+    if not timm.is_model(architecture):
         load_installed_plugins()
-    if ":" not in str(name) and not timm.is_model(architecture):
+    if not timm.is_model(architecture):
         raise UnknownModelError(
             f"timm {timm.__version__} has no model {name!r}{did_you_mean(architecture, timm.list_models())}"
         )
@@ -163,11 +163,7 @@ def _pretrained_cfg_overlay(
     """What makes timm load ``state``, once it is known to be a complete set of weights for the backbone ``name``.
 
     timm loads leniently as soon as the class counts differ, so a file for another model could pass in silence.
-    Loading the backbone alone, strictly, into a model without memory catches that before anything is built. timm
-    drops the classifier if the class count differs.
-
-    Raises:
-        WeightsError: a missing, left-over or misshapen weight, with the first names.
+    Loading the backbone alone, strictly, into a model without memory catches that before anything is built.
     """
     model = build_on_meta(name, **model_args)  # first: arguments it does not take are not the file's fault
     classifiers = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
@@ -189,11 +185,7 @@ def _pretrained_cfg_overlay(
 
 
 def _start_officially(model: nn.Module) -> None:
-    """Draw the starting weights of a backbone of the paper by the official rule, its own classifier included.
-
-    Raises:
-        ConfigError: a model of a kind that the paper does not train.
-    """
+    """Draw the starting weights of a model of the paper by the official rule, its own classifier included."""
     if isinstance(model, ResNet | EfficientNet | MobileNetV3Small):
         for module in model.modules():  # depthwise convolutions and the last norms of residual branches too
             if isinstance(module, nn.BatchNorm2d):

@@ -3,25 +3,27 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import DefaultCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 default_cfgs: dict[str, DefaultCfg] = {}  # where timm looks for those of the models that this module registers
-_COMMON = {"url": "", "num_classes": 1000, "input_size": (3, 224, 224), "pool_size": None, "crop_pct": 0.875}
-_COMMON |= {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 
 
-def register(model: type[nn.Module], variants: Mapping[str, Mapping[str, Any]], **settings: Any) -> None:
+def register(
+    model: type[nn.Module],
+    variants: Mapping[str, Mapping[str, Any]],
+    adapt: Callable[..., dict[str, Tensor]] | None = None,
+    **settings: Any,
+) -> None:
     """Register a model for 224-pixel images, without published weights on a hub, with timm.
 
     Args:
         model: its class.
         variants: the constructor's arguments under the name of each variant; the caller's arguments win.
-        **settings: of timm's ``pretrained_cfg``; ``pretrained_filter_fn`` adapts weights to the model.
+        adapt: changes a state dict so that it fits a model.
+        **settings: of timm's ``pretrained_cfg``.
     """
-    adapt = settings.pop("pretrained_filter_fn", None)
-    default_cfgs.update(generate_default_cfgs({f"{name}.untrained": {**_COMMON, **settings} for name in variants}))
+    default_cfgs.update(generate_default_cfgs({f"{name}.untrained": settings for name in variants}))
 
     def add(name: str) -> None:
         def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -36,13 +38,13 @@ def register(model: type[nn.Module], variants: Mapping[str, Mapping[str, Any]], 
 
 
 class TimmStyleModel(nn.Module):
-    """timm's interface to classifier and pooling, for models with ``forward_features`` and ``forward_head``."""
+    """timm's interface to pooling and classifier, for models with ``forward_features`` and ``head_drop``."""
 
     classifier_name: str  # among the model's modules
     head_hidden_size: int  # width that the classifier sees
     poolings: tuple[str, ...] = ("avg", "")  # "" is none
     forward_features: Callable[[Tensor], Tensor]
-    forward_head: Callable[..., Tensor]
+    head_drop: nn.Dropout
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier for ``num_classes`` (0: none), and another pooling.
@@ -59,6 +61,17 @@ class TimmStyleModel(nn.Module):
 
     def get_classifier(self) -> Any:
         return getattr(self, self.classifier_name)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """What the classifier sees (B, C), from features (B, C, H, W); without pooling (B, C, H, W)."""
+        return x.mean((2, 3)) if self.global_pool else x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.pool(x)
+        if not self.global_pool:
+            return x
+        x = self.head_drop(x)
+        return x if pre_logits else self.get_classifier()(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))

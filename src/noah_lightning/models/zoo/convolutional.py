@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 from torchvision.models import ShuffleNetV2 as TorchvisionShuffleNetV2
+from torchvision.ops import Conv2dNormActivation
 
 from noah_lightning.models.zoo import TimmStyleModel, register
 
@@ -74,12 +75,12 @@ class MobileNetV3Small(TimmStyleModel):
     ) -> None:
         super().__init__()
         self.num_features, self.head_hidden_size = _LAST, _HIDDEN
-        self.stem = _conv_bn_act(in_chans, _STEM, 3, 2)
+        self.stem = Conv2dNormActivation(in_chans, _STEM, 3, 2, activation_layer=nn.Hardswish)
         widths = [_STEM, *(block[2] for block in _BLOCKS)]
         self.blocks = nn.Sequential(
             *(InvertedResidual(inputs, *block) for inputs, block in zip(widths, _BLOCKS, strict=False))
         )
-        self.conv_last = _conv_bn_act(widths[-1], _LAST, 1, 1)
+        self.conv_last = Conv2dNormActivation(widths[-1], _LAST, 1, activation_layer=nn.Hardswish)
         self.conv_head = nn.Conv2d(_LAST, _HIDDEN, 1)
         self.act = nn.Hardswish()
         self.head_drop = nn.Dropout(drop_rate)
@@ -88,17 +89,10 @@ class MobileNetV3Small(TimmStyleModel):
     def forward_features(self, x: Tensor) -> Tensor:
         return self.conv_last(self.blocks(self.stem(x)))  # (B, 576, H/32, W/32)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         if not self.global_pool:
             return self.act(self.conv_head(x))  # (B, 1280, H/32, W/32)
-        x = self.act(self.conv_head(x.mean((2, 3), keepdim=True))).flatten(1)  # (B, 1280)
-        return x if pre_logits else self.get_classifier()(self.head_drop(x))
-
-
-def _conv_bn_act(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.Hardswish()
-    )
+        return self.act(self.conv_head(x.mean((2, 3), keepdim=True))).flatten(1)  # (B, 1280)
 
 
 class ShuffleNetV2(TimmStyleModel, TorchvisionShuffleNetV2):
@@ -124,12 +118,6 @@ class ShuffleNetV2(TimmStyleModel, TorchvisionShuffleNetV2):
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.conv1(x))  # type: ignore[operator]  # (B, 24, H/4, W/4)
         return self.conv5(self.stage4(self.stage3(self.stage2(x))))  # type: ignore[operator]  # (B, C, H/32, W/32)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        if not self.global_pool:
-            return x
-        x = x.mean((2, 3))  # (B, C, H/32, W/32) -> (B, C)
-        return x if pre_logits else self.get_classifier()(self.head_drop(x))
 
 
 register(MobileNetV3Small, {"mobilenetv3_small_noah": {}}, first_conv="stem.0", classifier="classifier")
