@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from copy import deepcopy
 from functools import partial
 from importlib import import_module
 from io import StringIO
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
 from conftest import Answer, call_noah
@@ -127,6 +129,8 @@ def test_a_sweeper_of_another_package_gets_the_top1(own: Path, monkeypatch: pyte
     (own / "hydra_plugins").mkdir()
     (own / "hydra_plugins" / "climber.py").write_text(SWEEPER)
     monkeypatch.syspath_prepend(str(own))
+    for registry in (Plugins.instance(), ConfigStore.instance()):  # pickled into the jobs of later tests
+        monkeypatch.setattr(registry, "__dict__", deepcopy(vars(registry)))
     Plugins.instance().register(import_module("hydra_plugins.climber").Climber)  # Hydra looks for plugins once
     words = ["hydra/sweeper=climber", f"hydra.searchpath=[file://{own}]", "+experiment=mine", "data=digits"]
     words += [word for word in QUICK if word != "experiment=demo"]

@@ -72,16 +72,15 @@ def plain_losses(case: dict[str, Any], model: nn.Module, steps: int) -> list[flo
 
 
 @pytest.fixture
-def recorded_rounding(case: dict[str, Any]) -> Iterator[None]:
-    """Two threads, as the figures were recorded, where the steps amplify how a number of threads rounds sums."""
+def two_threads() -> Iterator[None]:
+    """As the figures were recorded; with another number of threads, sums round otherwise."""
     before = torch.get_num_threads()
-    steady = case["row"] == "mobilenetv3_small" or (case["row"], case["head"]) == ("resnet18", "noah")
-    torch.set_num_threads(1 if steady else 2)
+    torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("recorded_rounding")
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("case", CASES)
 def test_the_recorded_losses_are_ours(case: dict[str, Any]) -> None:
     # The recording rounds as the definition does, and chaotic steps tell one rounding from another.
