@@ -8,7 +8,20 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-class UserError(Exception):
+def printable(text: object) -> str:
+    """The text in one line: control characters, line breaks and undecodable bytes of a file name as escapes.
+
+    Names from the file system may hold all of them. What is escaped already stays as it is.
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(text))
+
+
+class _OneLineError(Exception):
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
+
+
+class UserError(_OneLineError):
     """Base class of errors that a user can fix; ``str(error)`` is one line."""
 
 
@@ -35,15 +48,15 @@ class WeightsError(UserError, ValueError):
 class DataError(UserError, ValueError):
     """Data that is missing, misplaced or unreadable.
 
-    A DataLoader worker passes its error on as the text of a whole traceback, whose last line is
+    A DataLoader worker passes its error on as the text of a whole traceback, which ends with
     "noah_lightning.errors.DataError: " and the message; only the message is kept.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(message.rstrip().rpartition("\n")[2].removeprefix(f"{__name__}.DataError: "))
+        super().__init__(message.rpartition(f"{__name__}.DataError: ")[2].rstrip("\n"))
 
 
-class RunFailed(Exception):
+class RunFailed(_OneLineError):
     """A run, or a job of a sweep, failed; ``str(error)`` is one line, and details have been reported."""
 
 

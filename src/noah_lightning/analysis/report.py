@@ -9,8 +9,8 @@ from rich import get_console
 
 from noah_lightning.analysis.groups import BASELINE, Group
 from noah_lightning.analysis.statistics import LEVEL, RESAMPLES, Comparison, Entry
-from noah_lightning.analysis.tables import Table, count, printable
-from noah_lightning.errors import ConfigError, one_line
+from noah_lightning.analysis.tables import Table, count
+from noah_lightning.errors import ConfigError, one_line, printable
 from noah_lightning.loggers.console import duration
 from noah_lightning.run_dir import CONFIG
 

@@ -65,11 +65,6 @@ def latex_text(text: str) -> str:
     return text.translate(_LATEX)
 
 
-def printable(text: str) -> str:
-    """``text`` with control characters and undecodable bytes escaped, because names, paths and logs are untrusted."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-
-
 def count(number: int, thing: str) -> str:
     """``1 seed``, ``2 seeds``."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"

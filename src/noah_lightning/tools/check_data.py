@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from timm.data import ImageNetInfo
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
-from noah_lightning.analysis.tables import Table, count, printable
+from noah_lightning.analysis.tables import Table, count
 from noah_lightning.data.index import TreeIndex, scan
 from noah_lightning.data.tree import WANTED, list_split, require_root
-from noah_lightning.errors import DataError
+from noah_lightning.errors import DataError, printable
 from noah_lightning.loggers.progress import progress
 from noah_lightning.tools.check_images import SMALLEST, look_at_all
 
