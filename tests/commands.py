@@ -13,6 +13,9 @@ import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
+
+from conftest import Answer
 from noah_lightning.distributed.environment import rank
 from noah_lightning.distributed.signals import Stopped, StopRequest
 
@@ -24,7 +27,8 @@ class Command:
     """``noah <argv>``, as the leader of a process group; its interface is that of ``subprocess.Popen``."""
 
     def __init__(self, *argv: str, cwd: Path, out: Path, err: Path | None = None, **environment: str) -> None:
-        self._process: BaseProcess = _server.Process(target=_run, args=(argv, cwd, out, err or out, environment))
+        self._out, self._err = out, err or out
+        self._process: BaseProcess = _server.Process(target=_run, args=(argv, cwd, out, self._err, environment))
         self._process.start()
 
     @property
@@ -43,6 +47,10 @@ class Command:
             raise subprocess.TimeoutExpired("noah", timeout or 0)
         return self._process.exitcode
 
+    def answer(self) -> Answer:
+        """What the command left, after it has ended."""
+        return Answer(self.wait(), self._out.read_text(), self._err.read_text())
+
     def send_signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
@@ -52,6 +60,7 @@ def _run(argv: tuple[str, ...], cwd: Path, out: Path, err: Path, environment: di
     os.chdir(cwd)
     os.environ.update(environment)
     sys.argv = ["noah", *argv]
+    sys.path.insert(0, "")  # as ``python -m`` does
     for stream, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     from noah_lightning.cli import main
@@ -59,6 +68,7 @@ def _run(argv: tuple[str, ...], cwd: Path, out: Path, err: Path, environment: di
 
     multiprocessing.set_start_method(None, force=True)  # of DataLoader workers, as in a new process
     launcher.START_METHOD = "fork"
+    torch.cuda.is_available = lambda: False  # the GPU may not be used after a fork
     sys.exit(main(argv))
 
 

@@ -32,7 +32,8 @@ def test_demo_trains_both_heads_and_reports_them(noah: Noah, tmp_path: Path) -> 
 
 
 def results_with(correct: int) -> Results:
-    return Results(10, 1, 1, correct, correct, 200, 1.0, 1.0)
+    counts = {"correct": correct, "correct_top5": correct, "images": 200}
+    return Results(parameters=10, epochs=1, best_epoch=1, **counts, train_seconds=1.0, images_per_second=1.0)
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,16 @@
 """Plug-ins: a head, a backbone and a data set of a package outside the repository."""
 
-import gc
-import multiprocessing
 import os
 import signal
-import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from conftest import Answer, call_noah
+from commands import Command
+from conftest import Answer
 from noah_lightning import data
 from noah_lightning.config import plugins
 from noah_lightning.data.digits import DigitsDataModule
@@ -96,29 +92,14 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def start(*words: str) -> tuple[BaseProcess, Connection]:
-    """``noah <words>`` in a forked process, as a plug-in is imported once; the connection receives the answer."""
-    gc.collect()  # a forked process would crash when it deletes what an earlier launch left in reference cycles
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_call, args=(words, sender))
-    process.start()
-    sender.close()
-    return process, receiver
+def start(*words: str) -> Command:
+    """``noah <words>`` in a process of its own, as a plug-in is imported once."""
+    outputs = Path(tempfile.mkdtemp(dir="."))
+    return Command(*words, cwd=Path.cwd(), out=outputs / "out", err=outputs / "err")
 
 
 def call(*words: str) -> Answer:
-    """The same, to its end."""
-    process, receiver = start(*words)
-    answer: Answer = receiver.recv()
-    process.join()
-    return answer
-
-
-def _call(words: Sequence[str], sender: Connection) -> None:
-    torch.cuda.is_available = lambda: False  # the GPU may not be used after a fork
-    sys.path.insert(0, "")  # as ``python -m`` does
-    sender.send(call_noah(*words))
+    return start(*words).answer()
 
 
 def test_a_run_with_plugins_is_recorded_evaluated_and_compared(mine: Path) -> None:
@@ -139,7 +120,6 @@ def test_a_run_with_plugins_is_recorded_evaluated_and_compared(mine: Path) -> No
     assert "scaled_mean" in done.out
 
 
-@pytest.mark.usefixtures("forked")
 def test_a_sweep_over_a_plugins_setting(mine: Path) -> None:
     words = [*SETTINGS[:3], "+head.scale=0.5,2.0", *SETTINGS[4:], "sweep.dir=runs/two"]
     done = call("train", "-m", *words)
@@ -150,12 +130,11 @@ def test_a_sweep_over_a_plugins_setting(mine: Path) -> None:
 
 def test_an_interrupted_run_with_plugins_resumes(mine: Path) -> None:
     words = [*SETTINGS, "+data.count=320", "checkpoint.every_n_steps=10", "hydra.run.dir=runs/one"]
-    process, receiver = start("train", *words)
-    while not list(Path("runs/one/checkpoints").glob("step-*.ckpt")) and process.is_alive():
+    process = start("train", *words)
+    while not list(Path("runs/one/checkpoints").glob("step-*.ckpt")) and process.poll() is None:
         time.sleep(0.02)
-    process.terminate()
-    assert receiver.recv().status == 128 + signal.SIGTERM
-    process.join()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
     done = call("resume", "runs/one", "plugins=[mine]")
     assert done.status == 0, done.err
     assert RunDir(mine / "runs" / "one").results().epochs == 2

@@ -211,7 +211,7 @@ def test_the_task_is_what_the_recipe_says() -> None:
     assert task.label_smoothing == 0.1
     assert task.ema.decay == 0.99996
     expected = BatchMixing(MixingSettings(mixup=0.8, cutmix=1.0, switch=0.5), num_classes=12, label_smoothing=0.1)
-    assert vars(task.mixing._mixup) == vars(expected._mixup)
+    assert vars(task.mixing) == vars(expected)
 
 
 def test_the_rate_is_for_all_images_of_an_optimizer_step(noah: Noah) -> None:

@@ -52,7 +52,9 @@ def pretended(patch: pytest.MonkeyPatch, fake: Fake) -> list[DictConfig]:
         if not isinstance(outcome, str):
             run_dir = Path(composed.hydra.sweep.dir, str(composed.hydra.job.num))
             run_dir.mkdir()
-            RunDir(run_dir).write_results(Results(1, 1, 1, round(1000 * outcome), 0, 100_000, 1.0, 1.0))
+            counts = {"correct": round(1000 * outcome), "correct_top5": 0, "images": 100_000}
+            whole = {"parameters": 1, "epochs": 1, "best_epoch": 1, **counts}
+            RunDir(run_dir).write_results(Results(**whole, train_seconds=1.0, images_per_second=1.0))
             outcome = RunDir(run_dir).results().top1
         receiver, sender = multiprocessing.Pipe(duplex=False)
         sender.send(RunFailed(outcome) if isinstance(outcome, str) else outcome)

@@ -18,7 +18,16 @@ from noah_lightning.run_dir import Results, RunDir
 
 FOLDER = Path(tempfile.mkdtemp(prefix="noah-fuzz-"))
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
-RESULTS = Results(1, 1, 1, 0, 1, 1, 1.0, 1.0)
+RESULTS = Results(
+    parameters=1,
+    epochs=1,
+    best_epoch=1,
+    correct=0,
+    correct_top5=1,
+    images=1,
+    train_seconds=1.0,
+    images_per_second=1.0,
+)
 
 
 def config(data: bytes) -> None:
