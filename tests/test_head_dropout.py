@@ -6,12 +6,20 @@ from torch import Tensor
 
 from noah_kernels import NAMES, logits_and_gradients, make_head, prepare
 from noah_lightning.heads import NOAHHead
+from noah_lightning.heads.kernels import sliced
+from noah_lightning.heads.kernels.sliced import Weights
 
 
 @pytest.fixture(params=["sliced", "fused"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     """A kernel and the device it is tested on."""
     return prepare(request.param, monkeypatch)
+
+
+def kept_share(kernel: str, dropout: float) -> float:
+    """Of the values: as set, and near 1 what is left of it by 16 random bits, or 32 of the fused kernel."""
+    numbers = 2 ** (16 if kernel == "sliced" else 32)
+    return 1 - dropout if dropout < 0.9 else max(1, numbers - round(dropout * numbers)) / numbers
 
 
 def dropped_values(head: NOAHHead, batch: int, positions: int, seed: int, device: str) -> Tensor:
@@ -31,7 +39,7 @@ def dropped_values(head: NOAHHead, batch: int, positions: int, seed: int, device
         features[:, head.head_num + n] = 2.0 ** torch.arange(positions)
         torch.manual_seed(seed)
         with torch.no_grad():
-            total = shown(features).cpu() * positions * (1 - head.dropout.p)
+            total = shown(features).cpu() * positions * kept_share(head.kernel, head.dropout.p)
         torch.testing.assert_close(total, total.round(), rtol=0, atol=1e-4)
         bits = total.round().int().unsqueeze(2)
         assert not (bits >> positions).any()
@@ -39,24 +47,39 @@ def dropped_values(head: NOAHHead, batch: int, positions: int, seed: int, device
     return kept
 
 
-def test_dropout_forward_and_backward(kernel: tuple[str, str]) -> None:
-    """The dropped values are found out beforehand, and put into the definition: all must agree."""
-    name, device = kernel
-    head = make_head(name, head_num=2, dropout=0.4).to(device)
-    features = torch.randn(5, 24, 9, device=device)
-    kept = dropped_values(head, 5, 9, 7, device)
+def errors_with_dropout(head: NOAHHead, features: Tensor, device: str) -> dict[str, float]:
+    """Of logits and gradients to the definition, into which the dropped values are put, found out beforehand."""
+    batch, _, positions = features.shape
+    kept = dropped_values(head, batch, positions, 7, device)
+    assert kept.any()
     torch.manual_seed(7)
     found = logits_and_gradients(head, features)
 
-    truth = make_head("definition", head_num=2).double()
+    truth = make_head("definition", head.num_classes, head_num=2).double()
     x = features.cpu().double().requires_grad_()
     attention_map, values = truth._attend(x)
-    logits = (attention_map * values * kept / 0.6).sum(dim=(1, 3))
+    logits = (attention_map * values * kept / kept_share(head.kernel, head.dropout.p)).sum(dim=(1, 3))
     grads = torch.autograd.grad(logits.sin().sum(), [x, *truth.parameters()])
     expected = dict(zip(NAMES, (logits, *grads), strict=True))
-    for part in set(NAMES) - {"query.bias"}:
-        error = (found[part].cpu().double() - expected[part]).norm() / expected[part].norm()
-        assert error < 1e-5, part
+    return {
+        part: ((found[part].cpu().double() - expected[part]).norm() / expected[part].norm()).item()
+        for part in set(NAMES) - {"query.bias"}
+    }
+
+
+def test_dropout_forward_and_backward(kernel: tuple[str, str]) -> None:
+    name, device = kernel
+    head = make_head(name, head_num=2, dropout=0.4).to(device)
+    errors = errors_with_dropout(head, torch.randn(5, 24, 9, device=device), device)
+    assert max(errors.values()) < 1e-5, errors
+
+
+def test_gradients_are_exact_where_nearly_everything_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64: the logits are about 65,536 times as large, of which the loss takes the sine."""
+    monkeypatch.setattr(sliced, "_CPU_ELEMENTS", 100_000)
+    head = make_head("sliced", 2000, head_num=2, dropout=0.99999).double()
+    errors = errors_with_dropout(head, torch.randn(20, 24, 9, dtype=torch.float64), "cpu")
+    assert max(errors.values()) < 1e-9, errors
 
 
 def test_dropout_drops_the_right_share_independently(kernel: tuple[str, str]) -> None:
@@ -70,6 +93,46 @@ def test_dropout_drops_the_right_share_independently(kernel: tuple[str, str]) ->
         assert abs(((one - 0.7) * (other - 0.7)).mean().item()) < 4 * 0.21 / one.numel() ** 0.5
     again = dropped_values(head, 4, 5, 4, device)
     assert abs(((kept - 0.7) * (again - 0.7)).mean().item()) < 4 * 0.21 / kept.numel() ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "dropout", "batch"),
+    [("sliced", 0.99999, 512), ("sliced", 1 - 1e-9, 512), ("sliced", 1e-9, 1), ("fused", 0.999, 8)],
+)
+def test_dropout_keeps_the_mean_of_the_logits(
+    name: str, dropout: float, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All values are 1 and the attention is even, so a logit is the number of heads on average, at any rate."""
+    name, device = prepare(name, monkeypatch)
+    monkeypatch.setattr(sliced, "_CPU_ELEMENTS", 2**19)
+    head = NOAHHead(8, 250, head_num=4, dropout=dropout, kernel=name).to(device)
+    for parameter in head.parameters():
+        torch.nn.init.zeros_(parameter)
+    torch.nn.init.ones_(head.value.bias)
+    torch.manual_seed(0)
+    logits = head(torch.randn(batch, 8, 49, device=device))
+    share = kept_share(name, dropout)
+    deviation = 4 * ((1 - share) / share / (logits.numel() * 4 * 49)) ** 0.5  # of their mean
+    assert abs(logits.mean().item() - 4) < 4 * deviation + 1e-6
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999, 0.9999924, 1 - 1e-9])
+def test_the_scale_is_that_of_the_kept_share(dropout: float) -> None:
+    """Which is read off the comparison with each of the numbers of 16 bits."""
+    weights = Weights(torch.zeros(1, 4, 1), torch.zeros(1, 4, 1), torch.zeros(1, 4, 1))
+    kernel = sliced.SlicedKernel(torch.zeros(1, 2, 1), weights, 4, dropout, seed=0)
+    kernel.draws = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.int64)
+    kernel.draws.random_ = lambda *args, **kwargs: kernel.draws
+    kept = kernel.kept(torch.empty(2**16)).mean(dtype=torch.float64).item()
+    assert kernel.kept_share == pytest.approx(kept, rel=1e-4)
+    assert kept == pytest.approx(1 - dropout, abs=2**-16)
+
+
+def test_dropout_of_nearly_everything_is_finite(kernel: tuple[str, str]) -> None:
+    name, device = kernel
+    head = make_head(name, dropout=1 - 2**-53).to(device)
+    found = logits_and_gradients(head, torch.randn(2, 24, 9, device=device))
+    assert not any(tensor.any() for tensor in found.values())  # none of 3,000 values is kept
 
 
 def test_no_dropout_in_evaluation(kernel: tuple[str, str]) -> None:
