@@ -5,13 +5,16 @@ Shapes: B images, C channels, L positions, N heads (``head_num``), K classes.
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from noah_lightning.config.choices import NoahHeadSettings, PositiveInt
 from noah_lightning.config.parsing import parse
 from noah_lightning.errors import ConfigError, HeadSettingError
 from noah_lightning.heads import register_head
-from noah_lightning.heads.kernels import non_global_attention
+from noah_lightning.heads.kernels import needs_definition, non_global_attention
+
+_AUTOCAST_DTYPES = {torch.float32, torch.bfloat16, torch.float16}
 
 
 class Explanation(NamedTuple):
@@ -42,7 +45,8 @@ class NOAHHead(nn.Module):
         num_classes: K.
         head_num: N, the number of attention blocks.
         key_ratio: r in (0, 1), the share of channels that are keys; unused without ``kv_split``.
-        dropout: probability with which a value is dropped while training (the official place: the values).
+        dropout: probability with which a value is dropped while training (the official place: the values); sliced
+            and fused round it to 16 and 32 bits, and scale by what is kept.
         head_split: each block reads its own 1/N of the channels; False: every block reads them all.
         kv_split: keys and values read separate channels; False: both read all C.
         init: starting weights of both convolutions (biases start at zero). ``official`` is Kaiming-normal by
@@ -50,10 +54,13 @@ class NOAHHead(nn.Module):
             use; ``small`` is normal with std 0.02, which keeps the attention soft when K is small.
         kernel: how the logits are computed, all to the same result: ``definition`` as the equation stands, ``sliced``
             a few images at a time without large tensors, ``fused`` by Triton on a GPU; ``auto`` is fused on a GPU
-            in half precision and sliced anywhere else. Only the definition has a second derivative.
+            in half precision and sliced anywhere else, but the definition where those two cannot work: within
+            torch.func and forward-mode derivatives, and when exported or traced. Only the definition has a second
+            derivative.
 
     Raises:
         HeadSettingError: (a ``ValueError``) settings that cannot work, with settings that do for this width.
+        ValueError: (when called) features of another shape, without positions, or not of the parameters' dtype.
     """
 
     def __init__(
@@ -100,18 +107,18 @@ class NOAHHead(nn.Module):
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # both convolutions have one
 
     def forward(self, features: Tensor) -> Tensor:
-        """Feature map (B, C, L) or (B, C, H, W) → logits (B, K)."""
+        """Feature map (B, C, L) or (B, C, H, W) → logits (B, K), in the parameters' dtype, also under autocast."""
         features = self._flat(features)  # (B, C, L)
-        if self.kernel == "definition":
+        if needs_definition(self.kernel):
             attention, value = self._attend(features)
-            return (attention * value).sum(dim=(1, 3))  # (B, N, K, L) -> (B, K)
+            return (attention * value).sum(dim=(1, 3), dtype=attention.dtype)  # (B, N, K, L) -> (B, K)
         dropout = self.dropout.p if self.training else 0.0
         return non_global_attention(features, self.query, self.value, self.num_classes, dropout, self.kernel)
 
     def explain(self, features: Tensor) -> Explanation:
         """The logits together with the attention and with what each position contributes to each class."""
         attention, value = self._attend(self._flat(features))
-        contribution = (attention * value).sum(dim=1)  # (B, N, K, L) -> (B, K, L)
+        contribution = (attention * value).sum(dim=1, dtype=attention.dtype)  # (B, N, K, L) -> (B, K, L)
         return Explanation(contribution.sum(dim=2), attention, contribution)
 
     def _attend(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,16 +127,24 @@ class NOAHHead(nn.Module):
         keys = features[:, : self.key_channels]  # (B, int(C r), L, 1), or all of C
         values = features[:, -self.value_channels :]  # (B, C - int(C r), L, 1), or all of C
         heads_classes = (self.head_num, self.num_classes)  # output channel n K + k is class k of head n
-        attention = self.query(keys).squeeze(3).unflatten(1, heads_classes).softmax(dim=3)  # (B, N, K, L)
+        scores = self.query(keys).squeeze(3).unflatten(1, heads_classes)  # (B, N, K, L)
+        attention = scores.softmax(dim=3, dtype=self.query.weight.dtype)  # autocast of a CPU would leave it in half
         value = self.value(values).squeeze(3).unflatten(1, heads_classes)  # (B, N, K, L)
         return attention, self.dropout(value)
 
     def _flat(self, features: Tensor) -> Tensor:
-        """(B, C, L) or (B, C, H, W) → (B, C, L)."""
+        """(B, C, L) or (B, C, H, W) → (B, C, L), checked alike for every kernel."""
         channels = self.key_channels + self.value_channels if self.kv_split else self.key_channels
-        if features.ndim not in (3, 4) or features.shape[1] != channels:
+        if features.ndim not in (3, 4) or features.shape[1] != channels or 0 in features.shape[2:]:
             raise ValueError(
-                f"NOAHHead needs (B, {channels}, L) or (B, {channels}, H, W), got {tuple(features.shape)}"
+                f"NOAHHead needs (B, {channels}, L) or (B, {channels}, H, W) with at least one position, "
+                f"got {tuple(features.shape)}"
+            )
+        dtypes = {features.dtype, self.value.weight.dtype}
+        if len(dtypes) > 1 and not (torch.is_autocast_enabled(features.device.type) and dtypes <= _AUTOCAST_DTYPES):
+            raise ValueError(
+                f"NOAHHead has parameters of {self.value.weight.dtype} and got features of {features.dtype}; "
+                "convert the features, or use torch.autocast, which takes float32, bfloat16 and float16"
             )
         return features.flatten(2)
 

@@ -10,16 +10,37 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from noah_lightning.errors import HeadSettingError
 from noah_lightning.heads.kernels.sliced import Kernel, SlicedKernel, Weights
 
-__all__ = ["non_global_attention"]
+__all__ = ["needs_definition", "non_global_attention"]
 
 _MOST_POSITIONS = 1024  # that the fused kernel holds on chip
 _HAS_TRITON = find_spec("triton") is not None
 _HALF = (torch.bfloat16, torch.float16)
+
+
+def needs_definition(kernel: str) -> bool:
+    """Whether the definition computes the logits: if set, and with ``auto`` where an operator of our own cannot.
+
+    Raises:
+        HeadSettingError: kernel ``sliced`` or ``fused`` within torch.func or forward-mode derivatives, where torch
+            would raise an internal error or, worse, return derivatives of zero.
+    """
+    if kernel == "definition":
+        return True
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if kernel == "auto":  # an exported or traced model consists of torch's own operators and needs no package
+        return transformed or torch.compiler.is_exporting() or torch.jit.is_tracing()
+    if transformed:
+        raise HeadSettingError(
+            f"NOAH: kernel={kernel} has no torch.func transforms and no forward-mode derivatives; "
+            "use kernel=definition, or auto"
+        )
+    return False
 
 
 def non_global_attention(
@@ -90,7 +111,7 @@ def logits(
     """
     with torch.autocast(features.device.type, enabled=False):
         kernel = _kernel(features, (query, value, value_bias), groups, classes, dropout, seed, fused)
-        return kernel.logits().to(_result_type(features, value_bias))
+        return kernel.logits().to(value_bias.dtype)
 
 
 @torch.library.custom_op("noah::logits_backward", mutates_args=())
@@ -111,7 +132,7 @@ def logits_backward(
         kernel = _kernel(features, weights, groups, grad.shape[1], dropout, seed, fused)
         grad_features, sums = kernel.backward(grad)
     grad_query, grad_value, grad_bias = (
-        total.view(weight.shape).to(weight.dtype) for total, weight in zip(sums, weights, strict=True)
+        torch.empty_like(weight).copy_(total.view(weight.shape)) for total, weight in zip(sums, weights, strict=True)
     )
     return grad_features.to(features.dtype), grad_query, grad_value, grad_bias
 
@@ -119,7 +140,7 @@ def logits_backward(
 def _kernel(
     features: Tensor, weights: Iterable[Tensor], groups: int, classes: int, dropout: float, seed: Tensor, fused: bool
 ) -> Kernel:
-    grouped = Weights(*(weight.view(groups, -1, weight[0].numel()) for weight in weights))
+    grouped = Weights(*(weight.reshape(groups, -1, weight[0].numel()) for weight in weights))
     if not fused:
         return SlicedKernel(features, grouped, classes, dropout, int(seed))
     from noah_lightning.heads.kernels.fused import FusedKernel  # imports Triton
@@ -129,7 +150,7 @@ def _kernel(
 
 @logits.register_fake
 def _(features, query, query_bias, value, value_bias, groups, classes, dropout, seed, fused):  # type: ignore[no-untyped-def]
-    return features.new_empty((features.shape[0], classes), dtype=_result_type(features, value_bias))
+    return features.new_empty((features.shape[0], classes), dtype=value_bias.dtype)
 
 
 @logits_backward.register_fake
@@ -168,8 +189,3 @@ def _flops(features, query, query_bias, value, *args, **kwargs):  # type: ignore
 def _backward_flops(grad, features, query, value, *args, **kwargs):  # type: ignore[no-untyped-def]
     """The forward pass again, then the gradients of weights and features."""
     return 3 * _flops(features, query, None, value)
-
-
-def _result_type(features: Tensor, bias: Tensor) -> torch.dtype:
-    """Under autocast, with half features and whole weights, float32, as the softmax of the definition gives."""
-    return torch.promote_types(features.dtype, bias.dtype)

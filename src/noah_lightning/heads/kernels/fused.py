@@ -21,12 +21,14 @@ _SLICE = 2**23  # elements of each of the two gradients that are in memory at a 
 class FusedKernel(Kernel):
     """Sizes and tiles of Triton's kernel, and the keys from which dropped values are drawn."""
 
+    bits = 32
+
     def __init__(self, features: Tensor, weights: Weights, classes: int, dropout: float, seed: int) -> None:
         batch, channels, positions = features.shape
         weights = Weights(weights.query.to(features.dtype), weights.value.to(features.dtype), weights.value_bias)
         super().__init__(features, weights, classes, dropout, seed)
         images = _SLICE // (self.heads * classes * positions)
-        self.images = min(max(1, images // 8 * 8), batch)  # of 8, so that rows of b L elements are aligned
+        self.images = max(1, min(images // 8 * 8, batch))  # of 8, so that rows of b L elements are aligned
         self.keys = torch.empty((batch, self.heads), dtype=torch.int64, device=features.device)
         self.keys.random_(-(2**63), None, generator=self.generator)
         block_d = max(16, triton.next_power_of_2(min(self.key_width, self.value_width)))
@@ -39,10 +41,10 @@ class FusedKernel(Kernel):
             "key_width": self.key_width,
             "value_width": self.value_width,
             "first_value": channels - self.groups * self.value_width,
-            "drop_below": round(dropout * 2**32),
-            "scale": 1 / (1 - dropout),
+            "drop_below": self.drop_below,
+            "scale": 1 / self.kept_share,
             "SPLIT": self.groups > 1,
-            "DROPOUT": dropout > 0,
+            "DROPOUT": self.drop_below > 0,
             "BLOCK_K": self.block_k,
             "BLOCK_L": block_l,
             "BLOCK_D": min(block_d, 64 if block_l <= 64 else 32),

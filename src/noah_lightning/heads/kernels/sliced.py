@@ -10,6 +10,7 @@ them, or 1 without ``head_split``) of M = N K / G, and each row reads D channels
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from math import isclose
 from typing import NamedTuple
 
 import torch
@@ -30,18 +31,26 @@ class Weights(NamedTuple):
 class Kernel(ABC):
     """What the kernels share: sizes, slices of the batch, and the matrix products of the backward pass.
 
-    A subclass sets ``features`` and ``weights`` in the precision to compute in, and ``images``, the most in a slice.
+    A subclass sets ``features`` and ``weights`` in the precision to compute in, ``images``, the most in a slice, and
+    ``bits``, how many random bits decide whether a value is dropped.
     """
 
+    bits: int
     images: int
 
     def __init__(self, features: Tensor, weights: Weights, classes: int, dropout: float, seed: int) -> None:
         self.features, self.weights = features, weights  # (B, C, L)
-        self.classes, self.positions, self.dropout = classes, features.shape[2], dropout
+        self.classes, self.positions = classes, features.shape[2]
         self.heads = weights.value_bias.numel() // classes
         self.groups, self.group_rows, self.key_width = weights.query.shape
         self.value_width = weights.value.shape[2]
         self.generator = torch.Generator(features.device).manual_seed(seed)
+        # A value is dropped if its bits, as a number, are below this one; at least one number is not.
+        self.drop_below = min(round(dropout * 2**self.bits), 2**self.bits - 1)
+        # The mean stays right only with the share that the rounded rate keeps. Where that is within 1e-4
+        # of the share as set, the latter is used, so that runs of earlier versions repeat to the last bit.
+        kept = 1 - self.drop_below / 2**self.bits
+        self.kept_share = 1 - dropout if isclose(kept, 1 - dropout, rel_tol=1e-4) else kept
 
     @abstractmethod
     def logits(self) -> Tensor:
@@ -89,31 +98,31 @@ class Kernel(ABC):
 class SlicedKernel(Kernel):
     """Three buffers, through which each slice goes."""
 
+    bits = 16  # the fastest source of bits in torch gives 64 at a time
+
     def __init__(self, features: Tensor, weights: Weights, classes: int, dropout: float, seed: int) -> None:
         dtype = _sum_type(features.dtype)
         weights = Weights(*(weight.to(dtype) for weight in weights))
         super().__init__(features.to(dtype), weights, classes, dropout, seed)
         limit = _CPU_ELEMENTS if features.device.type == "cpu" else _OTHER_ELEMENTS
         elements = self.heads * classes * self.positions  # of an image
-        self.images = min(max(1, limit // elements), len(features))
+        self.images = max(1, min(limit // elements, len(features)))
         self.buffers = features.new_empty((3, self.images * elements), dtype=dtype)
-        # 16 bits for each value; the fastest source of bits in torch gives 64 at a time
         self.draws = features.new_empty(limit // 32, dtype=torch.int64)
-        self.first_kept = round(dropout * 2**16) - 2**15  # of 16 bits read as a signed number
 
     def logits(self) -> Tensor:
         result = self.features.new_empty((len(self.features), self.classes))
         for part in self.slices():
             attention, values, scores = self.attend(columns(self.features[part]))  # (N, K, b, L)
-            if self.dropout:
+            if self.drop_below:
                 values.mul_(self.kept(scores))
             result[part] = attention.mul_(values).sum(3).sum(0).t()  # (N, K, b) -> (K, b) -> (b, K)
-        return result.div_(1 - self.dropout)
+        return result.div_(self.kept_share)
 
     def slopes(self, grad: Tensor, part: slice, x: Tensor) -> tuple[Tensor, Tensor]:
         attention, values, scores = self.attend(x)  # (N, K, b, L)
-        weight = (grad / (1 - self.dropout)).t()[None, :, :, None]  # (1, K, b, 1): of attention x value in the loss
-        if self.dropout:
+        weight = (grad / self.kept_share).t()[None, :, :, None]  # (1, K, b, 1): of attention x value in the loss
+        if self.drop_below:
             weight = self.kept(scores).mul_(weight)  # (N, K, b, L)
         grad_scores = values.mul_(weight).mul_(attention)  # through the softmax: a (w v - sum of a w v)
         grad_scores.addcmul_(attention, grad_scores.sum(3, keepdim=True), value=-1)
@@ -138,7 +147,8 @@ class SlicedKernel(Kernel):
         """1 for values that are kept, 0 for dropped ones: the next draw, in place of the scores (N, K, b, L)."""
         for some in scores.view(-1).split(4 * len(self.draws)):
             draws = self.draws.random_(-(2**63), None, generator=self.generator).view(torch.int16)[: len(some)]
-            torch.ge(draws, self.first_kept, out=some)  # straight to numbers, without a tensor of bools between
+            # As signed numbers; straight to floats, without a tensor of bools between.
+            torch.ge(draws, self.drop_below - 2**15, out=some)
         return scores
 
 
