@@ -157,7 +157,7 @@ def test_a_run_from_before_the_setting_reads_images_as_stored(data: str, tmp_pat
 
 
 def test_an_old_run_evaluates_as_it_was_trained(noah: Callable[..., Answer], phone: Path, tmp_path: Path) -> None:
-    """Its accuracy is that of the images as stored, which the model has learned to tell from those that are turned."""
+    """Its accuracy is that of the images as stored; turned, each is taken for the other class."""
     for split in ("train", "val"):
         for label, name in enumerate(("ant", "bee")):  # stripes: across if stored, down if turned, and the reverse
             folder = phone / split / name
