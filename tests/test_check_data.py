@@ -133,7 +133,7 @@ def test_every_planted_problem_is_found(planted: tuple[Path, dict[str, list[str]
         assert [item[: len(start)] for item, start in zip(found[kind]["items"], items, strict=True)] == items
         assert found[kind]["severity"] == KINDS[kind][0]
     problems = [finding["count"] for finding in report["findings"] if finding["severity"] == "problem"]
-    assert report["verdict"] == f"{sum(problems)} problems of 12 kinds in 41 images, 2 notes"
+    assert report["verdict"] == f"{sum(problems)} problems of 12 kinds in 40 images, 2 notes"
     assert len(problems) == 12
     assert not report["clean"]
 
@@ -149,7 +149,7 @@ def test_text_names_the_first_and_ends_with_the_verdict(planted: tuple[Path, dic
         "    val/bee/1.jpg = val/wasp/1.jpg",
         "    … and 3 more; see --json",
     ]
-    assert lines[-1].endswith("problems of 12 kinds in 41 images, 2 notes")
+    assert lines[-1].endswith("problems of 12 kinds in 40 images, 2 notes")
 
 
 def test_what_ends_a_training_is_a_problem(planted: tuple[Path, dict[str, list[str]]]) -> None:
@@ -159,10 +159,10 @@ def test_what_ends_a_training_is_a_problem(planted: tuple[Path, dict[str, list[s
     broken = {item.split(" ")[0] for kind in ends_training for item in expected[kind]}
     for split, tree in list_trees(root, defaultdict(list)).items():
         for path in (f"{split}/{tree.path(image)}" for image in range(len(tree))):
-            if path in broken - {"train/ant/pipe.jpg"}:  # reading it would wait for ever
+            if path in broken:
                 with pytest.raises(DataError):
                     Picture.read(root / path).pixels()
-            elif path not in broken:
+            else:
                 Picture.read(root / path).pixels()
 
 

@@ -3,8 +3,9 @@
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,14 +49,14 @@ def later(monkeypatch: pytest.MonkeyPatch) -> None:
 def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders listed from now on, in order."""
     listed: list[str] = []
-    walk = os.walk
+    walk = index_cache.walk
 
-    def noted(top: Path, **options: object):  # type: ignore[no-untyped-def]
-        for folder, names, files in walk(top, **options):  # type: ignore[call-overload]
+    def noted(*arguments: Any) -> Iterator[tuple[str, list[str]]]:
+        for folder, files in walk(*arguments):
             listed.append(Path(folder).name)
-            yield folder, names, files
+            yield folder, files
 
-    monkeypatch.setattr(index_cache.os, "walk", noted)
+    monkeypatch.setattr(index_cache, "walk", noted)
     return listed
 
 

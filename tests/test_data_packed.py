@@ -77,7 +77,7 @@ def data_of(
 ) -> Any:
     settings = {**CONFIG, "name": name, "root": str(root), **changes}
     if name == "imagefolder":
-        del settings["mix_shards"]
+        del settings["mix_shards"], settings["exif_orientation"]
     data = create_data(**settings)
     data.setup(stage)
     data._rank_of = lambda: rank

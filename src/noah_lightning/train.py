@@ -1,6 +1,8 @@
 """Training of one run: config → model → data → task → trainer."""
 
 import logging
+import math
+import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -42,6 +44,7 @@ from noah_lightning.task import ClassificationTask, check_options, scaled_to
 from noah_lightning.task.classification import check_even
 
 log = logging.getLogger("noah_lightning")
+NO_BATCH = "as the next batch did not arrive (data.num_workers processes read the images)"
 
 
 def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = False) -> Results:
@@ -74,12 +77,14 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
         raise ConfigError("trainer.sync_batchnorm=true works on GPUs only; set it to false")
     run, split = RunDir(run_dir), BatchSplit.of(config, data)
     task = make_task(config, model, split.in_step)
+    warnings: list[str] = []
     if rank() == 0:  # before the run directory is claimed; in the other processes, Lightning waits for the data
         data.prepare_data()
         data.setup("fit")
         if task.mixing is not None:
             assert data.train_dataset is not None
             check_even(min(data.batch_size, len(data.train_dataset)))  # a smaller data set is one batch
+        warnings = _size_warnings(config, task, data, split)
     results = None
     with ExitStack() as until_the_end:
         if rank() == 0:
@@ -90,6 +95,8 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
         until_the_end.callback(lambda: close_loggers(loggers, results))
         try:
             _announce(config, run_dir, task, data)
+            for warning in warnings:
+                log.warning("%s", warning)
             saved = resume_from(run_dir, loggers, split, force) if resume else None
             if force and rank() == 0:
                 run.replace_config(config, saved.steps if saved else 0)
@@ -102,10 +109,19 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
             raise
         except MisconfigurationException as error:
             raise ConfigError(one_line(error)) from error
-        except SystemExit as exit_:  # raised by Lightning on Ctrl-C
+        except SystemExit as exit_:  # raised by Lightning on KeyboardInterrupt
             if trainer.interrupted:
-                log.info("interrupted in epoch %d; noah resume %s", task.current_epoch + 1, run_dir)
-                raise KeyboardInterrupt from exit_
+                why = f", {NO_BATCH}" if stop.stuck else ""
+                log.info("interrupted in epoch %d%s; noah resume %s", task.current_epoch + 1, why, run_dir)
+                if stop.signal in (0, signal.SIGINT):
+                    raise KeyboardInterrupt from exit_
+                raise Stopped(stop.signal) from exit_
+            raise
+        except RuntimeError as error:
+            if stop.signal and trainer.world_size > 1:  # one that was interrupted no longer answers
+                epoch = task.current_epoch + 1
+                log.info("interrupted in epoch %d, as another process was; noah resume %s", epoch, run_dir)
+                raise Stopped(stop.signal) from error
             raise
         except (UserError, RunFailed) as error:
             console.write_to_log_only(str(error))  # the caller prints it on the console
@@ -128,6 +144,40 @@ def _announce(config: RunConfig, run_dir: Path, task: ClassificationTask, data: 
     log.info("model    %s, head %s, %s parameters", config.model.name, config.head.name, f"{count:,}")
     log.info("data     %s, %d classes, batch %d", config.data.name, data.num_classes, data.batch_size)
     log.info("rate     %s%g, %s", ratio, scaled.lr, scaled.name)
+
+
+def _size_warnings(
+    config: RunConfig, task: ClassificationTask, data: ImageDataModule, split: BatchSplit
+) -> list[str]:
+    """Warnings for a step of more images than there are, and for images smaller than a position of the feature map.
+
+    Raises ConfigError if the model cannot take such images at all.
+    """
+    assert data.train_dataset is not None
+    warnings, images, size = [], len(data.train_dataset), data.image_size
+    if split.in_step > images:
+        share = math.ceil(images / split.processes)
+        true = min(images, split.processes * (share // split.images * split.images or share))
+        rate = f" while the learning rate is that for {split.in_step}" if task.optimizer_settings.lr_batch else ""
+        warnings.append(
+            f"recipe.batch_size={split.in_step} is more than the {images} training images: each step has {true}{rate}"
+            f"; choose at most {images}"
+        )
+    infos = [getattr(each, "feature_info", None) for each in task.model.modules()]  # of timm's models
+    covered = max((info[-1].get("reduction", 0) for info in infos if info and isinstance(info, list)), default=0)
+    if size < covered:
+        name = config.model.name
+        try:
+            with torch.no_grad():
+                task.model.eval()(torch.zeros(1, 3, size, size))
+        except RuntimeError as error:
+            raise ConfigError(f"data.image_size={size} is too small for {name}: {one_line(error)}") from error
+        task.model.train()
+        warnings.append(
+            f"data.image_size={size} is less than the {covered} pixels that a position of the feature map of {name} "
+            "covers, so there is only one position; choose larger images"
+        )
+    return warnings
 
 
 def _conclude(run: RunDir, task: ClassificationTask, report: EpochReport) -> Results:

@@ -145,6 +145,7 @@ class ImageFolderSettings(DataSettings):
     image_size: PositiveInt = 224
     crop_ratio: Fraction = 0.875
     interpolation: Interpolation = "bilinear"
+    exif_orientation: bool = True
     augment: AugmentSettings = AugmentSettings()
     max_unreadable: NonNegativeInt = 0
 
@@ -152,11 +153,13 @@ class ImageFolderSettings(DataSettings):
 class ImageNetSettings(ImageFolderSettings):
     name: Literal["imagenet"] = "imagenet"  # type: ignore[assignment]  # another data set, the same kind of files
     num_classes: PositiveInt = 1000
+    exif_orientation: bool = False
     unpack: bool = False
 
 
 class PackedSettings(ImageFolderSettings):
     name: Literal["packed"] = "packed"  # type: ignore[assignment]
+    exif_orientation: bool | None = None  # type: ignore[assignment]
     mix_shards: NonNegativeInt = 4
 
 

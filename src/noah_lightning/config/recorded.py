@@ -62,6 +62,9 @@ def read_recorded(path: Path) -> dict[str, Any]:
         if "${" in key or (isinstance(value, str) and ("${" in value or value == "???")):
             # Recorded settings are resolved; an interpolation could read the environment.
             raise ConfigError(f"{wrong}: {key} refers to other settings with ${{…}}")
+    data = content["data"]
+    if isinstance(data, dict) and data.get("name") in ("imagefolder", "imagenet", "packed"):
+        data.setdefault("exif_orientation", False)  # a run from before the setting read all images as stored
     return content
 
 

@@ -2,6 +2,7 @@
 
 import re
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -24,18 +25,18 @@ class FolderImages:
     Raises DataError if there is no such folder, or a class has no images.
     """
 
-    def __init__(self, root: Path, split: str, transform: Transform) -> None:
+    def __init__(self, root: Path, split: str, transform: Transform, exif_orientation: bool = True) -> None:
         self.folder = root / split
         self.classes = class_folders(root, split)
         self.index = find_images(self.folder, self.classes)
-        self.transform = transform
+        self.transform, self.upright = transform, exif_orientation
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """(image, label); raises DataError if the file is not an image."""
-        return self.transform(Picture.read(self.file(index))), int(self.index.labels[index])
+        return self.transform(Picture.read(self.file(index), self.upright)), int(self.index.labels[index])
 
     def file(self, index: int) -> Path:
         """Path of the image."""
@@ -60,7 +61,7 @@ class ImageFolderDataModule(ImageDataModule):
         super().setup(stage)
 
     def build(self, split: Split) -> LabeledImages:
-        return FolderImages(self.root, split, self.transform(split))
+        return FolderImages(self.root, split, self.transform(split), self.settings.exif_orientation)
 
     def transform(self, split: Split) -> Transform:
         """The transform from a picture to uint8 (3, S, S)."""
@@ -120,6 +121,11 @@ def _archive(part: str) -> str:
     return imagenet.ARCHIVE_META[part][0]
 
 
+def are_wnids(classes: Sequence[str]) -> bool:
+    """Whether the classes are named as those of ImageNet."""
+    return all(re.fullmatch(r"n\d{8}", name) for name in classes)
+
+
 def _require_imagenet(root: Path, split: str) -> None:
     """Raise DataError unless root/split has 1000 class folders and no leftovers of unpacking."""
     folder = root / split
@@ -134,7 +140,7 @@ def _require_imagenet(root: Path, split: str) -> None:
             f"unpacking was interrupted, {how}"
         )
     if folders and len(folders) != NUM_CLASSES:
-        if all(re.fullmatch(r"n\d{8}", name) for name in folders):
+        if are_wnids(folders):
             advice = f"for a part of ImageNet choose data=imagefolder, else {how}"
         else:
             advice = "this looks like another data set, choose data=imagefolder"

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
-from noah_lightning.errors import DataError, name_first
+from noah_lightning.errors import DataError, name_first, one_line
 
-VERSION = 3  # of the cache file
+VERSION = 4  # of the cache file
 # Two changes within one tick of the file system's clock look like one, so the index of a tree that has just
 # been changed is not cached. The coarsest clock, that of FAT, ticks every 2 s.
 TICK = 2 * 10**9  # ns
@@ -56,40 +56,43 @@ def stamp(folder: str | Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_ctime_ns
 
 
-def _raise(error: OSError) -> None:
-    # If it were skipped, its images would be missing from the cached index for good.
-    raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+Report = Callable[[str, str, str], object]  # called with kind, path and detail of what is no image
 
 
-def scan(
-    split: Path,
-    classes: list[str],
-    unreadable: Callable[[OSError], object] = _raise,
-    ignored: Callable[[str], object] | None = None,
-) -> TreeIndex:
+def _refuse(kind: str, path: str, detail: str) -> None:
+    """Raise DataError, as images that were left out would be missing from the cached index for good."""
+    match kind:
+        case "unreadable-folder":
+            raise DataError(f"{path} cannot be read: {detail}")
+        case "unreadable":
+            raise DataError(f"{path} is {detail}: remove it")
+        case "circle":
+            raise DataError(f"{path} is a link to a folder that contains it, so it never ends: remove it")
+
+
+def scan(split: Path, classes: list[str], report: Report = _refuse) -> TreeIndex:
     """List the images in the class folders: the same files as torchvision's ImageFolder, in the same order.
 
     Args:
         split: the split folder.
         classes: names of its class folders, in label order.
-        unreadable: called with the error of each folder that cannot be read; raises a DataError by default.
-        ignored: called with the path of each file without an image extension.
+        report: called for each "unreadable-folder", for each "circle" (a link to a folder that contains it), for each
+            "unreadable" pipe, socket or device, and for each file that is "ignored" because it has no image
+            extension. By default all but the last are a DataError.
     """
     folders, stamps = [b""], [stamp(split)]
     paths: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        for folder, _, files in sorted(os.walk(split / name, onerror=unreadable, followlinks=True)):
+        for folder, files in sorted(walk(split, name, report)):
             images = sorted(file for file in files if has_file_allowed_extension(file, IMG_EXTENSIONS))
-            if ignored:
-                for file in set(files).difference(images):
-                    ignored(os.path.join(folder, file))
-            relative = os.path.relpath(folder, split)
-            prefix = os.fsencode(os.path.join(relative, ""))
+            for file in set(files).difference(images):
+                report("ignored", os.path.join(split, folder, file), "")
+            prefix = os.fsencode(os.path.join(folder, ""))
             paths += [prefix + os.fsencode(image) for image in images]  # faster than os.path.join
             labels += [label] * len(images)
-            folders.append(os.fsencode(relative))
-            stamps.append(stamp(folder))
+            folders.append(os.fsencode(folder))
+            stamps.append(stamp(split / folder))
     return TreeIndex(
         classes,
         np.array(folders, np.bytes_),
@@ -99,10 +102,42 @@ def scan(
     )
 
 
+def walk(split: Path, name: str, report: Report) -> Iterator[tuple[str, list[str]]]:
+    """The folder ``name`` and those in it, relative to ``split`` and through links, with the names of their files."""
+    real, left = split.resolve(), [name]
+    while left:
+        relative = left.pop()
+        folder = os.path.join(split, relative)
+        if os.path.islink(folder) and any(os.path.samefile(folder, parent) for parent in (real / relative).parents):
+            report("circle", folder, "")
+            continue
+        try:
+            with os.scandir(folder) as entries:
+                kinds = [(entry.name, _kind(entry)) for entry in entries]
+        except OSError as error:
+            report("unreadable-folder", folder, error.strerror or one_line(error))
+            continue
+        for entry, kind in kinds:
+            if kind == "special":
+                report("unreadable", os.path.join(folder, entry), "not a regular file")
+        yield relative, [entry for entry, kind in kinds if kind == "file"]
+        left += [os.path.join(relative, entry) for entry, kind in kinds if kind == "folder"]
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """A folder, a file or a special file, which may block whoever opens it; a link that leads nowhere is a file."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        return "file" if entry.is_file() or not os.path.exists(entry.path) else "special"
+    except OSError:  # a link to itself
+        return "file"
+
+
 def find_images(split: Path, classes: list[str]) -> TreeIndex:
     """The index of a split folder, from the cache if no folder has changed.
 
-    Raises DataError if a folder cannot be read, or a class has no images.
+    Raises DataError for what :func:`scan` refuses, and for a class without images.
     """
     file = cache_file(split)
     about = {"version": VERSION, "folder": str(split.resolve()), "extensions": IMG_EXTENSIONS, "classes": classes}
@@ -116,7 +151,8 @@ def find_images(split: Path, classes: list[str]) -> TreeIndex:
     images_of = np.bincount(index.labels, minlength=len(classes))
     empty = [classes[label] for label in np.flatnonzero(images_of == 0)]
     if empty:
-        raise DataError(f"{split} has classes without images, fill or remove them: {name_first(empty)}")
+        advice = f"fill or remove them: {name_first(empty)}; images are {', '.join(IMG_EXTENSIONS)}"
+        raise DataError(f"{split} has classes without images, {advice}")
     return index
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from noah_lightning.config.choices import PackedSettings
 from noah_lightning.data.datamodule import ImageDataModule, Split
 from noah_lightning.data.image import Picture
-from noah_lightning.data.imagefolder import ImageFolderDataModule
+from noah_lightning.data.imagefolder import NUM_CLASSES, ImageFolderDataModule, are_wnids
 from noah_lightning.data.pack_format import COPY_AGAIN, read_facts, read_index, shard_name
 from noah_lightning.data.samplers import ShardShuffle
 from noah_lightning.data.transforms import Transform
@@ -29,11 +29,13 @@ class PackedImages:
     Raises DataError if ``root`` is not a complete pack, or one of its files is missing or damaged.
     """
 
-    def __init__(self, root: Path, split: str, transform: Transform) -> None:
+    def __init__(self, root: Path, split: str, transform: Transform, exif_orientation: bool | None = None) -> None:
         self.root, self.split = root, split
         self.classes = [str(name) for name in read_facts(root)["classes"]]
         self.index = read_index(root, split)
         self.transform = transform
+        of_imagenet = len(self.classes) == NUM_CLASSES and are_wnids(self.classes)
+        self.upright = not of_imagenet if exif_orientation is None else exif_orientation
         self._open: dict[Path, int] = {}  # file descriptor of each open shard, the most recently used last
 
     def __len__(self) -> int:
@@ -48,7 +50,7 @@ class PackedImages:
             raise DataError(f"{file} cannot be read ({error.strerror}): {COPY_AGAIN}") from error
         if zlib.crc32(data) != self.index.checksums[index]:
             raise DataError(f"{file} is damaged (image {index} of {self.split}): {COPY_AGAIN}")
-        picture = Picture(data, f"image {index} of {self.split} in {file}")
+        picture = Picture(data, f"image {index} of {self.split} in {file}", self.upright)
         return self.transform(picture), int(self.index.labels[index])
 
     def file(self, index: int) -> Path:
@@ -91,7 +93,7 @@ class PackedDataModule(ImageFolderDataModule):
         ImageDataModule.setup(self, stage)  # there is no folder tree to check
 
     def build(self, split: Split) -> PackedImages:
-        return PackedImages(self.root, split, self.transform(split))
+        return PackedImages(self.root, split, self.transform(split), self.settings.exif_orientation)
 
     def train_order(self, **share: int) -> ShardShuffle:
         assert isinstance(self.train_dataset, PackedImages), "call setup('fit') first"

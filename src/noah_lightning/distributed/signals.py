@@ -1,24 +1,26 @@
 """Signals that stop a run: a signal sets a flag, the run saves a checkpoint after the current step and ends.
 
 SIGTERM and SIGUSR1 are what clusters send before they take a machine away. SIGINT is Ctrl-C; a second one stops the
-run at once. Torch is not imported here.
+run at once, and so does any of them if the next batch of images does not arrive, as from storage that hangs. Torch is
+not imported here.
 """
 
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # Ctrl-C in a terminal reaches every process of a run, and the process that started them forwards it as well.
 ECHO = 1.0  # seconds
+PATIENCE = 5.0  # seconds; a stopped run waits for a batch once or twice as long
 
 
 class Stopped(Exception):
-    """The run was stopped by a signal, whose number is ``signal``, after its state was saved; it can be resumed."""
+    """The run was stopped by a signal, whose number is ``signal``; it can be resumed."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -47,23 +49,51 @@ class StopRequest:
 
     Attributes:
         signal: number of the first signal received, 0 for none.
+        stuck: whether the run was interrupted because a batch did not arrive.
     """
 
     def __init__(self) -> None:
-        self.signal = 0
+        self.signal, self.stuck = 0, False
+        self._loading: FrameType | None = None
         self._interrupted: float | None = None  # time of the first Ctrl-C
 
-    def listening(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def listening(self) -> Iterator[None]:
         """Context within which signals set the flag."""
-        return handled(self._receive)
+        with handled(self._receive), handled(self._look, (signal.SIGALRM,)):
+            try:
+                yield
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
+        if not self.signal:
+            self._loading = _loading(frame)
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE, PATIENCE)
         if number == signal.SIGINT:
             self._interrupted = self._interrupted or now
             if now - self._interrupted > ECHO:
                 raise KeyboardInterrupt
         self.signal = self.signal or number
+
+    def _look(self, number: int, frame: FrameType | None) -> None:
+        """Interrupt the run if it still waits for the same batch as the last time."""
+        before, self._loading = self._loading, _loading(frame)
+        if self._loading and self._loading is before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            self.stuck, self._loading = True, None
+            raise KeyboardInterrupt  # other errors would be those of an image that cannot be read
+
+
+def _loading(frame: FrameType | None) -> FrameType | None:
+    """The call in a stack that waits for a batch of a DataLoader, of anybody's data set."""
+    while frame and (frame.f_globals.get("__name__"), frame.f_code.co_name) not in _WAITING:
+        frame = frame.f_back
+    return frame
+
+
+_WAITING = [("torch.utils.data.dataloader", name) for name in ("__next__", "__iter__")]
 
 
 def use_our_signal_handlers(trainer: Any) -> None:

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -31,6 +30,7 @@ Trees = dict[str, TreeIndex]  # split → its images
 Counts = dict[str, dict[str, int]]  # split → class → images
 Found = defaultdict[str, list[str]]  # kind → items, each a file, a folder, or several that belong together
 
+TURNED = "data=imagefolder turns it, data=imagenet does not (data.exif_orientation)"
 # In the order in which they are reported; a problem ends a training or falsifies its result.
 KINDS = {
     "missing-split": ("problem", "split folder missing"),
@@ -39,6 +39,7 @@ KINDS = {
     "only-in-val": ("problem", "class only in val/"),
     "empty-class": ("problem", "class without images"),
     "unreadable-folder": ("problem", "folder that cannot be read"),
+    "circle": ("problem", "link to a folder that contains it, not followed: remove it"),
     "imagenet-missing": ("problem", "missing class of ImageNet: all labels after it are shifted"),
     "imagenet-extra": ("problem", "class that is not in ImageNet: all labels after it are shifted"),
     "imagenet-count": ("problem", "class with a different number of images than in ImageNet"),
@@ -53,7 +54,8 @@ KINDS = {
     "leak": ("problem", "same image in train/ and val/"),
     "label-conflict": ("problem", "same image in several classes of a split"),
     "damaged": ("note", "JPEG with damaged data, decoded as far as possible: inspect it"),
-    "ignored": ("note", "file without an image extension, ignored"),
+    "turned": ("note", f"image with an EXIF orientation: {TURNED}"),
+    "ignored": ("note", f"file without an image extension ({' '.join(IMG_EXTENSIONS)}), ignored"),
 }
 
 
@@ -155,7 +157,11 @@ def list_trees(root: Path, found: Found) -> Trees:
     require_root(root)
     if not any((root / split).is_dir() for split in SPLITS):
         raise DataError(f"{root} has neither train/ nor val/: {WANTED}")
-    relative = partial(os.path.relpath, start=root)
+
+    def report(kind: str, path: str, detail: str) -> None:
+        relative = os.path.relpath(path, root)
+        found[kind].append(f"{relative} ({detail})" if detail else relative)
+
     trees = {}
     for split in SPLITS:
         if not (root / split).is_dir():
@@ -164,12 +170,7 @@ def list_trees(root: Path, found: Found) -> Trees:
         classes, files = list_split(root, split)
         for name in files:
             found[_kind_of_stray(root / split / name)].append(f"{split}/{name}")
-        trees[split] = scan(
-            root / split,
-            classes,
-            lambda error: found["unreadable-folder"].append(f"{relative(error.filename)} ({error.strerror})"),
-            lambda path: found["ignored"].append(relative(path)),
-        )
+        trees[split] = scan(root / split, classes, report)
     return trees
 
 

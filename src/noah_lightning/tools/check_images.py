@@ -1,7 +1,6 @@
 """Check of image files, decoded as in training, by one process per core."""
 
 import signal
-import stat
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -16,9 +15,9 @@ from multiprocessing import active_children, forkserver, get_context, resource_t
 from pathlib import Path
 
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from noah_lightning.data.image import decode_rgb, usual_jpeg
+from noah_lightning.data.image import decode_rgb, exif_orientation, read_file, reason, usual_jpeg
 from noah_lightning.distributed.environment import cores, end_with_parent
 from noah_lightning.errors import one_line
 
@@ -98,25 +97,23 @@ def _look_at_chunk(root: str, paths: list[str]) -> list[Look]:
 def look_at(path: Path) -> Look:
     """Check a file: read and decode it as in training."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait forever
-            return Look([("unreadable", "not a regular file")])
-        data = path.read_bytes()
+        data = read_file(path)
     except OSError as error:
         return Look([("unreadable", error.strerror or one_line(error))])
     if not data:
         return Look([("empty-file", "")])
     try:
         with Image.open(BytesIO(data)) as image:  # reads only the header
-            form, mode = image.format, image.mode
+            form, mode, orientation = image.format, image.mode, exif_orientation(image)
         usual = usual_jpeg(data)
         pixels = decode_rgb(data) if usual is None else usual
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         return Look([("huge", one_line(error).partition(",")[0])])
-    except UnidentifiedImageError:
-        return Look([("undecodable", "not an image")])
     except Exception as error:  # PIL's decoders raise many unrelated types for broken files
-        return Look([("undecodable", one_line(error, 100))])
+        return Look([("undecodable", reason(error, 100))])
     remarks = []
+    if orientation != 1 and form != "TIFF":  # Pillow itself turns those
+        remarks.append(("turned", f"orientation {orientation}"))
     height, width = pixels.shape[:2]
     if min(height, width) < SMALLEST:
         remarks.append(("tiny", f"{width} × {height}"))

@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from noah_lightning.atomic_io import write_whole
-from noah_lightning.data.image import Picture, decode_rgb, naming
+from noah_lightning.data.image import Picture, decode_rgb, naming, read_file
 from noah_lightning.data.imagefolder import FolderImages
 from noah_lightning.data.pack_format import FACTS, FORMAT, SPLITS, VERSION, Index, shard_name, unfinished
 from noah_lightning.data.tree import given_root, require_same_classes
@@ -165,6 +165,6 @@ def _read_ahead(sources: Iterable[Path]) -> Generator[tuple[Path, bytes], None, 
 
 def _read(source: Path) -> bytes:
     with naming(source):
-        data = source.read_bytes()
+        data = read_file(source)
         decode_rgb(data)
     return data
