@@ -80,7 +80,10 @@ def test_results_agree_with_log_and_metrics(finished_run: FinishedRun) -> None:
     assert results.best_epoch == 1 + accuracies.index(max(accuracies))
     assert (results.epochs, results.images) == (2, 50)
     assert f"best     epoch {results.best_epoch}  val top-1 {results.top1:.3f} %" in finished_run.answer.out
-    assert results.images_per_second == pytest.approx(2 * 96 / results.train_seconds)
+    last = torch.load(finished_run.path / "checkpoints" / "last.ckpt", weights_only=True)
+    images, seconds = last["callbacks"]["EpochReport"]["startup"]
+    assert images == 32
+    assert results.images_per_second == pytest.approx((2 * 96 - images) / (results.train_seconds - seconds))
 
 
 @pytest.mark.parametrize("name", ["best", "last"])
@@ -159,6 +162,11 @@ def test_default_run_directory_is_named_after_model_and_head(noah: Noah, tmp_pat
         (["experiment=demo", "trainer.compile=maybe"], ["trainer.compile='maybe'", "true or false"]),
         (["experiment=demo", "trainer.channels_last=1"], ["trainer.channels_last=1", "true or false"]),
         (["experiment=demo", "trainer.precision=8"], ["trainer", "recision"]),
+        (["experiment=demo", "trainer.accelerator=cpu", "trainer.precision=16"], ["trainer.precision=16 ", "bf16"]),
+        (
+            ["experiment=demo", "trainer.accelerator=cpu", "trainer.precision=16-mixed"],
+            ["precision=16-mixed ", "GPUs"],
+        ),
         (["experiment=demo", "recipe.optimizer.name=sdg"], ["sdg", "sgd"]),
         (["experiment=demo", "recipe.optimizer.lr_batch=0"], ["recipe.optimizer.lr_batch=0", "at least 1"]),
         (["experiment=demo", "recipe.schedule.lag=-1"], ["recipe.schedule.lag=-1", "at least 0"]),
