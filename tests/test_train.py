@@ -162,11 +162,6 @@ def test_default_run_directory_is_named_after_model_and_head(noah: Noah, tmp_pat
         (["experiment=demo", "trainer.compile=maybe"], ["trainer.compile='maybe'", "true or false"]),
         (["experiment=demo", "trainer.channels_last=1"], ["trainer.channels_last=1", "true or false"]),
         (["experiment=demo", "trainer.precision=8"], ["trainer", "recision"]),
-        (["experiment=demo", "trainer.accelerator=cpu", "trainer.precision=16"], ["trainer.precision=16 ", "bf16"]),
-        (
-            ["experiment=demo", "trainer.accelerator=cpu", "trainer.precision=16-mixed"],
-            ["precision=16-mixed ", "GPUs"],
-        ),
         (["experiment=demo", "recipe.optimizer.name=sdg"], ["sdg", "sgd"]),
         (["experiment=demo", "recipe.optimizer.lr_batch=0"], ["recipe.optimizer.lr_batch=0", "at least 1"]),
         (["experiment=demo", "recipe.schedule.lag=-1"], ["recipe.schedule.lag=-1", "at least 0"]),
@@ -200,6 +195,19 @@ def test_mistakes_are_one_line_and_leave_nothing(
     for part in says:
         assert part in answer.err
     assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("precision", ["16", "16-mixed"])
+@pytest.mark.parametrize("accelerator", ["auto", "cpu"])
+def test_16_bits_on_a_cpu_are_refused_before_lightning_takes_others(
+    noah: Noah, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, precision: str, accelerator: str
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    answer = noah("train", *TINY, f"trainer.accelerator={accelerator}", f"trainer.precision={precision}")
+    line = f"noah: trainer.precision={precision} works on GPUs only; use bf16-mixed or 32-true\n"
+    assert (answer.status, answer.err, answer.out) == (2, line, "")
+    assert not [warning for warning in recwarn if "precision" in str(warning.message)]
+    assert not Path("runs").exists()
 
 
 def test_the_task_is_what_the_recipe_says() -> None:

@@ -60,6 +60,10 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
     """
     load_plugins(config.plugins)
     check_options(config.recipe.optimizer)
+    asked, device = str(config.trainer.precision), config.trainer.accelerator
+    on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+    if asked in HALF and on_cpu and not (run_dir / CONFIG).exists():  # runs of earlier versions resume
+        raise ConfigError(f"trainer.precision={asked} works on GPUs only; use bf16-mixed or 32-true")
     pl.seed_everything(config.seed, workers=True, verbose=False)
     model = build_model(config)  # before the data, which may take long to list
     data = create_data(**config.data.arguments())
@@ -74,9 +78,6 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
         )
     if config.trainer.sync_batchnorm and isinstance(trainer.accelerator, CPUAccelerator):
         raise ConfigError("trainer.sync_batchnorm=true works on GPUs only; set it to false")
-    asked = str(config.trainer.precision)
-    if asked in HALF and trainer.precision not in HALF and not (run_dir / CONFIG).exists():  # older runs resume
-        raise ConfigError(f"trainer.precision={asked} works on GPUs only; use bf16-mixed or 32-true")
     run, split = RunDir(run_dir), BatchSplit.of(config, data)
     task = make_task(config, model, split.in_step)
     if rank() == 0:  # before the run directory is claimed; in the other processes, Lightning waits for the data
