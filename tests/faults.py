@@ -46,7 +46,7 @@ SETTINGS = [
     "checkpoint.every_n_steps=3",
 ]
 # Of wall-clock time, so never the same twice.
-CLOCK = {"train_seconds", "run_seconds", "images_per_second", "epoch_seconds"}
+CLOCK = {"train_seconds", "run_seconds", "images_per_second", "epoch_seconds", "startup"}
 # Where the run lies, and the latest score that Lightning has seen, which it does not restore and does not need.
 ELSEWHERE = {"dirpath", "best_model_path", "kth_best_model_path", "best_k_models", "last_model_path", "current_score"}
 IMAGES = 400

@@ -490,6 +490,7 @@ def test_the_table_shows_rounded_numbers(tmp_path: Path, capsys: pytest.CaptureF
     for words in ("52.50 ± 3.54", "+17.50", "p = 0.016", "1:15", "2 of 2", "1.50 GiB", "1,000"):
         assert words in shown
         assert words in markdown(comparison)
+    assert re.search(r"^\| group +\| +runs \|", markdown(comparison), re.MULTILINE)  # a count; --csv lists the seeds
     assert "GPU memory" not in markdown(compare([tmp_path / "gap"]))
 
 

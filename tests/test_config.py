@@ -311,6 +311,29 @@ def test_a_single_setting_wins_over_the_rows_recipe() -> None:
     assert (recipe.name, recipe.epochs) == ("deit", 7)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "epochs", "times"),
+    [
+        ("resnet", 2, ([0.6, 1.2, 1.8], 0, 0)),
+        ("resnet", 1, ([0.3, 0.6, 0.9], 0, 0)),
+        ("resnet", 200, ([60, 120, 180], 0, 0)),
+        ("deit", 30, ([], 0.5, 0.1)),
+        ("mlp", 3, ([], 0.2, 0)),
+        ("digits", 1, ([], 0.1, 0)),
+    ],
+)
+def test_a_recipe_scales_with_its_epochs(recipe: str, epochs: int, times: tuple[list[float], float, float]) -> None:
+    schedule = composed(f"recipe={recipe}", f"recipe.epochs={epochs}").recipe.schedule
+    assert (schedule.milestones, schedule.warmup_epochs, schedule.lag) == times
+
+
+def test_what_is_set_in_a_recipe_does_not_scale() -> None:
+    assert composed("recipe.epochs=2", "recipe.schedule.milestones=[1]").recipe.schedule.milestones == [1]
+    assert composed("recipe=deit", "recipe.schedule.lag=1", "recipe.epochs=2").recipe.schedule.lag == 1
+    message = mistake("recipe.epochs=2", "recipe.schedule.milestones=[1,2]")
+    assert message.startswith("recipe.schedule.milestones=[1.0, 2.0] must be before the end, epoch 2; ")
+
+
 def test_a_model_that_is_no_row_keeps_the_default_recipe() -> None:
     assert composed("model=timm", "model.name=convnext_tiny").recipe.name == "resnet"
 

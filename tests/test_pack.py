@@ -133,7 +133,7 @@ def test_the_same_tree_makes_the_same_pack(photos: Path, packed: Path, tmp_path:
 def test_the_command_reports_the_result(photos: Path, noah: Noah) -> None:
     answer = noah("pack", str(photos), "out", "--shard-size", "1")
     assert (answer.status, answer.err) == (0, "")
-    assert answer.out == "out  train 27 images in 1 shards  val 12 images in 1 shards  3 classes  0.000133 GB\n"
+    assert answer.out == "out  train 27 images in 1 shard  val 12 images in 1 shard  3 classes  133.1 kB\n"
     facts = json.loads(Path("out/pack.json").read_text())
     assert facts["classes"] == ["ant", "bee", "cat"]
     assert sorted(os.listdir("out")) == ["pack.json", "train-000000.tar", "train.npz", "val-000000.tar", "val.npz"]

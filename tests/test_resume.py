@@ -283,6 +283,17 @@ def test_a_sweep_is_resumed_by_its_command(noah: Noah) -> None:
     assert answer.err.endswith("; to resume a sweep, repeat its command with sweep.resume=true\n")
 
 
+def test_a_run_on_a_cpu_that_was_recorded_with_16_bits_resumes(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As all did before they were refused, it trains in bfloat16."""
+    cpu = "trainer.accelerator=cpu"
+    interrupted_after(noah, monkeypatch, 2, "trainer.precision=bf16-mixed", cpu)
+    recorded = Path("run/config.yaml")
+    recorded.write_text(recorded.read_text().replace("precision: bf16-mixed", "precision: 16-mixed"))
+    answer = noah("resume", "run")
+    assert (answer.status, answer.err) == (0, "")
+    assert noah("evaluate", "run").status == 0
+
+
 def test_damaged_checkpoints_are_passed_over(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted_after(noah, monkeypatch, 2, "checkpoint.every_n_steps=1")
     latest = Path("run/checkpoints/step-00000002.ckpt")
@@ -290,7 +301,7 @@ def test_damaged_checkpoints_are_passed_over(noah: Noah, monkeypatch: pytest.Mon
     answer = noah("resume", "run")
     assert (answer.status, answer.err) == (0, "")
     assert "step-00000002.ckpt cannot be read as a checkpoint" in answer.out
-    assert "resumed  after 1 steps" in answer.out
+    assert "resumed  after 1 step, from" in answer.out
     assert noah("train", *TINY, "checkpoint.every_n_steps=1", "hydra.run.dir=whole").status == 0
     assert faults.differences(Path("whole"), Path("run")) == []
 

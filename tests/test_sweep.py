@@ -226,7 +226,7 @@ def test_the_latest_sweep_of_the_command_is_resumed(noah: Noah) -> None:
         (run_dir.parent / "sweep.json").write_text(json.dumps({"command": [*QUICK, "seed=0"]}))
     answer = noah("train", "-m", *QUICK, "seed=0", "sweep.resume=true")
     assert answer.status == 0
-    assert lines(answer, "sweep")[0] == "1 jobs, runs/2026-01-02/12-00-00_sweep"
+    assert lines(answer, "sweep")[0] == "1 job, runs/2026-01-02/12-00-00_sweep"
     assert "finished already: 0" in answer.out
 
 

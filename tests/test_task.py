@@ -1,6 +1,7 @@
 """ClassificationTask under Lightning's Trainer against a plain PyTorch loop and against counting with NumPy."""
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no"),
 ]
 
+CLOCK = ("train_seconds", "train_images", "run_seconds", "epoch_seconds")  # in the state of EpochReport
 CLASSES, IMAGES, BATCH = 7, 22, 4  # 6 batches an epoch, the last one of 2
 
 
@@ -347,6 +349,16 @@ def test_with_at_most_five_classes_top5_is_100_percent(classes: int) -> None:
     task, metrics = validate(*logits_as_images(23, classes), batch_size=7)
     assert task.validated.correct_top5 == 23
     assert metrics["val/top5"] == 100
+    assert "top-5" not in str(task.validated)
+    best = {"best": [1, tuple(task.validated)], "best_ema": [0, None]}
+    resumed = EpochReport()
+    resumed.load_state_dict({**best, **dict.fromkeys(CLOCK, 0.0)})
+    assert str(resumed.best) == f"epoch 1  val {task.validated}"
+
+
+def test_with_six_classes_top5_is_reported() -> None:
+    task, _ = validate(*logits_as_images(23, 6), batch_size=7)
+    assert f"  top-5 {task.validated.top5:.3f} %  loss" in str(task.validated)
 
 
 def test_validation_ignores_label_smoothing() -> None:
@@ -455,8 +467,46 @@ def test_the_speed_of_an_epoch_after_a_resume_is_its_own() -> None:
     report.load_state_dict({**slow, "best": [0, None], "best_ema": [0, None]})
     make_trainer(logger=metrics, callbacks=[report]).fit(make_task(toy_model()), loader(*toy_data()))
     [speed] = metrics.of["train/images_per_second"]
-    assert speed == pytest.approx(IMAGES / (report.train_seconds - 1e6), rel=1e-3)
+    seconds, images = report.train_seconds - 1e6 - report.startup_seconds, IMAGES - report.startup_images
+    assert speed == pytest.approx(images / seconds, rel=1e-3)
     assert report.train_images == 10 + IMAGES
+
+
+class SlowStart(nn.Module):
+    """Waits in the first batch, as workers and compilation do."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            time.sleep(self.__dict__.pop("wait", 0.01))
+        return images
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wait = 1.0
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_images_per_second_leave_out_the_first_batch(epochs: int) -> None:
+    """The first batch takes a second, and each later one 0.01 s at least."""
+    report, metrics = EpochReport(), MetricRecord()
+    model = nn.Sequential(SlowStart(), toy_model())
+    trainer = make_trainer(logger=metrics, callbacks=[report], max_epochs=epochs)
+    trainer.fit(make_task(model), loader(*toy_data()))
+    speeds = metrics.of["train/images_per_second"]
+    assert len(speeds) == epochs
+    assert all(IMAGES < speed < BATCH / 0.01 for speed in [*speeds, report.images_per_second])
+    assert report.train_seconds > 1  # all the time
+    assert report.startup_images == pytest.approx(IMAGES / 6)
+    resumed = EpochReport()
+    resumed.load_state_dict(report.state_dict())
+    assert resumed.images_per_second == report.images_per_second
+
+
+def test_an_only_batch_counts() -> None:
+    report, metrics = EpochReport(), MetricRecord()
+    trainer = make_trainer(logger=metrics, callbacks=[report], limit_train_batches=1)
+    trainer.fit(make_task(toy_model()), loader(*toy_data()))
+    assert metrics.of["train/images_per_second"] == [BATCH / report.train_seconds] == [report.images_per_second]
 
 
 # --- counter and settings
@@ -466,7 +516,7 @@ def test_the_counter_divides_the_sum_of_the_losses_by_the_images() -> None:
     counter = AccuracyCounter()
     counter.update(torch.eye(3), torch.arange(3), torch.tensor(3.0))
     counter.update(torch.eye(3)[:1], torch.tensor([2]), torch.tensor(5.0))
-    assert counter.compute() == (4, 3, 4, 2.0)
+    assert counter.compute()[:4] == (4, 3, 4, 2.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -476,7 +526,7 @@ def test_the_counter_takes_logits_of_any_precision(dtype: torch.dtype) -> None:
     logits = torch.tensor([[0, 1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0]], dtype=dtype)
     for _ in range(3):
         counter.update(logits, torch.tensor([6, 5]), torch.tensor(49152.0, dtype=dtype))
-    assert counter.compute() == (6, 3, 3, 24576.0)
+    assert counter.compute()[:4] == (6, 3, 3, 24576.0)
 
 
 def test_counts_stay_integers_when_the_model_is_halved() -> None:
@@ -486,7 +536,7 @@ def test_counts_stay_integers_when_the_model_is_halved() -> None:
     assert [counter.images.dtype, counter.correct.dtype, counter.correct_top5.dtype] == [torch.int64] * 3
     for _ in range(2049):
         counter.update(torch.eye(7)[:1].half(), torch.tensor([0]), torch.tensor(1.0).half())
-    assert counter.compute() == (2049, 2049, 2049, 1.0)
+    assert counter.compute()[:4] == (2049, 2049, 2049, 1.0)
 
 
 def test_an_untouched_counter_is_all_zero() -> None:

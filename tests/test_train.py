@@ -80,7 +80,10 @@ def test_results_agree_with_log_and_metrics(finished_run: FinishedRun) -> None:
     assert results.best_epoch == 1 + accuracies.index(max(accuracies))
     assert (results.epochs, results.images) == (2, 50)
     assert f"best     epoch {results.best_epoch}  val top-1 {results.top1:.3f} %" in finished_run.answer.out
-    assert results.images_per_second == pytest.approx(2 * 96 / results.train_seconds)
+    last = torch.load(finished_run.path / "checkpoints" / "last.ckpt", weights_only=True)
+    images, seconds = last["callbacks"]["EpochReport"]["startup"]
+    assert images == 32
+    assert results.images_per_second == pytest.approx((2 * 96 - images) / (results.train_seconds - seconds))
 
 
 @pytest.mark.parametrize("name", ["best", "last"])
@@ -192,6 +195,19 @@ def test_mistakes_are_one_line_and_leave_nothing(
     for part in says:
         assert part in answer.err
     assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("precision", ["16", "16-mixed"])
+@pytest.mark.parametrize("accelerator", ["auto", "cpu"])
+def test_16_bits_on_a_cpu_are_refused_before_lightning_takes_others(
+    noah: Noah, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, precision: str, accelerator: str
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    answer = noah("train", *TINY, f"trainer.accelerator={accelerator}", f"trainer.precision={precision}")
+    line = f"noah: trainer.precision={precision} works on GPUs only; use bf16-mixed or 32-true\n"
+    assert (answer.status, answer.err, answer.out) == (2, line, "")
+    assert not [warning for warning in recwarn if "precision" in str(warning.message)]
+    assert not Path("runs").exists()
 
 
 def test_the_task_is_what_the_recipe_says() -> None:

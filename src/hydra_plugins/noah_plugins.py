@@ -84,5 +84,15 @@ def _count_packed_classes(root: str | None) -> int:
     return count_packed_classes(root)
 
 
+def _scaled(times: Any, of: int, epochs: Any) -> Any:
+    """One or several times in a recipe of ``of`` epochs, scaled in proportion to a run of ``epochs``."""
+    if not isinstance(epochs, int):
+        return times  # the schema rejects these epochs
+    if isinstance(times, list):
+        return [_scaled(time, of, epochs) for time in times]
+    return round(times * (epochs / of), 6)
+
+
 OmegaConf.register_new_resolver("count_classes", _count_classes, replace=True)
 OmegaConf.register_new_resolver("count_packed_classes", _count_packed_classes, replace=True)
+OmegaConf.register_new_resolver("scaled", _scaled, replace=True)

@@ -78,6 +78,12 @@ def name_first(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
+def count(number: int, thing: str) -> str:
+    """``1 seed``, ``2 seeds``, ``2 classes``."""
+    ending = "" if number == 1 else "es" if thing.endswith("s") else "s"
+    return f"{number:,} {thing}{ending}"
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """The message of a library's error with its line breaks folded, cut at ``limit`` characters."""
     text = " ".join(str(error).split()) or type(error).__name__

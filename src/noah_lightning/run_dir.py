@@ -60,7 +60,7 @@ class Results(BaseModel, frozen=True, strict=True, allow_inf_nan=False):
     correct_top5: int
     images: int
     train_seconds: float
-    images_per_second: float  # while training
+    images_per_second: float  # while training, without the first batch
     peak_memory: int | None = None  # bytes, of the first GPU
     ema_best_epoch: int | None = None
     ema_correct: int | None = None

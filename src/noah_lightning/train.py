@@ -15,6 +15,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from torch import nn
+from torch.func import functional_call
 
 from noah_lightning.callbacks.attention_images import AttentionPicture
 from noah_lightning.callbacks.checkpoints import (
@@ -34,7 +35,7 @@ from noah_lightning.data import create_data
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.distributed.environment import keep_freed_memory, processes_started, rank
 from noah_lightning.distributed.signals import Stopped, StopRequest, use_our_signal_handlers
-from noah_lightning.errors import ConfigError, RunFailed, UserError, one_line
+from noah_lightning.errors import ConfigError, RunFailed, UserError, count, one_line
 from noah_lightning.loggers import console
 from noah_lightning.loggers.factory import WandbRun, close_loggers, make_loggers
 from noah_lightning.models.classifier import build_model, compiled
@@ -45,6 +46,7 @@ from noah_lightning.task.classification import check_even
 
 log = logging.getLogger("noah_lightning")
 NO_BATCH = "as the next batch did not arrive (data.num_workers processes read the images)"
+HALF = ("16", "16-mixed")  # Lightning trains in bf16-mixed instead on a CPU
 
 
 def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = False) -> Results:
@@ -61,6 +63,10 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
     """
     load_plugins(config.plugins)
     check_options(config.recipe.optimizer)
+    asked, device = str(config.trainer.precision), config.trainer.accelerator
+    on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+    if asked in HALF and on_cpu and not (run_dir / CONFIG).exists():  # runs of earlier versions resume
+        raise ConfigError(f"trainer.precision={asked} works on GPUs only; use bf16-mixed or 32-true")
     pl.seed_everything(config.seed, workers=True, verbose=False)
     model = build_model(config)  # before the data, which may take long to list
     data = create_data(**config.data.arguments())
@@ -81,9 +87,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
     if rank() == 0:  # before the run directory is claimed; in the other processes, Lightning waits for the data
         data.prepare_data()
         data.setup("fit")
-        if task.mixing is not None:
-            assert data.train_dataset is not None
-            check_even(min(data.batch_size, len(data.train_dataset)))  # a smaller data set is one batch
+        check_batch(config, data, task, split)
         warnings = _size_warnings(config, task, data, split)
     results = None
     with ExitStack() as until_the_end:
@@ -105,7 +109,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
             results = _conclude(run, task, report)
             return results
         except Stopped as stopped:
-            log.info("stopped  by %s after %s steps; noah resume %s", stopped, f"{trainer.global_step:,}", run_dir)
+            log.info("stopped  by %s after %s; noah resume %s", stopped, count(trainer.global_step, "step"), run_dir)
             raise
         except MisconfigurationException as error:
             raise ConfigError(one_line(error)) from error
@@ -128,6 +132,31 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
             raise
 
 
+def check_batch(config: RunConfig, data: ImageDataModule, task: ClassificationTask, split: BatchSplit) -> None:
+    """Raise ConfigError for a number of images that mixing or batch norm cannot train on."""
+    share = len(data.train_order(seed=0, world_size=split.processes))
+    images = min(split.images, share)  # a smaller data set is one batch
+    if task.mixing is not None:
+        check_even(images)
+    if images > 1 or (config.trainer.sync_batchnorm and split.processes > 1):
+        return
+    buffers = {name: buffer.clone() for name, buffer in task.model.named_buffers()}  # batch norm updates them
+    image = torch.zeros(1, 3, data.image_size, data.image_size)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            functional_call(task.model, buffers, image)
+    except Exception as error:  # others, such as those of a head for GPUs only, are for the training to raise
+        if "more than 1 value per channel" not in str(error):
+            return
+        found = split._replace(images=images)
+        advice = "a smaller trainer.accumulate_grad_batches" if split.passes > 1 else "a larger recipe.batch_size"
+        raise ConfigError(
+            f"batch norm cannot train on 1 value per channel, which a layer of the model has with {found} at "
+            f"data.image_size={data.image_size}; use {advice if share > 1 else 'more training images'} or a larger "
+            "data.image_size"
+        ) from None
+
+
 def _claim(run: RunDir, config: RunConfig, resume: bool, force: bool) -> None:
     """Start a run, or check that its settings and state allow it to resume."""
     if resume and (run.path / CONFIG).exists():
@@ -138,11 +167,11 @@ def _claim(run: RunDir, config: RunConfig, resume: bool, force: bool) -> None:
 
 
 def _announce(config: RunConfig, run_dir: Path, task: ClassificationTask, data: ImageDataModule) -> None:
-    count, base, scaled = count_parameters(task.model), config.recipe.optimizer, task.optimizer_settings
+    parameters, base, scaled = count_parameters(task.model), config.recipe.optimizer, task.optimizer_settings
     ratio = f"{base.lr:g} × {scaled.lr_batch}/{base.lr_batch} = " if scaled.lr_batch else ""
     log.info("run      %s", run_dir)
-    log.info("model    %s, head %s, %s parameters", config.model.name, config.head.name, f"{count:,}")
-    log.info("data     %s, %d classes, batch %d", config.data.name, data.num_classes, data.batch_size)
+    log.info("model    %s, head %s, %s parameters", config.model.name, config.head.name, f"{parameters:,}")
+    log.info("data     %s, %s, batch %d", config.data.name, count(data.num_classes, "class"), data.batch_size)
     log.info("rate     %s%g, %s", ratio, scaled.lr, scaled.name)
 
 
@@ -209,7 +238,7 @@ def _conclude(run: RunDir, task: ClassificationTask, report: EpochReport) -> Res
 def make_task(config: RunConfig, model: nn.Module, batch: int) -> ClassificationTask:
     """The training task of a recipe, with the learning rate for ``batch`` images per optimizer step."""
     optimizer = config.recipe.optimizer
-    if str(config.trainer.precision) in ("16", "16-mixed") and config.trainer.gradient_clip_val:
+    if str(config.trainer.precision) in HALF and config.trainer.gradient_clip_val:
         # Lightning cannot clip gradients that a fused optimizer unscales.
         optimizer = optimizer.model_copy(update={"options": {"fused": False} | optimizer.options})
     return ClassificationTask(

@@ -9,8 +9,8 @@ from rich import get_console
 
 from noah_lightning.analysis.groups import BASELINE, Group
 from noah_lightning.analysis.statistics import LEVEL, RESAMPLES, Comparison, Entry
-from noah_lightning.analysis.tables import Table, count
-from noah_lightning.errors import ConfigError, one_line, printable
+from noah_lightning.analysis.tables import Table
+from noah_lightning.errors import ConfigError, count, one_line, printable
 from noah_lightning.loggers.console import duration
 from noah_lightning.run_dir import CONFIG
 
@@ -33,7 +33,7 @@ def p_value(p: float) -> str:
 def main_table(comparison: Comparison) -> Table:
     """One row per group, rounded; with a memory column if a run used a GPU."""
     memory = any(entry.group.peak_memory is not None for entry in comparison.entries)
-    columns = ["group", "seeds", "top-1 %", "difference", f"{LEVEL} % interval", "McNemar"]
+    columns = ["group", "runs", "top-1 %", "difference", f"{LEVEL} % interval", "McNemar"]
     columns += ["parameters", "images/s", *(["GPU memory"] if memory else []), "time", "best epoch"]
     rows = []
     for entry in comparison.entries:

@@ -63,8 +63,3 @@ _LATEX = str.maketrans(
 def latex_text(text: str) -> str:
     """Escape the special characters of LaTeX."""
     return text.translate(_LATEX)
-
-
-def count(number: int, thing: str) -> str:
-    """``1 seed``, ``2 seeds``."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"

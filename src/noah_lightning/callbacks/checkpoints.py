@@ -19,7 +19,7 @@ from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.distributed.collectives import max_over_ranks
 from noah_lightning.distributed.environment import processes_started, rank
 from noah_lightning.distributed.signals import Stopped, StopRequest
-from noah_lightning.errors import ConfigError, WeightsError, one_line
+from noah_lightning.errors import ConfigError, WeightsError, count, one_line
 from noah_lightning.loggers.metrics_csv import MetricsFile
 from noah_lightning.run_dir import CHECKPOINTS, PREDICTIONS, RunDir
 from noah_lightning.task import ClassificationTask
@@ -83,7 +83,7 @@ class BatchSplit(NamedTuple):
 
     def __str__(self) -> str:
         processes = f"{self.processes} × " if self.processes > 1 else ""
-        return f"{processes}{self.images} images" + (f" × {self.passes} passes" if self.passes > 1 else "")
+        return f"{processes}{count(self.images, 'image')}" + (f" × {self.passes} passes" if self.passes > 1 else "")
 
 
 class Checkpoints(Checkpoint):
@@ -305,7 +305,7 @@ def resume_from(run_dir: Path, loggers: Sequence[Logger], split: BatchSplit, for
         )
     if rank() > 0:
         return saved
-    log.info("resumed  after %s steps, from %s", f"{saved.steps:,}", saved.path)
+    log.info("resumed  after %s, from %s", count(saved.steps, "step"), saved.path)
     if saved.split != split:
         log.warning(
             "forced   %s instead of %s in a step: epoch %d restarts from its beginning, with the weights of step %s",

@@ -19,7 +19,7 @@ from noah_lightning.config.schema import RunConfig
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.distributed.collectives import gather_floats
 from noah_lightning.distributed.environment import rank
-from noah_lightning.errors import RunFailed, RunFailedEverywhere, one_line
+from noah_lightning.errors import RunFailed, RunFailedEverywhere, count, one_line
 from noah_lightning.run_dir import NONFINITE
 from noah_lightning.task import ClassificationTask
 from noah_lightning.task.optimizer import all_finite
@@ -174,7 +174,7 @@ def _record(data: ImageDataModule, error: NonFinite) -> str:
 def _out_of(what: str, config: RunConfig, data: ImageDataModule) -> str:
     """The message for an out-of-memory error, with a setting that needs less memory."""
     batch, passes = data.batch_size, config.trainer.accumulate_grad_batches
-    message = f"out of {what} with {batch} images at a time in each process"
+    message = f"out of {what} with {count(batch, 'image')} at a time in each process"
     factor = next((n for n in range(2, batch + 1) if batch % n == 0), None)
     if factor is None:
         return f"{message}; use a smaller model or smaller images"

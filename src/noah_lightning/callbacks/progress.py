@@ -37,6 +37,8 @@ class EpochReport(Callback):
         best, best_ema: best epoch of the model, and of the average of the weights.
         train_seconds: duration of the training batches of complete epochs, including loading, without validation.
         train_images: number of images trained on.
+        startup_seconds, startup_images: of these, the first batch after each start and resume, which waits for
+            DataLoader workers and compilation; images/s leave it out.
     """
 
     state_key = "EpochReport"  # in checkpoints
@@ -44,14 +46,16 @@ class EpochReport(Callback):
     def __init__(self) -> None:
         self.best, self.best_ema = Best(), Best()
         self.train_seconds, self.train_images = 0.0, 0
+        self.startup_seconds, self.startup_images = 0.0, 0.0
         self._run_before = 0.0  # seconds including validation, before the run was resumed
         self._epoch_before = 0.0  # seconds of training batches of the epoch within which the run was resumed
         self._epoch_started: float | None = None  # None between epochs
         self._batches = 0  # of this epoch since then
+        self._first: float | None = None  # seconds of this process's first batch; 0 after its epoch
 
     @property
     def images_per_second(self) -> float:
-        return self.train_images / self.train_seconds if self.train_seconds else 0.0
+        return _speed(self.train_images, self.train_seconds, self.startup_images, self.startup_seconds)
 
     def state_dict(self) -> dict[str, Any]:
         bests = {"best": self.best, "best_ema": self.best_ema}
@@ -59,6 +63,7 @@ class EpochReport(Callback):
             **{name: [best.epoch, best.accuracy and tuple(best.accuracy)] for name, best in bests.items()},
             "train_seconds": self.train_seconds,
             "train_images": self.train_images,
+            "startup": [self.startup_images, self.startup_seconds],
             "run_seconds": self._run_seconds(),
             "epoch_seconds": self._epoch_seconds() if self._epoch_started else 0.0,
         }
@@ -68,6 +73,7 @@ class EpochReport(Callback):
             epoch, counts = state_dict[name]
             setattr(self, name, Best(counts and Accuracy(*counts), epoch))
         self.train_seconds, self.train_images = state_dict["train_seconds"], state_dict["train_images"]
+        self.startup_images, self.startup_seconds = state_dict.get("startup", (0.0, 0.0))  # not in older checkpoints
         self._run_before, self._epoch_before = state_dict["run_seconds"], state_dict["epoch_seconds"]
 
     def _run_seconds(self) -> float:
@@ -93,18 +99,21 @@ class EpochReport(Callback):
         assert self._epoch_started is not None
         self._batch_ended = time.perf_counter()  # validation follows the last one
         self._batches += 1
+        if self._first is None:
+            self._first = self._batch_ended - self._epoch_started
         done, batches = batch_idx + 1, int(trainer.num_training_batches)
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.progress_bar_callback is None and done % every == 0 and done < batches:
-            seconds = self._batch_ended - self._epoch_started
+            each, seconds = len(batch[1]) * trainer.world_size, self._batch_ended - self._epoch_started
+            speed = _speed(self._batches * each, seconds, each if self._first else 0, self._first)
             log.info(
                 "epoch %d/%d  batch %d/%d  %.0f images/s  %s left in the epoch",
                 trainer.current_epoch + 1,
                 trainer.max_epochs,
                 done,
                 batches,
-                self._batches * len(batch[1]) * trainer.world_size / seconds,
-                duration(seconds / self._batches * (batches - done)),
+                speed,
+                duration((batches - done) * each / speed),
             )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -112,10 +121,15 @@ class EpochReport(Callback):
         train, seconds = pl_module.train_accuracy.compute(), self._epoch_seconds()
         self.train_seconds += seconds
         self.train_images += train.images
+        first, self._first = self._first or 0.0, 0.0
+        first_images = train.images / trainer.num_training_batches if first else 0.0  # all batches are of one size
+        speed = _speed(train.images, seconds, first_images, first)
+        self.startup_seconds += first
+        self.startup_images += first_images
         self._epoch_started = None
         for logger in trainer.loggers:
             if not isinstance(logger, MetricsFile):  # metrics.csv only holds reproducible values
-                logger.log_metrics({"train/images_per_second": train.images / seconds}, trainer.global_step - 1)
+                logger.log_metrics({"train/images_per_second": speed}, trainer.global_step - 1)
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
         validation = ""
         if epoch % (trainer.check_val_every_n_epoch or 1) == 0:
@@ -132,6 +146,13 @@ class EpochReport(Callback):
             train.loss,
             train.top1,
             validation,
-            train.images / seconds,
+            speed,
             duration(self._run_seconds() / epoch * (epochs - epoch)),
         )
+
+
+def _speed(images: float, seconds: float, startup_images: float, startup_seconds: float) -> float:
+    """Images per second without those of the start, unless there are no others."""
+    if images > startup_images:
+        images, seconds = images - startup_images, seconds - startup_seconds
+    return images / seconds if seconds else 0.0

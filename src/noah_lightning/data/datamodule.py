@@ -14,7 +14,7 @@ from noah_lightning.config.choices import AugmentSettings, DataSettings
 from noah_lightning.data.loader import DrawnImages, EpochBatches, TrainLoader, seed_training_step
 from noah_lightning.data.samplers import EpochRepeat, EpochShuffle, epoch_generator
 from noah_lightning.data.transforms import OnDevice
-from noah_lightning.errors import DataError
+from noah_lightning.errors import DataError, count
 
 Split = Literal["train", "val"]
 Batch = tuple[Tensor, Tensor]
@@ -99,7 +99,7 @@ class ImageDataModule(LightningDataModule):
         if len(dataset) == 0:
             raise DataError(f"the {split} set has no images")
         if found != wanted:
-            has = f"the {split} set has {found} classes"
+            has = f"the {split} set has {count(found, 'class')}"
             raise DataError(f"data.num_classes={wanted}, but {has}: set data.num_classes={found}")
         return dataset
 

@@ -14,7 +14,7 @@ from noah_lightning.data.image import Picture
 from noah_lightning.data.index import find_images
 from noah_lightning.data.transforms import Transform, eval_transform, train_transform
 from noah_lightning.data.tree import class_folders, given_root, list_split, require_root, require_same_classes
-from noah_lightning.errors import DataError, one_line
+from noah_lightning.errors import DataError, count, one_line
 
 NUM_CLASSES = 1000  # of ImageNet
 
@@ -133,10 +133,12 @@ def _require_imagenet(root: Path, split: str) -> None:
     leftovers = [name for name in files if name.lower().endswith((".tar", ".jpeg"))]
     how = f"delete {folder}, put {_archive(split)} and {_archive('devkit')} in {root} and add data.unpack=true"
     if leftovers and not folders:
-        raise DataError(f"{folder} holds {len(leftovers)} files straight in {split}/, not sorted by class: {how}")
+        raise DataError(
+            f"{folder} holds {count(len(leftovers), 'file')} straight in {split}/, not sorted by class: {how}"
+        )
     if leftovers:
         raise DataError(
-            f"{folder} holds {len(leftovers)} files besides its class folders, such as {leftovers[0]}: "
+            f"{folder} holds {count(len(leftovers), 'file')} besides its class folders, such as {leftovers[0]}: "
             f"unpacking was interrupted, {how}"
         )
     if folders and len(folders) != NUM_CLASSES:

@@ -6,7 +6,7 @@ Torch is not imported here, because the classes are counted while the configurat
 import os
 from pathlib import Path
 
-from noah_lightning.errors import DataError, name_first, one_line
+from noah_lightning.errors import DataError, count, name_first, one_line
 
 WANTED = "it must hold train/<class>/ and val/<class>/ folders of images"
 
@@ -64,7 +64,7 @@ def class_folders(root: Path, split: str) -> list[str]:
         return folders
     if files:
         advice = f"sort its images into {split}/<class>/ folders"
-        raise DataError(f"{folder} holds {len(files)} files and no class folders: {advice}")
+        raise DataError(f"{folder} holds {count(len(files), 'file')} and no class folders: {advice}")
     raise DataError(f"{folder} is empty: {WANTED}")
 
 

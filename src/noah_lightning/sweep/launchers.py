@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from noah_lightning.config.schema import processes_per_node
 from noah_lightning.distributed.environment import end_with_parent
 from noah_lightning.distributed.signals import Stopped, handled
-from noah_lightning.errors import ConfigError, RunFailed, one_line
+from noah_lightning.errors import ConfigError, RunFailed, count, one_line
 from noah_lightning.sweep.folder import say
 from noah_lightning.sweep.job import make_ready
 from noah_lightning.sweep.plan import Job, compose_job
@@ -65,7 +65,7 @@ class Launcher(hydra.plugins.launcher.Launcher):
     def announce(self, job: Job, word: str, where: str = "") -> None:
         """Report that a job starts or resumes, after moving an attempt that cannot be resumed."""
         steps = make_ready(job.config, job.run_dir, str(job)) if job.composed.sweep.resume else 0
-        after = f"  after {steps:,} steps" if steps else ""
+        after = f"  after {count(steps, 'step')}" if steps else ""
         say(f"{'resumed' if steps and word == 'started' else word}  {job}{after}{where}")
 
     def payload(self, job: Job) -> bytes:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from noah_lightning.config.parsing import parse
 from noah_lightning.distributed.environment import started_from_outside
-from noah_lightning.errors import ConfigError
+from noah_lightning.errors import ConfigError, count
 from noah_lightning.sweep.folder import Report, begin, find, say
 from noah_lightning.sweep.job import has_finished
 from noah_lightning.sweep.launchers import Launcher, LocalLauncher, Outcomes, stoppable
@@ -112,7 +112,7 @@ class Sweeper(BasicSweeper):
         if not self._settings.resume:
             begin(folder, self._command)
         report = Report(folder, source.total)
-        say(f"sweep    {source.total} jobs, {folder}")
+        say(f"sweep    {count(source.total, 'job')}, {folder}")
         advice = getattr(self.launcher, "advice", Launcher.advice)
         with stoppable(advice), closing(self._outcomes(source.jobs(report))) as outcomes:
             for job, outcome in outcomes:

@@ -11,12 +11,13 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class Accuracy(NamedTuple):
-    """Counts over a complete pass: images, correct at top-1, correct at top-5, and the mean loss."""
+    """Counts over a complete pass: images, correct at top-1 and top-5; the mean loss, and the number of classes."""
 
     images: int
     correct: int
     correct_top5: int
     loss: float
+    classes: int | None = None
 
     @property
     def top1(self) -> float:
@@ -29,8 +30,8 @@ class Accuracy(NamedTuple):
         return 100 * self.correct_top5 / self.images
 
     def __str__(self) -> str:
-        correct = f"({self.correct:,} of {self.images:,})"
-        return f"top-1 {self.top1:.3f} % {correct}  top-5 {self.top5:.3f} %  loss {self.loss:.4f}"
+        top5 = "" if self.classes and self.classes <= 5 else f"  top-5 {self.top5:.3f} %"
+        return f"top-1 {self.top1:.3f} % ({self.correct:,} of {self.images:,}){top5}  loss {self.loss:.4f}"
 
 
 class AccuracyCounter(Metric):
@@ -43,13 +44,15 @@ class AccuracyCounter(Metric):
 
     def __init__(self) -> None:
         super().__init__()
+        self.classes: int | None = None  # known from the first batch on
         for name in ("images", "correct", "correct_top5"):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("loss_sum", torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor, loss_sum: Tensor) -> None:
         """Count a batch: logits (B, K), labels (B,), below 0 for padding, and the sum of the images' losses ()."""
-        guesses = logits.detach().topk(min(5, logits.shape[1])).indices  # (B, 5), best first
+        self.classes = logits.shape[1]
+        guesses = logits.detach().topk(min(5, self.classes)).indices  # (B, 5), best first
         hits = guesses == labels.unsqueeze(1)  # none for padding
         self.images += (labels >= 0).sum()
         self.correct += hits[:, 0].sum()
@@ -68,7 +71,7 @@ class AccuracyCounter(Metric):
     def compute(self) -> Accuracy:
         """The counts so far over all processes (a collective); waits for the device."""
         images, correct, correct_top5, loss_sum = self.counts()
-        return Accuracy(int(images), int(correct), int(correct_top5), loss_sum / max(images, 1))
+        return Accuracy(int(images), int(correct), int(correct_top5), loss_sum / max(images, 1), self.classes)
 
 
 class Predictions(Metric):

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from timm.data import ImageNetInfo
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
-from noah_lightning.analysis.tables import Table, count
+from noah_lightning.analysis.tables import Table
 from noah_lightning.data.index import TreeIndex, scan
 from noah_lightning.data.tree import WANTED, list_split, require_root
-from noah_lightning.errors import DataError, printable
+from noah_lightning.errors import DataError, count, printable
 from noah_lightning.loggers.progress import progress
 from noah_lightning.tools.check_images import SMALLEST, look_at_all
 
@@ -137,7 +137,7 @@ def _report(root: Path, counts: Counts, imagenet: bool, found: Found) -> Report:
     problems, notes = ([one.count for one in findings if one.severity == kind] for kind in ("problem", "note"))
     images = sum(sum(images_of.values()) for images_of in counts.values())
     verdict = f"{count(sum(problems), 'problem')} of {count(len(problems), 'kind')}" if problems else "no problems"
-    verdict += f" in {images:,} images" + (f", {count(sum(notes), 'note')}" if notes else "")
+    verdict += f" in {count(images, 'image')}" + (f", {count(sum(notes), 'note')}" if notes else "")
     classes = {split: {escaped(name): n for name, n in images_of.items()} for split, images_of in counts.items()}
     return Report(escaped(str(root)), verdict, not problems, imagenet, images, classes, findings)
 

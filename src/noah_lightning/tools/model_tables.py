@@ -9,7 +9,7 @@ from torch import nn
 from noah_lightning.analysis.tables import Table
 from noah_lightning.config.choices import NoahHeadSettings
 from noah_lightning.config.compose import compose_config
-from noah_lightning.errors import HeadSettingError
+from noah_lightning.errors import HeadSettingError, count
 from noah_lightning.heads import NOAHHead
 from noah_lightning.models import make_backbone
 from noah_lightning.models.classifier import build_model
@@ -85,7 +85,7 @@ def show_heads(model: str, num_classes: int) -> None:
         rows.append([f"N={n}", f"r={Fraction(r)}", *cost, "the paper's" if (n, r) == published else ""])
     height, width = grid_shape(positions, size[0] / size[1])
     operations = multiply_adds(backbone, (1, 3, *size)) / 1e6
-    print(f"{model}  image {size[0]} × {size[1]}  {num_classes:,} classes")
+    print(f"{model}  image {size[0]} × {size[1]}  {count(num_classes, 'class')}")
     print(f"feature map  {channels} channels × {height} × {width} = {positions} positions")
     print(f"backbone     {count_parameters(backbone):,} parameters, {operations:,.0f} M multiply-adds")
     columns = ["head", "", "parameters", "M multiply-adds", "kept per image", " "]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
+from rich.filesize import decimal
 
 from noah_lightning.atomic_io import write_whole
 from noah_lightning.data.image import Picture, decode_rgb, naming, read_file
@@ -22,7 +23,7 @@ from noah_lightning.data.pack_format import FACTS, FORMAT, SPLITS, VERSION, Inde
 from noah_lightning.data.tree import given_root, require_same_classes
 from noah_lightning.distributed.environment import cores
 from noah_lightning.distributed.signals import Stopped, StopRequest
-from noah_lightning.errors import DataError, one_line
+from noah_lightning.errors import DataError, count, one_line
 from noah_lightning.loggers.console import log
 from noah_lightning.loggers.progress import progress
 
@@ -53,10 +54,10 @@ def pack(root: Path, out: Path, shard_bytes: int) -> str:
     total = sum(map(len, images.values()))
     # A flag checked after each image, as KeyboardInterrupt could be raised while a thread holds a lock.
     request = StopRequest()
-    with request.listening(), _new_folder(out) as folder, progress("packing", total) as count:
+    with request.listening(), _new_folder(out) as folder, progress("packing", total) as done:
 
         def advance() -> None:
-            count()
+            done()
             if request.signal:
                 raise Stopped(request.signal)
 
@@ -67,9 +68,12 @@ def pack(root: Path, out: Path, shard_bytes: int) -> str:
             splits[split] = {"images": len(index), "shards": len(index.ends), "bytes": int(index.shard_bytes.sum())}
         facts = {"format": FORMAT, "version": VERSION, "splits": splits, "classes": classes}
         write_whole(folder / FACTS, lambda file: file.write(json.dumps(facts, indent=1).encode()))
-    parts = [f"{split} {fact['images']:,} images in {fact['shards']} shards" for split, fact in splits.items()]
-    size = sum(fact["bytes"] for fact in splits.values())
-    return f"{out}  {'  '.join(parts)}  {len(classes)} classes  {size / 1e9:.3g} GB"
+    parts = [
+        f"{split} {count(fact['images'], 'image')} in {count(fact['shards'], 'shard')}"
+        for split, fact in splits.items()
+    ]
+    size = decimal(sum(fact["bytes"] for fact in splits.values()))
+    return f"{out}  {'  '.join(parts)}  {count(len(classes), 'class')}  {size}"
 
 
 @contextmanager
