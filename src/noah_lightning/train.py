@@ -32,7 +32,7 @@ from noah_lightning.data import create_data
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.distributed.environment import keep_freed_memory, processes_started, rank
 from noah_lightning.distributed.signals import Stopped, StopRequest, use_our_signal_handlers
-from noah_lightning.errors import ConfigError, RunFailed, UserError, one_line
+from noah_lightning.errors import ConfigError, RunFailed, UserError, one_line, shell_word
 from noah_lightning.loggers import console
 from noah_lightning.loggers.factory import WandbRun, close_loggers, make_loggers
 from noah_lightning.models.classifier import build_model, compiled
@@ -98,13 +98,18 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
             results = _conclude(run, task, report)
             return results
         except Stopped as stopped:
-            log.info("stopped  by %s after %s steps; noah resume %s", stopped, f"{trainer.global_step:,}", run_dir)
+            log.info(
+                "stopped  by %s after %s steps; noah resume %s",
+                stopped,
+                f"{trainer.global_step:,}",
+                shell_word(run_dir),
+            )
             raise
         except MisconfigurationException as error:
             raise ConfigError(one_line(error)) from error
         except SystemExit as exit_:  # raised by Lightning on Ctrl-C
             if trainer.interrupted:
-                log.info("interrupted in epoch %d; noah resume %s", task.current_epoch + 1, run_dir)
+                log.info("interrupted in epoch %d; noah resume %s", task.current_epoch + 1, shell_word(run_dir))
                 raise KeyboardInterrupt from exit_
             raise
         except (UserError, RunFailed) as error:

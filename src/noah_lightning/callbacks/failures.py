@@ -19,7 +19,7 @@ from noah_lightning.config.schema import RunConfig
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.distributed.collectives import gather_floats
 from noah_lightning.distributed.environment import rank
-from noah_lightning.errors import RunFailed, RunFailedEverywhere, one_line
+from noah_lightning.errors import RunFailed, RunFailedEverywhere, one_line, shell_word
 from noah_lightning.run_dir import NONFINITE
 from noah_lightning.task import ClassificationTask
 from noah_lightning.task.optimizer import all_finite
@@ -121,11 +121,11 @@ def failures_in_one_line(
         elif "DefaultCPUAllocator" in text:
             message = _out_of("memory", config, data)
         elif isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            message = f"disk error ({text}); free some space, then noah resume {run_dir}"
+            message = f"disk error ({text}); free some space, then noah resume {shell_word(run_dir)}"
         elif text.startswith("DataLoader worker") or isinstance(error, ConnectionError):
             message = (  # the latter if it was killed while it sent a batch
                 f"a DataLoader worker died, perhaps out of memory: {text}; try a smaller data.num_workers, then "
-                f"noah resume {run_dir}"
+                f"noah resume {shell_word(run_dir)}"
             )
         else:
             raise

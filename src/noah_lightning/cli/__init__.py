@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from noah_lightning.cli.commands import make_parser
+from noah_lightning.distributed.environment import replace_what_stdout_lacks
 from noah_lightning.distributed.signals import Stopped
 from noah_lightning.errors import BROKEN_PIPE, FAILED, INTERRUPTED, MISTAKE, RunFailed, UserError
 
@@ -17,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def exit_status(command: Callable[[], int | None]) -> int:
     """Run a command and return its exit status; errors that are not bugs become one line."""
+    replace_what_stdout_lacks()
     try:
         return command() or 0
     except (UserError, RunFailed) as error:

@@ -117,7 +117,8 @@ def stoppable(advice: str) -> Iterator[None]:
         try:
             yield
         except (Stopped, KeyboardInterrupt):
-            say(f"\nsweep    stopped; {advice}")
+            say("")
+            say(f"sweep    stopped; {advice}")
             raise
 
 
