@@ -52,6 +52,9 @@ def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = 
         trainer = make_trainer(config, Path(nowhere), logger=False, enable_checkpointing=False)
         # Compiled if the run was, because other rounding can change the counts.
         with compiled(model, config.trainer.compile), failures_in_one_line(config, data, folder, trainer):
-            trainer.validate(task, datamodule=data, verbose=False)
+            try:
+                trainer.validate(task, datamodule=data, verbose=False)
+            except SystemExit as exit_:  # raised by Lightning on Ctrl-C
+                raise (KeyboardInterrupt if trainer.interrupted else exit_) from None
     assert task.validated is not None
     return task.validated

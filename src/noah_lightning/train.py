@@ -1,6 +1,7 @@
 """Training of one run: config → model → data → task → trainer."""
 
 import logging
+import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -110,7 +111,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
         except SystemExit as exit_:  # raised by Lightning on Ctrl-C
             if trainer.interrupted:
                 log.info("interrupted in epoch %d; noah resume %s", task.current_epoch + 1, shell_word(run_dir))
-                raise KeyboardInterrupt from exit_
+                raise Stopped(signal.SIGINT) from exit_
             raise
         except (UserError, RunFailed) as error:
             console.write_to_log_only(str(error))  # the caller prints it on the console

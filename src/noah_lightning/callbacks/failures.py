@@ -1,4 +1,4 @@
-"""Failures of a run or its evaluation: a check that losses and weights are finite, and errors as one-line messages."""
+"""Failures of a run or evaluation: a check that losses and weights are finite, and errors as one-line messages."""
 
 import errno
 import json

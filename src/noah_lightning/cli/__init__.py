@@ -26,7 +26,8 @@ def exit_status(command: Callable[[], int | None]) -> int:
         return MISTAKE if isinstance(error, UserError) else FAILED
     except Stopped as stopped:
         return 128 + stopped.signal
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        print(f"noah: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python reports it again at exit

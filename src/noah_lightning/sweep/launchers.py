@@ -116,10 +116,10 @@ def stoppable(advice: str) -> Iterator[None]:
     with handled(stop, numbers):
         try:
             yield
-        except (Stopped, KeyboardInterrupt):
+        except (Stopped, KeyboardInterrupt) as end:
             say("")
             say(f"sweep    stopped; {advice}")
-            raise
+            raise end if isinstance(end, Stopped) else Stopped(signal.SIGINT) from None
 
 
 class LocalLauncher(Launcher):
