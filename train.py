@@ -2,19 +2,23 @@
 
 import sys
 
-import hydra
-from omegaconf import DictConfig
-
-from noah_lightning.cli import exit_status
-from noah_lightning.cli.hydra_app import run_hydra
-from noah_lightning.sweep.job import train_job
+from noah_lightning.__main__ import main
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> float | None:
-    """Train by the composed configuration; returns the best top-1 in percent, which a sweeper can optimize."""
-    return train_job(cfg)
+def train() -> int:
+    """Train by the command line; the task returns the best top-1 in percent, which a sweeper can optimize."""
+    from pathlib import Path
+
+    import hydra
+
+    from noah_lightning.cli import exit_status
+    from noah_lightning.cli.hydra_app import run_hydra
+    from noah_lightning.sweep.job import train_job
+
+    conf = str(Path(__file__).resolve().with_name("conf"))
+    task = hydra.main(version_base="1.3", config_path=conf, config_name="config")(train_job)
+    return exit_status(lambda: run_hydra(task, sys.argv[1:], program=sys.argv[0]))
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(lambda: run_hydra(main, sys.argv[1:], program=sys.argv[0])))
+    sys.exit(main(train))

@@ -94,13 +94,13 @@ def test_train_py_tells_a_mistake_in_one_line() -> None:
     assert done.stderr == "noah: head has no option 'none'; did you mean noah?\n"
 
 
-def test_ctrl_c_before_training_is_quiet(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_before_training_is_one_line(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:
     def demo(arguments: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(commands, "demo", demo)
     answer = noah("demo")
-    assert (answer.status, answer.err) == (130, "")
+    assert (answer.status, answer.err) == (130, "noah: interrupted\n")
 
 
 def test_on_a_terminal_a_progress_bar_is_drawn(noah: Noah, monkeypatch: pytest.MonkeyPatch) -> None:

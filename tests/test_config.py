@@ -1,6 +1,9 @@
 """The configuration folder, how it is composed, and what a mistake in it is called."""
 
 import inspect
+import shlex
+import subprocess
+import sys
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -497,13 +500,24 @@ def test_a_model_without_a_name_is_asked_for_it() -> None:
 @pytest.mark.parametrize(
     ("malformed", "message"),
     [
-        ("head.head_num", "Error parsing override 'head.head_num' missing EQUAL"),
-        ("head.head_num=[", "no viable alternative at input '['"),
+        ("head.head_num", "'head.head_num' is not an override; write key=value, or run noah settings for all keys"),
+        ("resnet18", "'resnet18' is not an override; write key=value, such as model=resnet18"),
+        ("digits", "'digits' is not an override; write key=value, such as data=digits or recipe=digits"),
+        ("seed==3", "'seed==3' cannot be parsed; text is quoted, also for the shell: 'seed=\"=3\"'"),
+        ("head.head_num=[", "'head.head_num=[' cannot be parsed"),
         ("seed=1,2", "seed=1,2 is several values: add -m for a run of each, or write [...] for a list"),
     ],
 )
 def test_a_malformed_override_is_quoted(malformed: str, message: str) -> None:
     assert mistake(malformed).startswith(message)
+
+
+@pytest.mark.parametrize("name", ["a=b", "été", "a;b", 'a"b', "a'b", "a{b", "a[b", "a&b #c", "日本 (1)"])
+def test_the_suggested_quotes_work_in_a_shell(name: str) -> None:
+    message = mistake(f"recipe.name={name}")
+    assert message.startswith(f"{f'recipe.name={name}'!r} cannot be parsed; ")
+    words = shlex.split(f"noah train experiment=demo {message.partition('shell: ')[2]}")
+    assert compose_config(words[2:]).recipe.name == name
 
 
 @pytest.mark.parametrize("plus", ["+", "++"])
@@ -680,3 +694,14 @@ def test_logger_files_name_themselves(name: str) -> None:
 def test_wandbs_file_holds_arguments_of_wandbs_logger() -> None:
     known = parameters(WandbLogger) | parameters(import_module("wandb").init)
     assert read("logger", "wandb").keys() - {"picture_every_n_epochs"} <= known
+
+
+def test_hydras_compose_works_with_nothing_but_the_import(jpeg_tree: Path) -> None:
+    program = (
+        "import sys, hydra, noah_lightning\n"
+        f"with hydra.initialize_config_dir({str(config_dir())!r}, version_base='1.3'):\n"
+        f"    cfg = hydra.compose('config', ['data=imagefolder', {f'data.root={jpeg_tree}'!r}])\n"
+        "assert cfg.data.num_classes == 2\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": ":".join(sys.path)})

@@ -14,11 +14,13 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from noah_lightning.config.choices import AugmentSettings, DataSettings
+from noah_lightning.config.compose import compose_config
 from noah_lightning.config.parsing import parse
 from noah_lightning.data import create_data
 from noah_lightning.data import datamodule as module_file
 from noah_lightning.data.datamodule import ImageDataModule, Split, default_workers
 from noah_lightning.errors import ConfigError, DataError
+from noah_lightning.tools.pack import pack
 
 
 class Numbered:
@@ -346,6 +348,18 @@ class TestCreateData:
         settings = {**SETTINGS, **changes}
         with pytest.raises(ConfigError, match=f"^unknown setting 'data.{next(iter(changes))}'"):
             create_data("digits", **settings)
+
+    @pytest.mark.parametrize("name", ["digits", "imagefolder", "imagenet", "packed"])
+    def test_has_the_defaults_of_the_command_line(self, name: str, jpeg_tree: Path, tmp_path: Path) -> None:
+        root = tmp_path / "packed" if name == "packed" else jpeg_tree
+        if name == "packed":
+            pack(jpeg_tree, root, 10**6)
+        given = {} if name == "digits" else {"root": str(root)}
+        composed = compose_config([f"data={name}", "recipe=plain", *(f"data.{key}={given[key]}" for key in given)])
+        assert create_data(name, **given).settings == composed.data
+
+    def test_counts_no_classes_that_are_given(self) -> None:
+        assert create_data("imagefolder", num_classes=3, root="elsewhere").num_classes == 3
 
     def test_imports_nothing_heavy(self) -> None:
         program = (

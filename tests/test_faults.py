@@ -80,6 +80,31 @@ def test_a_loading_process_that_dies_ends_the_run_in_one_line(
     assert RunDir(Path("run")).results().epochs == 2
 
 
+@pytest.mark.parametrize(
+    ("happens", "begins", "ends"),
+    [
+        ("worker", "a DataLoader worker died, perhaps out of memory: ", "then noah evaluate 'a run'"),
+        ("memory", "out of GPU memory with 4 images at a time", "add data.batch_size=2 to the command"),
+    ],
+)
+def test_an_evaluation_that_fails_ends_in_one_line(
+    noah: Noah, jpeg_tree: Path, monkeypatch: pytest.MonkeyPatch, happens: str, begins: str, ends: str
+) -> None:
+    def fail(task: ClassificationTask, *_: object) -> None:
+        if happens == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGKILL)
+        time.sleep(1)  # torch's handler raises the error here, or the next batch does
+
+    words = [*folder_run(jpeg_tree)[:-2], "trainer.max_epochs=1", "hydra.run.dir=a run"]
+    assert noah("train", *words).status == 0
+    monkeypatch.setattr(ClassificationTask, "validation_step", fail)
+    line = lines(noah("evaluate", "a run"), 1)
+    assert line.startswith(begins)
+    assert line.endswith(ends)
+
+
 @pytest.mark.parametrize("step", ["training_step", "validation_step"])
 def test_workers_that_die_one_after_another_end_the_run_in_one_line(
     noah: Noah, jpeg_tree: Path, monkeypatch: pytest.MonkeyPatch, step: str

@@ -18,11 +18,12 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.errors import AuthenticationError, CommError, UsageError
 
 from conftest import TINY, Answer, FinishedRun, call_noah
 from noah_lightning.callbacks.attention_images import attention_of_guess, evaluating
 from noah_lightning.config.compose import compose_config
-from noah_lightning.loggers.factory import run_id, run_name, tags
+from noah_lightning.loggers.factory import refused, run_id, run_name, tags
 from noah_lightning.models.classifier import create_model
 from noah_lightning.run_dir import RunDir
 from test_sweep import marked_processes, wait_until
@@ -307,6 +308,23 @@ def test_what_wandb_refuses_is_one_line(noah: Noah, monkeypatch: pytest.MonkeyPa
     answer = noah("train", *QUICK, "logger=wandb", "logger.project=a/b", "trainer.max_epochs=1")
     assert answer.status == 2
     assert answer.err.splitlines()[-1].startswith("noah: W&B: ")
+    assert "logger.mode=offline" not in answer.err  # it is, and would not help
+    assert "anonymous" not in answer.out + answer.err  # a setting that nobody made
+
+
+@pytest.mark.parametrize(
+    ("error", "advised"),
+    [
+        (CommError("no such host"), True),
+        (AuthenticationError("invalid key"), True),
+        (UsageError("api_key not configured (no-tty). call wandb.login(key=[your_api_key])"), True),
+        (UsageError("No API key configured. Use `wandb login` to log in."), True),
+        (UsageError("Invalid project name 'a/b'"), False),
+        (ValueError("the report has no such panel"), False),
+    ],
+)
+def test_being_offline_is_advised_where_it_helps(error: Exception, advised: bool) -> None:
+    assert str(refused(error, "stay offline")) == f"W&B: {error}{'; stay offline' if advised else ''}"
 
 
 # --- sweeps, and attempts that are repeated

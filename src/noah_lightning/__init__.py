@@ -1,8 +1,6 @@
 """Training and comparison of image-classification heads; reference implementation of NOAH."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing itself is imported later, where Ctrl-C can be handled
 if TYPE_CHECKING:
     from noah_lightning.heads import NOAHHead
     from noah_lightning.models.classifier import create_model
@@ -20,8 +18,10 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import torch and timm only when they are needed, so that the command line starts fast."""
+    from importlib import import_module
+
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

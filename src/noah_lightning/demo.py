@@ -1,5 +1,6 @@
 """Demonstration of both heads (``noah demo``): the same data, seed and budget, a table and a picture."""
 
+import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -35,7 +36,8 @@ def demo(overrides: Sequence[str] = ()) -> Path:
     folder = Path("runs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S}_demo"
     results = {}
     for head, config in configs.items():
-        log.info("\n$ noah train %s", " ".join(["experiment=demo", *overrides, f"head={head}"]))
+        log.info("")
+        log.info("$ noah train %s", shlex.join(["experiment=demo", *overrides, f"head={head}"]))
         results[head] = train(config, folder / head)
     comparison_table(results).show()
     log.info(verdict(results))

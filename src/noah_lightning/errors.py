@@ -6,6 +6,7 @@ Any other exception is a bug and keeps its traceback.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from shlex import quote
 
 
 def printable(text: object) -> str:
@@ -14,6 +15,11 @@ def printable(text: object) -> str:
     Names from the file system may hold all of them. What is escaped already stays as it is.
     """
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(text))
+
+
+def shell_word(path: object) -> str:
+    """A path as one word of a shell command in a message."""
+    return printable(quote(str(path)))
 
 
 class _OneLineError(Exception):

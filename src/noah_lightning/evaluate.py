@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from noah_lightning.callbacks.failures import failures_in_one_line
 from noah_lightning.config.plugins import load_plugins
 from noah_lightning.config.schema import OptimizerSettings, ScheduleSettings
 from noah_lightning.data import create_data
@@ -32,6 +33,7 @@ def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = 
 
     Raises:
         UserError: neither a run nor a converted model, weights that do not fit, or missing data.
+        RunFailed: out of memory, or a DataLoader worker died.
     """
     if is_converted(folder):
         if ema or checkpoint != "best":
@@ -49,7 +51,10 @@ def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = 
     with tempfile.TemporaryDirectory() as nowhere:  # an evaluation leaves nothing in the run directory
         trainer = make_trainer(config, Path(nowhere), logger=False, enable_checkpointing=False)
         # Compiled if the run was, because other rounding can change the counts.
-        with compiled(model, config.trainer.compile):
-            trainer.validate(task, datamodule=data, verbose=False)
+        with compiled(model, config.trainer.compile), failures_in_one_line(config, data, folder, trainer):
+            try:
+                trainer.validate(task, datamodule=data, verbose=False)
+            except SystemExit as exit_:  # raised by Lightning on Ctrl-C
+                raise (KeyboardInterrupt if trainer.interrupted else exit_) from None
     assert task.validated is not None
     return task.validated

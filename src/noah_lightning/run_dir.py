@@ -30,7 +30,7 @@ from pydantic import BaseModel
 from noah_lightning.atomic_io import write_whole
 from noah_lightning.config import recorded
 from noah_lightning.config.schema import RunConfig
-from noah_lightning.errors import ConfigError, RunFailed, one_line
+from noah_lightning.errors import ConfigError, RunFailed, one_line, shell_word
 
 if TYPE_CHECKING:
     import numpy as np  # takes a tenth of a second to import
@@ -98,7 +98,7 @@ class RunDir:
         with self._writable():
             if (self.path / CONFIG).exists():
                 raise ConfigError(f"{self.path} already contains a run; choose another hydra.run.dir=…")
-            (self.path / CONFIG).write_text(recorded.as_yaml(config))
+            (self.path / CONFIG).write_text(recorded.as_yaml(config), encoding="utf-8")
 
     def replace_config(self, config: RunConfig, steps: int) -> None:
         """Change the settings of the run and keep the old ones, valid up to ``steps``, in a file."""
@@ -137,7 +137,9 @@ class RunDir:
     def check_unfinished(self) -> None:
         """Raise ConfigError if the run has finished, because training would overwrite its results."""
         if (self.path / RESULTS).is_file():
-            raise ConfigError(f"{self.path} has finished; noah evaluate {self.path} repeats its validation")
+            raise ConfigError(
+                f"{self.path} has finished; noah evaluate {shell_word(self.path)} repeats its validation"
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -166,7 +168,7 @@ class RunDir:
             write_whole(path, lambda file: file.write(text.encode()))
         except OSError as error:
             what = f"{path} cannot be written ({one_line(error)})"
-            raise RunFailed(f"{what}; free some space, then noah resume {self.path}") from error
+            raise RunFailed(f"{what}; free some space, then noah resume {shell_word(self.path)}") from error
 
     def results(self) -> Results:
         """Results of a finished run; entries of other versions are ignored.
@@ -260,7 +262,7 @@ class RunDir:
         if (self.path / RESULTS).exists():
             return f"its {RESULTS} cannot be read"
         try:
-            lines = (self.path / LOG).read_text(errors="replace").splitlines()
+            lines = (self.path / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return f"it has no {RESULTS} and no {LOG}"
         if errors := [line.partition("error: ")[2] for line in lines if " error: " in f" {line}"]:

@@ -35,7 +35,7 @@ from noah_lightning.data import create_data
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.distributed.environment import keep_freed_memory, processes_started, rank
 from noah_lightning.distributed.signals import Stopped, StopRequest, use_our_signal_handlers
-from noah_lightning.errors import ConfigError, RunFailed, UserError, count, one_line
+from noah_lightning.errors import ConfigError, RunFailed, UserError, count, one_line, shell_word
 from noah_lightning.loggers import console
 from noah_lightning.loggers.factory import WandbRun, close_loggers, make_loggers
 from noah_lightning.models.classifier import build_model, compiled
@@ -89,7 +89,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
         data.setup("fit")
         check_batch(config, data, task, split)
         warnings = _size_warnings(config, task, data, split)
-    results = None
+    results, resume_command = None, f"noah resume {shell_word(run_dir)}"
     with ExitStack() as until_the_end:
         if rank() == 0:
             until_the_end.enter_context(run.locked())
@@ -109,22 +109,20 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
             results = _conclude(run, task, report)
             return results
         except Stopped as stopped:
-            log.info("stopped  by %s after %s; noah resume %s", stopped, count(trainer.global_step, "step"), run_dir)
+            log.info("stopped  by %s after %s; %s", stopped, count(trainer.global_step, "step"), resume_command)
             raise
         except MisconfigurationException as error:
             raise ConfigError(one_line(error)) from error
         except SystemExit as exit_:  # raised by Lightning on KeyboardInterrupt
             if trainer.interrupted:
                 why = f", {NO_BATCH}" if stop.stuck else ""
-                log.info("interrupted in epoch %d%s; noah resume %s", task.current_epoch + 1, why, run_dir)
-                if stop.signal in (0, signal.SIGINT):
-                    raise KeyboardInterrupt from exit_
-                raise Stopped(stop.signal) from exit_
+                log.info("interrupted in epoch %d%s; %s", task.current_epoch + 1, why, resume_command)
+                raise Stopped(stop.signal or signal.SIGINT) from exit_
             raise
         except RuntimeError as error:
             if stop.signal and trainer.world_size > 1:  # one that was interrupted no longer answers
                 epoch = task.current_epoch + 1
-                log.info("interrupted in epoch %d, as another process was; noah resume %s", epoch, run_dir)
+                log.info("interrupted in epoch %d, as another process was; %s", epoch, resume_command)
                 raise Stopped(stop.signal) from error
             raise
         except (UserError, RunFailed) as error:

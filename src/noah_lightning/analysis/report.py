@@ -3,14 +3,13 @@
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
-from shlex import quote
 
 from rich import get_console
 
 from noah_lightning.analysis.groups import BASELINE, Group
 from noah_lightning.analysis.statistics import LEVEL, RESAMPLES, Comparison, Entry
 from noah_lightning.analysis.tables import Table
-from noah_lightning.errors import ConfigError, count, one_line, printable
+from noah_lightning.errors import ConfigError, count, one_line, printable, shell_word
 from noah_lightning.loggers.console import duration
 from noah_lightning.run_dir import CONFIG
 
@@ -221,7 +220,7 @@ def class_tables(entry: Entry) -> tuple[str, list[Table]]:
 
 def _commands_and_configuration(group: Group) -> tuple[str, list[str], Path, str]:
     """The label, a command for each run, and the first run's configuration: path and text."""
-    commands = [f"noah evaluate {quote(str(run.path))}" for run in group.runs.values()]
+    commands = [f"noah evaluate {shell_word(run.path)}" for run in group.runs.values()]
     path = next(iter(group.runs.values())).path / CONFIG
     return group.label, commands, path, path.read_text(encoding="utf-8")
 

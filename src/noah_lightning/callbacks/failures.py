@@ -1,4 +1,4 @@
-"""Failures of a training run: a check for losses and weights that are not finite, and errors as one-line messages."""
+"""Failures of a run or evaluation: a check that losses and weights are finite, and errors as one-line messages."""
 
 import errno
 import json
@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data._utils import signal_handling
 
@@ -19,7 +20,7 @@ from noah_lightning.config.schema import RunConfig
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.distributed.collectives import gather_floats
 from noah_lightning.distributed.environment import rank
-from noah_lightning.errors import RunFailed, RunFailedEverywhere, count, one_line
+from noah_lightning.errors import RunFailed, RunFailedEverywhere, count, one_line, shell_word
 from noah_lightning.run_dir import NONFINITE
 from noah_lightning.task import ClassificationTask
 from noah_lightning.task.optimizer import all_finite
@@ -99,6 +100,8 @@ def failures_in_one_line(
 ) -> Iterator[None]:
     """Turn errors of memory, disk and DataLoader workers into one line, and record the images of a NonFinite batch.
 
+    The line ends with the command to repeat: ``noah resume``, or ``noah evaluate`` if ``trainer`` has only validated.
+
     Raises:
         RunFailed: out of memory or disk, a DataLoader worker died, or a loss or gradient was not finite.
     """
@@ -115,17 +118,18 @@ def failures_in_one_line(
             "recipe.optimizer.lr, recipe.gradient_clip=1 or trainer.nonfinite=skip, which skips such steps"
         ) from error
     except (OSError, RuntimeError) as error:
-        text = one_line(error)
+        text, evaluated = one_line(error), trainer.state.fn == TrainerFn.VALIDATING
+        again = f"noah {'evaluate' if evaluated else 'resume'} {shell_word(run_dir)}"
         if isinstance(error, torch.OutOfMemoryError):
-            message = _out_of("GPU memory", config, data)
+            message = _out_of("GPU memory", config, data, evaluated)
         elif "DefaultCPUAllocator" in text:
-            message = _out_of("memory", config, data)
+            message = _out_of("memory", config, data, evaluated)
         elif isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            message = f"disk error ({text}); free some space, then noah resume {run_dir}"
+            message = f"disk error ({text}); free some space, then {again}"
         elif text.startswith("DataLoader worker") or isinstance(error, ConnectionError):
             message = (  # the latter if it was killed while it sent a batch
                 f"a DataLoader worker died, perhaps out of memory: {text}; try a smaller data.num_workers, then "
-                f"noah resume {run_dir}"
+                f"{again}"
             )
         else:
             raise
@@ -156,7 +160,8 @@ def _one_error_for_dead_workers(trainer: pl.Trainer) -> Iterator[None]:
     finally:
         failed = True
         try:
-            trainer.fit_loop.teardown()
+            for loop in (trainer.fit_loop, trainer.validate_loop):
+                loop.teardown()
         finally:
             signal_handling._error_if_any_worker_fails = check
 
@@ -171,13 +176,15 @@ def _record(data: ImageDataModule, error: NonFinite) -> str:
     return json.dumps({"epoch": error.epoch + 1, "batch": error.batch + 1, "processes": processes}, indent=2) + "\n"
 
 
-def _out_of(what: str, config: RunConfig, data: ImageDataModule) -> str:
+def _out_of(what: str, config: RunConfig, data: ImageDataModule, evaluated: bool) -> str:
     """The message for an out-of-memory error, with a setting that needs less memory."""
     batch, passes = data.batch_size, config.trainer.accumulate_grad_batches
     message = f"out of {what} with {count(batch, 'image')} at a time in each process"
     factor = next((n for n in range(2, batch + 1) if batch % n == 0), None)
     if factor is None:
         return f"{message}; use a smaller model or smaller images"
+    if evaluated:
+        return f"{message}; add data.batch_size={batch // factor} to the command"
     return (
         f"{message}; trainer.accumulate_grad_batches={passes * factor} takes {batch // factor} at a time "
         f"and keeps recipe.batch_size={config.recipe.batch_size}"

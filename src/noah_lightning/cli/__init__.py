@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from noah_lightning.cli.commands import make_parser
+from noah_lightning.distributed.environment import replace_what_stdout_lacks
 from noah_lightning.distributed.signals import Stopped
 from noah_lightning.errors import BROKEN_PIPE, FAILED, INTERRUPTED, MISTAKE, RunFailed, UserError
 
@@ -17,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def exit_status(command: Callable[[], int | None]) -> int:
     """Run a command and return its exit status; errors that are not bugs become one line."""
+    replace_what_stdout_lacks()
     try:
         return command() or 0
     except (UserError, RunFailed) as error:
@@ -24,7 +26,8 @@ def exit_status(command: Callable[[], int | None]) -> int:
         return MISTAKE if isinstance(error, UserError) else FAILED
     except Stopped as stopped:
         return 128 + stopped.signal
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        print(f"noah: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python reports it again at exit

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from noah_lightning import __version__
-from noah_lightning.errors import FAILED
+from noah_lightning.errors import FAILED, printable, shell_word
 
 if TYPE_CHECKING:
     from noah_lightning.analysis.tables import Table
@@ -140,12 +140,12 @@ def convert(arguments: argparse.Namespace) -> None:
     from noah_lightning.tools.convert import convert
 
     facts = convert(arguments.file, arguments.model, arguments.head, arguments.output, arguments.ema)
-    print(f"{facts.row} with {facts.head}, {facts.parameters:,} parameters: {arguments.output}")
+    print(printable(f"{facts.row} with {facts.head}, {facts.parameters:,} parameters: {arguments.output}"))
     if facts.pre_logits:
         print("with the pre-logits layer of the released code, which is not in the published parameter count")
     if not facts.ema and holds_average(arguments.file):
         print("the file also has averaged weights; --ema converts those")
-    print(f"noah evaluate {arguments.output} data=imagenet data.root=/data/imagenet")
+    print(f"noah evaluate {shell_word(arguments.output)} data=imagenet data.root=/data/imagenet")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -155,7 +155,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     console.start_logging()
     accuracy = evaluate(arguments.folder, arguments.checkpoint, arguments.overrides, arguments.ema)
     weights = f"{arguments.checkpoint}, ema" if arguments.ema else arguments.checkpoint
-    print(f"{arguments.folder} ({weights})  val {accuracy}")
+    print(printable(f"{arguments.folder} ({weights})  val {accuracy}"))
 
 
 def resume(arguments: argparse.Namespace) -> None:
@@ -204,7 +204,7 @@ def pack(arguments: argparse.Namespace) -> None:
     from noah_lightning.tools.pack import pack
 
     console.start_logging()
-    print(pack(arguments.root, arguments.out, arguments.shard_size * 10**6))
+    print(printable(pack(arguments.root, arguments.out, arguments.shard_size * 10**6)))
 
 
 def demo(arguments: argparse.Namespace) -> None:

@@ -32,7 +32,7 @@ def _rows_of(file: str) -> Iterator[list[str]]:
     name = option.removesuffix(".yaml")
     fields = dict(known_settings(RunConfig, {group: {"name": name}} if group else {}))
     path: list[str] = [group] if group else []
-    for line in (config_dir() / file).read_text().splitlines():
+    for line in (config_dir() / file).read_text(encoding="utf-8").splitlines():
         if not (match := _LINE.match(line)):
             continue
         depth = len(match["indent"]) // 2 + bool(group)

@@ -2,19 +2,20 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from noah_lightning.config.parsing import parse
 from noah_lightning.config.schema import RunConfig
-from noah_lightning.errors import ConfigError, UserError, did_you_mean, one_line
+from noah_lightning.errors import ConfigError, UserError, did_you_mean, one_line, shell_word
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
 _NOT_A_NAME = r"null|true|false|[+-]?(inf|nan|[\d._]*(e[+-]?\d+)?)"  # what Hydra does not parse as a string
@@ -61,8 +62,10 @@ def check_overrides(overrides: Sequence[str]) -> None:
     """Raise ConfigError for mistakes that Hydra does not handle: an option that is not a name, or a missing key."""
     for pair in overrides:
         group, equals, option = pair.lstrip("+~").partition("=")
-        if equals and not group.strip():
-            raise ConfigError(f"{pair!r} is not an override; write key=value")
+        if not (equals or pair.startswith("~")) or not group.strip():
+            options = [f"{path.parent.name}={pair}" for path in config_dir().glob(f"*/{escape(pair)}.yaml")]
+            such = f"such as {' or '.join(sorted(options))}" if options else "or run noah settings for all keys"
+            raise ConfigError(f"{pair!r} is not an override; write key=value, {such}")
         if equals and _is_group(group) and re.fullmatch(_NOT_A_NAME, option.strip(), re.IGNORECASE):
             options = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
             raise ConfigError(f"{group}={option} is not an option; choose from {', '.join(options)}")
@@ -109,6 +112,11 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> UserError:
         if group == "model":
             advice += f" (for any model of timm: model=timm model.name={option})"
         return ConfigError(f"{group or 'the configuration'} has no option {option!r}{advice}")
+    if isinstance(error, OverrideParseException):
+        name, _, value = str(error.override).partition("=")
+        quoted = value.replace('"', r"\"")
+        suggestion = shell_word(f'{name}="{quoted}"')
+        return ConfigError(f"{error.override!r} cannot be parsed; text is quoted, also for the shell: {suggestion}")
     text = str(error)
     if missing := re.search(r"Missing mandatory value: ([\w.]+)", text):
         key = error.full_key if isinstance(error, MissingMandatoryValue) else missing[1]

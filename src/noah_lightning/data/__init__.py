@@ -23,6 +23,8 @@ REGISTRY: dict[str, "str | type[ImageDataModule]"] = {
     "imagenet": "imagefolder:ImageNetDataModule",
     "packed": "packed:PackedDataModule",
 }
+# data.name -> function of data.root that counts the classes, as in conf/data/
+_COUNT_CLASSES = {"imagefolder": "tree:count_classes", "packed": "pack_format:count_packed_classes"}
 
 
 def register_data(name: str) -> Callable[[DataModuleClass], DataModuleClass]:
@@ -42,7 +44,7 @@ def register_data(name: str) -> Callable[[DataModuleClass], DataModuleClass]:
 
 
 def create_data(name: str, **settings: Any) -> "ImageDataModule":
-    """The data module ``name`` with ``settings``, and defaults for the others.
+    """The data module ``name`` with ``settings``, and the defaults of ``conf/data/`` for the others.
 
     Raises:
         ConfigError: an unknown name, an unknown or missing setting, or a value out of range.
@@ -52,6 +54,8 @@ def create_data(name: str, **settings: Any) -> "ImageDataModule":
         load_installed_plugins()
     if name not in REGISTRY:
         raise ConfigError(f"data.name={name!r} is not one of {', '.join(REGISTRY)}{did_you_mean(name, REGISTRY)}")
+    if name in _COUNT_CLASSES and "num_classes" not in settings:
+        settings["num_classes"] = resolve_name(f"{__name__}.{_COUNT_CLASSES[name]}")(settings.get("root"))
     module_class = REGISTRY[name]
     if isinstance(module_class, str):
         module_class = resolve_name(f"{__name__}.{module_class}")

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noah_lightning.data.tree import given_root
-from noah_lightning.errors import DataError, one_line
+from noah_lightning.errors import DataError, one_line, shell_word
 
 FACTS = "pack.json"
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
@@ -77,13 +77,13 @@ def read_facts(root: Path) -> Mapping[str, Any]:
 
 def _not_a_pack(root: Path) -> str:
     if (root / "train").is_dir():
-        return f"is a folder tree: add data=imagefolder, or pack it with noah pack {root} OUT"
+        return f"is a folder tree: add data=imagefolder, or pack it with noah pack {shell_word(root)} OUT"
     if root.exists():
         what = "has no pack.json" if root.is_dir() else "is not a folder"
         return f"{what}: it must be a folder written by noah pack"
     if unfinished(root).exists():
         return "is an incomplete pack: run its noah pack command again"
-    return f"does not exist: noah pack TREE {root} creates it from a folder tree"
+    return f"does not exist: noah pack TREE {shell_word(root)} creates it from a folder tree"
 
 
 def read_index(root: Path, split: str) -> Index:

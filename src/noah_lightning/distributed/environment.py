@@ -1,10 +1,12 @@
-"""The processes of a run: their number, their rank, their CPUs and their memory.
+"""The processes of a run: their number, their rank, their CPUs, their memory and their standard output.
 
 A run is one process tree: the first process composes the configuration and either trains itself or starts a process
 per device. Under ``torchrun`` or SLURM these processes exist already. Torch is not imported here.
 """
 
+import codecs
 import ctypes
+import io
 import os
 import sys
 from multiprocessing import parent_process
@@ -48,6 +50,22 @@ def end_with_parent() -> None:
         os._exit(1)
 
     Thread(target=watch, daemon=True).start()
+
+
+_IN_ASCII = {"×": "x", "−": "-", "–": "-", "…": "...", "±": "+-", "→": "->"}
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    return "".join(_IN_ASCII.get(char, "?") for char in lacking), error.end
+
+
+def replace_what_stdout_lacks() -> None:
+    """Let standard output replace characters that its encoding lacks, where Python would raise an error."""
+    codecs.register_error("noah_lightning", _replace)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="noah_lightning")
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # from malloc.h

@@ -81,7 +81,7 @@ def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any, impo
             for number in SIGNALS:
                 if exits <= {128 + number, -number}:  # the latter before its handler was installed
                     raise Stopped(number) from None
-            if first_failure.is_file() and (report := first_failure.read_text()):
+            if first_failure.is_file() and (report := first_failure.read_text(encoding="utf-8")):
                 status, _, message = report.partition(" ")
                 raise (UserError if int(status) == MISTAKE else RunFailed)(message) from None
             if signal.SIGINT in received:  # other errors follow from the interruption
@@ -155,7 +155,7 @@ def _work(first_failure: Path, work: Callable[..., Any], arguments: tuple[Any, .
             raise SystemExit(1) from None
         status, message = FAILED, f"process {rank()} exited with status 1; see its traceback above"
         trace = traceback.format_exc()
-    with suppress(FileExistsError), first_failure.open("x") as file:
+    with suppress(FileExistsError), first_failure.open("x", encoding="utf-8") as file:
         print(trace, end="", file=sys.stderr, flush=True)
         file.write(f"{status} {message}")
     raise SystemExit(status)

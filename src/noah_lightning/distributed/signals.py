@@ -5,6 +5,7 @@ run at once, and so does any of them if the next batch of images does not arrive
 not imported here.
 """
 
+import os
 import signal
 import threading
 import time
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from noah_lightning.errors import INTERRUPTED
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # Ctrl-C in a terminal reaches every process of a run, and the process that started them forwards it as well.
@@ -42,6 +45,37 @@ def handled(handler: Callable[[int, FrameType | None], Any], numbers: Sequence[i
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+
+
+@contextmanager
+def interrupts_in_one_line() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt in this process, but end it at once during an import and after this context.
+
+    Modules that are interrupted while they are imported swallow a KeyboardInterrupt, or raise an error of their own.
+    """
+    own = os.getpid()  # forked processes inherit the handler
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == own:
+            os.write(2, b"noah: interrupted\n")
+        os._exit(INTERRUPTED)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        outer = frame
+        while outer is not None:
+            if outer.f_code.co_filename.startswith("<frozen importlib"):
+                end(number, frame)
+            outer = outer.f_back
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, as in the background of a shell
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, end)
 
 
 class StopRequest:

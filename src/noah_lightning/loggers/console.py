@@ -10,7 +10,8 @@ from pathlib import Path
 from rich import get_console
 from rich.logging import RichHandler
 
-from noah_lightning.distributed.environment import rank
+from noah_lightning.distributed.environment import rank, replace_what_stdout_lacks
+from noah_lightning.errors import printable
 
 log = logging.getLogger("noah_lightning")
 
@@ -27,8 +28,17 @@ _CHATTER = (
 )
 
 
+def _in_one_line(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), None
+    return True
+
+
+log.addFilter(_in_one_line)  # also for records of other modules, as all have this logger
+
+
 def start_logging() -> None:
     """Log to standard output in rank 0, and show messages of the libraries only from warnings on."""
+    replace_what_stdout_lacks()
     log.setLevel(logging.INFO)
     log.propagate = False
     log.handlers.clear()
@@ -53,7 +63,7 @@ def silence_libraries() -> None:
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Also write all log lines to ``path``."""
-    handler = _LogFile(path)
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
     try:

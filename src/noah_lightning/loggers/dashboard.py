@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from noah_lightning.errors import ConfigError, one_line
+from noah_lightning.errors import ConfigError
 
 VIEW = "nw-noahlightning-v"  # W&B's internal name of the workspace, which must have the form "nw-…-v"
 TITLE = "NOAH"
@@ -147,6 +147,8 @@ def _save(plan: Plan) -> str:
     import wandb
     from wandb_workspaces.workspaces import internal
 
+    from noah_lightning.loggers.factory import refused
+
     try:
         api = wandb.Api()
         entity = plan.entity or str(api.default_entity)
@@ -161,5 +163,5 @@ def _save(plan: Plan) -> str:
         report.save()  # first, because it also creates the project
         workspace.save()
     except (wandb.Error, OSError, ValueError) as error:
-        raise ConfigError(f"W&B: {one_line(error)}; --dry-run needs neither an account nor a network") from error
+        raise refused(error, "--dry-run needs neither an account nor a network") from error
     return f"workspace {workspace.url}\nreport    {report.url}"

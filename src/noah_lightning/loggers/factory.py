@@ -61,6 +61,7 @@ class WandbRun(WandbLogger):
             config=config.model_dump(),
             mode=mode,
         )
+        self._wandb_init.pop("anonymous", None)  # W&B warns of it, even if it is not set
 
     @property
     @rank_zero_experiment
@@ -71,7 +72,7 @@ class WandbRun(WandbLogger):
         try:
             return super().experiment
         except wandb.Error as error:
-            raise ConfigError(f"W&B: {one_line(error)}; logger.mode=offline needs no account or network") from error
+            raise refused(error, "logger.mode=offline needs no account or network") from error
 
     def close(self, results: Results | None) -> None:
         """Finish the run, if it was created: with the results in its summary, or as failed."""
@@ -89,6 +90,14 @@ class WandbRun(WandbLogger):
                 summary["best/ema_top1"] = 100 * results.ema_correct / results.images
             self._experiment.summary.update(summary)
         self._experiment.finish(exit_code=0 if results else 1)
+
+
+def refused(error: Exception, advice: str) -> ConfigError:
+    """An error of W&B as one line, with ``advice`` only if an account or a network is missing."""
+    from wandb.errors import CommError
+
+    offline = isinstance(error, CommError | OSError) or "api_key" in str(error).lower().replace(" ", "_")
+    return ConfigError(f"W&B: {one_line(error)}{f'; {advice}' if offline else ''}")
 
 
 def run_name(config: RunConfig) -> str:

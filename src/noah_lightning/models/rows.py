@@ -92,6 +92,8 @@ def read_row(name: str) -> Row:
 def _read_files(row: str) -> tuple[ModelSettings, str]:
     """A row's model group and the name of its recipe, without Hydra, which would take longer than all the rest."""
     files = config_dir() / "model"
-    content = yaml.safe_load((files / f"{row}.yaml").read_text())
+    content = yaml.safe_load((files / f"{row}.yaml").read_text(encoding="utf-8"))
     recipe = next(entry[RECIPE] for entry in content.pop("defaults") if RECIPE in entry)
-    return parse(ModelSettings, yaml.safe_load((files / "timm.yaml").read_text()) | content, "model"), recipe
+    return parse(
+        ModelSettings, yaml.safe_load((files / "timm.yaml").read_text(encoding="utf-8")) | content, "model"
+    ), recipe

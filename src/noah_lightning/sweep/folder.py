@@ -4,6 +4,7 @@ A search also has trials.log, Optuna's journal. Whether a job has finished only 
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from noah_lightning.distributed.signals import Stopped
-from noah_lightning.errors import ConfigError, RunFailed, one_line
+from noah_lightning.errors import ConfigError, RunFailed, one_line, printable, shell_word
 from noah_lightning.run_dir import SWEEP
 
 TRIALS = "trials.log"
@@ -42,7 +43,7 @@ def find(path: Path | None, command: list[str], search: bool) -> Path:
             return candidate
     if path and (started := _command(path)):
         if started != command:
-            raise ConfigError(f"{path} was started with: {' '.join(started)}; repeat that command")
+            raise ConfigError(f"{path} was started with: {shlex.join(started)}; repeat that command")
         kind = "not a search: remove sweep.trials" if search else "a search: add sweep.trials=N"
         raise ConfigError(f"{path} is {kind}")
     what, where = "search" if search else "sweep", path or "runs/"
@@ -58,8 +59,8 @@ def _command(folder: Path) -> list[str] | None:
 
 
 def say(line: str, file: TextIO | None = None) -> None:
-    """Print and flush."""
-    print(line, file=file or sys.stdout, flush=True)
+    """Print one line and flush."""
+    print(printable(line), file=file or sys.stdout, flush=True)
 
 
 class Report:
@@ -108,7 +109,8 @@ class Report:
         parts = ((self._before, "of them before"), (skipped, "impossible"), (failed, "failed"))
         counts = "".join(f", {number} {what}" for number, what in parts if number)
         finished = self._before + self._finished
-        say(f"\nsweep    {finished} of {self.total} jobs finished{counts}; noah compare {self.folder}")
+        say("")
+        say(f"sweep    {finished} of {self.total} jobs finished{counts}; noah compare {shell_word(self.folder)}")
         if best:
             say(f"best     {best}")
         if failed:

@@ -73,8 +73,10 @@ def train_in_processes(config: RunConfig, run_dir: Path, resume: bool = False, f
         run_in_processes(devices, train_here, config, run_dir, resume, force, imports="noah_lightning.train")
     except (UserError, RunFailed) as error:
         log = run_dir / LOG
-        if log.is_file() and str(error) not in log.read_text():  # an error of another rank
-            with log.open("a") as file:
+        if log.is_file() and str(error) not in log.read_text(
+            encoding="utf-8", errors="replace"
+        ):  # an error of another rank
+            with log.open("a", encoding="utf-8") as file:
                 file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} error: {error}\n")
         raise
 
@@ -130,7 +132,7 @@ def _train_in_sweep(cfg: DictConfig, run_dir: Path) -> None:
         # A resumed run is not restarted for a mistake, because its data may only be missing on this machine.
         if isinstance(error, UserError) and first_attempt and (run_dir / CONFIG).exists():
             with suppress(OSError, ConfigError), RunDir(run_dir).locked():
-                (run_dir / _MISTAKE).write_text(f"{error}\n")
+                (run_dir / _MISTAKE).write_text(f"{error}\n", encoding="utf-8")
         raise
     except Stopped:
         raise
@@ -152,7 +154,7 @@ def make_ready(config: RunConfig, run_dir: Path, name: str) -> int:
     with suppress(ConfigError), RunDir(run_dir).locked():  # if it is in use or not writable, the job reports it
         try:
             if (run_dir / _MISTAKE).exists():
-                raise ConfigError((run_dir / _MISTAKE).read_text().strip())
+                raise ConfigError((run_dir / _MISTAKE).read_text(encoding="utf-8").strip())
             RunDir(run_dir).check_same(config)
             saved = last_saved(run_dir)
             return saved.steps if saved else 0

@@ -116,9 +116,10 @@ def stoppable(advice: str) -> Iterator[None]:
     with handled(stop, numbers):
         try:
             yield
-        except (Stopped, KeyboardInterrupt):
-            say(f"\nsweep    stopped; {advice}")
-            raise
+        except (Stopped, KeyboardInterrupt) as end:
+            say("")
+            say(f"sweep    stopped; {advice}")
+            raise end if isinstance(end, Stopped) else Stopped(signal.SIGINT) from None
 
 
 class LocalLauncher(Launcher):

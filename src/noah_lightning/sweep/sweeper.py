@@ -106,7 +106,8 @@ class Sweeper(BasicSweeper):
             if not isinstance(source, Grid):
                 raise ConfigError("the jobs of a search are not known in advance: remove sweep.trials")
             for job in source.planned:
-                say(f"--- # {job}\n{yaml.safe_dump(job.config.model_dump(), sort_keys=False)}".rstrip())
+                say(f"--- # {job}")
+                print(yaml.safe_dump(job.config.model_dump(), sort_keys=False).rstrip(), flush=True)
             return
         folder = Path(self.config.hydra.sweep.dir)
         if not self._settings.resume:

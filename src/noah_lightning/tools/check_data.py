@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
@@ -109,7 +108,7 @@ def check_data(root: Path) -> Report:
 
     Raises:
         DataError: the folder does not exist, or has neither split.
-        KeyboardInterrupt: after a line with the number of images checked.
+        KeyboardInterrupt: with the number of images checked.
     """
     root = root.expanduser()
     found: Found = defaultdict(list)
@@ -238,8 +237,7 @@ def _look_at_images(root: Path, trees: Trees, found: Found) -> NDArray[np.uint64
                 done += 1
                 advance()
     except KeyboardInterrupt:
-        print(f"noah: interrupted after {done:,} of {len(digests):,} images", file=sys.stderr)
-        raise
+        raise KeyboardInterrupt(f"interrupted after {done:,} of {len(digests):,} images") from None
     return digests
 
 
