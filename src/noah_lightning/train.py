@@ -126,6 +126,8 @@ def _announce(config: RunConfig, run_dir: Path, task: ClassificationTask, data: 
     ratio = f"{base.lr:g} × {scaled.lr_batch}/{base.lr_batch} = " if scaled.lr_batch else ""
     log.info("run      %s", run_dir)
     log.info("model    %s, head %s, %s parameters", config.model.name, config.head.name, f"{count:,}")
+    if came_from := getattr(task.model, "weights_from", None):
+        log.info("weights  %s", came_from)
     log.info("data     %s, %d classes, batch %d", config.data.name, data.num_classes, data.batch_size)
     log.info("rate     %s%g, %s", ratio, scaled.lr, scaled.name)
 
