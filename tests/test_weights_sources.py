@@ -154,6 +154,8 @@ def test_the_name_of_a_file_does_not_matter(layout: str, tmp_path: Path) -> None
     [
         (torchvision.models.resnet18, "resnet18", False),
         (lambda: torchvision.models.mobilenet_v2(width_mult=0.35), "mobilenetv2_035", True),
+        (torchvision.models.regnet_x_400mf, "regnetx_004_tv", False),
+        (torchvision.models.densenet121, "densenet121", False),
         (torchvision.models.efficientnet_b0, "efficientnet_b0", True),
         (torchvision.models.mnasnet1_0, "mnasnet_100", True),
     ],

@@ -91,6 +91,8 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
         try:
             _announce(config, run_dir, task, data)
             saved = resume_from(run_dir, loggers, split, force) if resume else None
+            if saved is None and (source := getattr(task.model, "weights_from", None)):
+                log.info("weights  %s", source)
             if force and rank() == 0:
                 run.replace_config(config, saved.steps if saved else 0)
             with compiled(task.model, config.trainer.compile), failures_in_one_line(config, data, run_dir, trainer):
@@ -126,8 +128,6 @@ def _announce(config: RunConfig, run_dir: Path, task: ClassificationTask, data: 
     ratio = f"{base.lr:g} × {scaled.lr_batch}/{base.lr_batch} = " if scaled.lr_batch else ""
     log.info("run      %s", run_dir)
     log.info("model    %s, head %s, %s parameters", config.model.name, config.head.name, f"{count:,}")
-    if came_from := getattr(task.model, "weights_from", None):
-        log.info("weights  %s", came_from)
     log.info("data     %s, %d classes, batch %d", config.data.name, data.num_classes, data.batch_size)
     log.info("rate     %s%g, %s", ratio, scaled.lr, scaled.name)
 

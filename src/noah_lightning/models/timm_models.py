@@ -196,27 +196,36 @@ def _pretrained_cfg_overlay(weights: Weights, name: str, model_args: dict[str, A
     model = build_on_meta(name, 1, **model_args)  # first: arguments it does not take are not the file's fault
     classifiers = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     classifiers = {classifiers} if isinstance(classifiers, str) else {*classifiers}
-    state = weights.backbone
+    state, target = weights.backbone, model.state_dict()
     try:
         return _checked(state, classifiers, name, model_args)
     except Exception as error:  # each of timm's adapters fails on another model's file in its own way
-        reason, cause = misfit(error), error
-    if matched := in_order(state, model.state_dict(), classifiers):
+        cause = error.__cause__ if isinstance(error, ConfigError) and error.__cause__ else error
+    if matched := in_order(state, target, classifiers):
         with suppress(Exception):
             overlay = _checked(matched, classifiers, name, model_args)
             weights.by_order = True
             return overlay
-    raise WeightsError(f"{weights.path} does not fit {name}: {reason}") from cause
+    raise WeightsError(f"{weights.path} does not fit {name}: {misfit(cause, state, target)}") from cause
 
 
 def _checked(state: StateDict, classifiers: set[str], name: str, model_args: dict[str, Any]) -> dict[str, Any]:
-    final = [f"{classifier}.{kind}" for classifier in classifiers for kind in ("weight", "bias")]
-    num_classes = next((len(state[key]) for key in final if key in state), 0)
-    backbone = {key: tensor.to("meta") for key, tensor in state.items() if key not in final}  # shapes suffice
+    final = {f"{classifier}.{kind}" for classifier in classifiers for kind in ("weight", "bias")}
+    shapes = {key: tensor.to("meta") for key, tensor in state.items()}  # which suffice
+    backbone = {key: tensor for key, tensor in shapes.items() if key not in final}
     if not backbone:  # timm would take no weights for none given, and fetch its own
         raise ValueError("it holds a classifier and no backbone")
-    overlay = {"state_dict": backbone, "num_classes": 0}
-    build_on_meta(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
+    try:
+        overlay = {"state_dict": backbone, "num_classes": 0}
+        build_on_meta(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
+        num_classes = next((len(state[key]) for key in final if key in state), 0)
+    except Exception:  # perhaps the classifier, which comes last, has another name, which timm's adapter knows
+        with suppress(Exception):
+            num_classes = next(reversed(shapes.values())).numel()
+            overlay = {"state_dict": shapes, "num_classes": num_classes}
+            build_on_meta(name, num_classes, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
+            return {"state_dict": dict(state), "num_classes": num_classes}
+        raise
     return {"state_dict": dict(state), "num_classes": num_classes}
 
 

@@ -174,18 +174,25 @@ def in_order(state: StateDict, target: Mapping[str, Tensor], classifiers: Collec
     return matched
 
 
-def misfit(error: Exception) -> str:
+def misfit(error: BaseException, state: StateDict, target: Mapping[str, Tensor]) -> str:
     """torch's message about weights that do not fit, with the first names of both sides and the most similar pair."""
     missing, unexpected = (
         re.findall(r'"([^"]+)"', "".join(re.findall(rf"{kind} key\(s\) in state_dict: (.*)", str(error))))
         for kind in ("Missing", "Unexpected")
     )
-    if not (missing or unexpected):
-        return one_line(error)
+    sizes = re.findall(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)", str(error))
+    if not (missing or unexpected or sizes):
+        first = f"its names begin with {name_first(list(state))}, those of the model with {name_first(list(target))}"
+        return f"{one_line(error, 150)}; {first}"
     sides = (("Missing", missing), ("Unexpected", unexpected))
     parts = [f"{kind}: {len(names)} ({name_first(names)})" for kind, names in sides if names]
-    pairs = ((name, get_close_matches(name, unexpected, n=1)) for name in missing)
-    parts += [f"nearest: {name} ← {near[0]}" for name, near in pairs if near][:1]
+    parts += [f"size mismatch for {name}: {theirs} in the file, not {ours}" for name, theirs, ours in sizes[:1]]
+    for name in missing:
+        kind = (name.rpartition(".")[2], _shapes(target).get(name))
+        like = [key for key in unexpected if (key.rpartition(".")[2], _shapes(state).get(key)) == kind]
+        if near := get_close_matches(name, like, n=1, cutoff=0):
+            parts.append(f"nearest: {name} ← {near[0]}")
+            break
     return "; ".join(parts)
 
 
@@ -218,8 +225,9 @@ def _reason(path: Path, error: Exception) -> str:
         what = f"Python objects ({name_first(objects)})" if objects else "a TorchScript program"
         return f"it holds {what}, which noah does not execute; save torch.save(model.state_dict(), FILE) instead"
     with suppress(Exception):
-        line = path.read_bytes()[:40].decode().splitlines()[0]
-        if line.isprintable():
+        with path.open(encoding="utf-8") as file:
+            line = file.readline(40).rstrip("\n")
+        if line and line.isprintable():
             return f"it is text that starts with {line!r}"
     if "weights_only" in str(error) or not str(error):
         return "it is damaged, or neither safetensors nor torch.save wrote it"
