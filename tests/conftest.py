@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
@@ -134,3 +135,10 @@ def jpeg_tree(tmp_path: Path) -> Path:
                 shade = tuple(min(255, channel + 5 * i) for channel in color)
                 Image.new("RGB", (48, 40), shade).save(folder / f"{i}.jpg")
     return root
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network and an empty cache, on any machine."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))

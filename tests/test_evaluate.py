@@ -87,7 +87,7 @@ def test_paths_are_recorded_so_that_they_are_valid_in_any_folder(
         (["{run}", "data.foo=1"], ["data.foo"]),
         (["{run}", "--ema"], ["{run} has no average of the weights", "recipe.ema=null"]),
         (["--ema", "{run}", "recipe.ema=0.9"], ["no checkpoint", "best_ema.ckpt"]),
-        (["--ema", "--checkpoint=last", "{run}", "recipe.ema=0.9"], ["last.ckpt", "does not fit the model"]),
+        (["--ema", "--checkpoint=last", "{run}", "recipe.ema=0.9"], ["last.ckpt", "has no average of the weights"]),
         (["{run}", "head.head_num=2"], ["best.ckpt", "does not fit the model"]),
         (["{run}", "head.head_num=5"], ["head_num=5"]),
         (["{run}", "data.num_classes=7"], ["does not fit the model"]),

@@ -236,16 +236,16 @@ def test_convert_refuses_weights_that_do_not_fit(noah: Noah, tmp_path: Path) -> 
 def test_convert_refuses_a_truncated_file(noah: Noah, checkpoint: Path, tmp_path: Path) -> None:
     whole = checkpoint.read_bytes()
     (tmp_path / "file.pth").write_bytes(whole[: len(whole) // 2])
-    assert "cannot be read as a checkpoint" in refused(convert(noah, tmp_path / "file.pth"))
+    assert "cannot be read as model weights" in refused(convert(noah, tmp_path / "file.pth"))
 
 
 def test_convert_refuses_a_text_file(noah: Noah, tmp_path: Path) -> None:
     (tmp_path / "file.pth").write_text("weights, honestly\n" * 100)
-    assert "cannot be read as a checkpoint" in refused(convert(noah, tmp_path / "file.pth"))
+    assert "cannot be read as model weights" in refused(convert(noah, tmp_path / "file.pth"))
 
 
 def test_convert_refuses_a_file_that_is_not_there(noah: Noah, tmp_path: Path) -> None:
-    assert "no checkpoint file at" in refused(convert(noah, tmp_path / "file.pth"))
+    assert "no weights file at" in refused(convert(noah, tmp_path / "file.pth"))
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, {"state_dict": {}}])
@@ -260,7 +260,7 @@ def test_convert_executes_nothing(noah: Noah, tmp_path: Path) -> None:
             return (exec, (f"open({str(tmp_path / 'executed')!r}, 'w')",))
 
     torch.save({"state_dict": filled(*SMALL), "extra": Hostile()}, tmp_path / "file.pth")
-    assert "cannot be read as a checkpoint" in refused(convert(noah, tmp_path / "file.pth"))
+    assert "cannot be read as model weights" in refused(convert(noah, tmp_path / "file.pth"))
     assert not (tmp_path / "executed").exists()
 
 

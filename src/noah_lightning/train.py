@@ -102,6 +102,8 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
             for warning in warnings:
                 log.warning("%s", warning)
             saved = resume_from(run_dir, loggers, split, force) if resume else None
+            if saved is None and (source := getattr(task.model, "weights_from", None)):
+                log.info("weights  %s", source)
             if force and rank() == 0:
                 run.replace_config(config, saved.steps if saved else 0)
             with compiled(task.model, config.trainer.compile), failures_in_one_line(config, data, run_dir, trainer):

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
@@ -17,6 +16,7 @@ from noah_lightning.heads import make_head
 from noah_lightning.heads.noah import Explanation
 from noah_lightning.models.feature_extractor import FeatureMapBackbone, make_backbone
 from noah_lightning.models.timm_models import build_timm_model
+from noah_lightning.models.weights import read_weights
 from noah_lightning.run_dir import CHECKPOINTS, CONFIG
 
 # timm's arguments that are set elsewhere, choose the weights, or make something other than a model.
@@ -73,7 +73,9 @@ def create_model(
         head: ``gap``, ``noah``, or another registered head.
         num_classes: K.
         pretrained: start from timm's pretrained weights.
-        weights: start from a local file of weights in timm's layout instead.
+        weights: start from a local file instead, or from a folder such as that of a run: what
+            :func:`~noah_lightning.models.weights.read_weights` reads, with timm's names, or torchvision's where they
+            are the same or in the same order. The model's ``weights_from`` says in one line what was loaded.
         image_size: side of the square input in pixels, for models built for one size; None keeps theirs.
         class_token: whether a ViT under another head than ``gap`` keeps its class token; None: only where loaded
             weights were trained with it.
@@ -95,6 +97,8 @@ def create_model(
             f"model.args cannot set {', '.join(owned)}: images have 3 channels, the data has the number of classes, "
             "and weights come from model.pretrained or model.weights"
         )
+    loaded = read_weights(weights) if weights else None
+    model: Any
     if head == "gap":
         if class_token is not None:
             raise ConfigError("head=gap is the published model, class token and all; leave class_token unset")
@@ -105,9 +109,15 @@ def create_model(
             )
         if dropout := parse(GapHeadSettings, head_settings, "head").dropout:
             model_args.setdefault("drop_rate", dropout)
-        return build_timm_model(name, num_classes, pretrained, weights, image_size, backbone_init, **model_args)
-    backbone = make_backbone(name, pretrained, weights, image_size, class_token, backbone_init, **model_args)
-    return Classifier(backbone, make_head(head, backbone.out_channels, num_classes, **head_settings))
+        model = build_timm_model(name, num_classes, pretrained, loaded, image_size, backbone_init, **model_args)
+        if loaded:
+            model.weights_from = loaded.describe(model.pretrained_cfg["num_classes"] == num_classes)
+        return model
+    backbone = make_backbone(name, pretrained, loaded, image_size, class_token, backbone_init, **model_args)
+    model = Classifier(backbone, make_head(head, backbone.out_channels, num_classes, **head_settings))
+    if loaded:
+        model.weights_from = loaded.describe(loaded.load_head(model.head))
+    return model
 
 
 def build_model(config: RunConfig) -> nn.Module:
@@ -140,21 +150,15 @@ def load_model(run_dir: Path, config: RunConfig, checkpoint: str = "best", ema: 
         raise WeightsError(f"{run_dir} has no average of the weights: it was trained with recipe.ema=null")
     name = "best_ema" if ema and checkpoint == "best" else checkpoint
     path = run_dir / CHECKPOINTS / f"{name}.ckpt"
-    prefix = "ema.module." if ema else "model."
     if not path.is_file():
         raise WeightsError(f"there is no checkpoint {path}")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        state = {key.removeprefix(prefix): tensor for key, tensor in saved.items() if key.startswith(prefix)}
-    except Exception as error:  # torch, pickle and zipfile each raise their own
-        raise WeightsError(f"{path} cannot be read as a checkpoint: {one_line(error)}") from error
-    class_token = config.model.class_token
+    weights, class_token = read_weights(path, averaged=ema), config.model.class_token
     if class_token is None and config.head.name != "gap":  # as :func:`make_backbone` chose it
-        class_token = bool(config.model.pretrained or config.model.weights)
+        class_token = weights.class_token
     # The same architecture without fetching the weights it once started from.
     model = build_model(config.replace("model", pretrained=False, weights=None, class_token=class_token))
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(weights.state)
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit the model in {run_dir / CONFIG}: {one_line(error)}") from error
     return model.eval()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from noah_lightning.errors import NoSpatialMapError, one_line
 from noah_lightning.models.timm_models import build_on_meta, build_timm_model, default_image_size
+from noah_lightning.models.weights import Weights, read_weights
 
 TimmModel = Any  # an nn.Module with the methods and attributes that all of timm's models share
 
@@ -73,7 +74,7 @@ class FeatureMapBackbone(nn.Module):
 def make_backbone(
     name: str,
     pretrained: bool = False,
-    weights: str | None = None,
+    weights: str | Weights | None = None,
     image_size: int | None = None,
     class_token: bool | None = None,
     init: str = "timm",
@@ -89,11 +90,16 @@ def make_backbone(
         NoSpatialMapError: the model has no map over positions.
         UnknownModelError, WeightsError, ConfigError: as :func:`build_timm_model`.
     """
+    if weights and not isinstance(weights, Weights):
+        weights = read_weights(weights)
     if class_token is None:
-        class_token = bool(pretrained or weights)
+        class_token = weights.class_token if weights else pretrained
     with torch.enable_grad():
         on_meta, features, model_args = _find_map(name, class_token, model_args)
     used = _parameters_behind(features)
+    if weights and weights.of_classifier and on_meta.last_stage:  # its later layers were pruned, and will be here too
+        kept, every = on_meta.model.state_dict(), build_on_meta(name, **model_args).state_dict()
+        weights.fill({key: torch.zeros(tensor.shape) for key, tensor in every.items() if key not in kept})
     # Pooling goes after the weights have come: where it decides the name of the last norm, both must agree.
     model = build_timm_model(name, 0, pretrained, weights, image_size, init, **model_args)
     backbone = FeatureMapBackbone(model, on_meta.last_stage)

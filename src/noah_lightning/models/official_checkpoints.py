@@ -1,6 +1,5 @@
 """Checkpoints of the official release of NOAH: their layouts, and their parameter names under ours."""
 
-import argparse
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,29 +10,12 @@ from timm.models.efficientnet import EfficientNet
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from noah_lightning.errors import WeightsError, name_first, one_line
+from noah_lightning.errors import WeightsError, name_first
 from noah_lightning.models.classifier import Classifier
 from noah_lightning.models.rows import create_row
+from noah_lightning.models.weights import StateDict, read_file, state_dict_in
 from noah_lightning.models.zoo.convolutional import MobileNetV3Small, ShuffleNetV2
 from noah_lightning.models.zoo.tokens import PyramidVisionTransformer
-
-StateDict = dict[str, Tensor]
-
-
-class _Ignored:
-    """Stands for an object that is not needed: it accepts anything and keeps nothing."""
-
-    def __init__(self, *_: Any) -> None: ...
-
-    def __setstate__(self, _: Any) -> None: ...
-
-
-# What such files hold besides the weights, by the names that pickle knows it by. An accuracy as numpy's number, saved
-# by numpy 1 or 2, is ignored: numpy would take bytes from the file for addresses in memory.
-_HARMLESS: list[Any] = [
-    argparse.Namespace,  # the arguments of the script
-    *((_Ignored, f"numpy.{name}") for name in ("dtype", "core.multiarray.scalar", "_core.multiarray.scalar")),
-]
 
 _MOBILENETV2_STAGES = (0, 1, 3, 6, 10, 13, 16)  # blocks before each stage; the official code counts through
 _MOBILENETV2_LAYERS = {"conv_pw": "0.0", "bn1": "0.1", "conv_dw": "1.0", "bn2": "1.1", "conv_pwl": "2", "bn3": "3"}
@@ -142,22 +124,7 @@ def read_official(path: Path, ema: bool = False) -> StateDict:
     Raises:
         WeightsError: no such file, an unreadable one, or no such weights in it.
     """
-    if not path.is_file():
-        raise WeightsError(f"no checkpoint file at {path}")
-    try:
-        with torch.serialization.safe_globals(_HARMLESS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, pickle and zipfile each raise their own
-        raise WeightsError(f"{path} cannot be read as a checkpoint: {one_line(error)}") from error
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds no state dict but a {type(content).__name__}")
-    places = [content.get(key) for key in ("state_dict_ema", "model_ema")]
-    if not ema:
-        places = [content, content.get("state_dict"), content.get("model")]
-    for state in places:
-        if isinstance(state, Mapping) and state and all(isinstance(tensor, Tensor) for tensor in state.values()):
-            return dict(state)
-    raise WeightsError(f"{path} holds no {'averaged ' if ema else ''}weights; it has {name_first(list(content))}")
+    return state_dict_in(read_file(path), path, ema)
 
 
 def holds_average(path: Path) -> bool:

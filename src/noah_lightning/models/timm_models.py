@@ -1,26 +1,34 @@
 """timm's models by name: a user's mistakes in one line, weights from local files, the official starting weights."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import logging
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from typing import Any
 
 import timm
 import torch
-from timm.models import load_state_dict
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from timm.models.efficientnet import EfficientNet
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from noah_lightning.config.parsing import parse
 from noah_lightning.config.plugins import load_installed_plugins
 from noah_lightning.config.schema import ModelSettings
 from noah_lightning.errors import ConfigError, UnknownModelError, WeightsError, did_you_mean, one_line
+from noah_lightning.models.weights import StateDict, Weights, in_order, misfit, read_weights
 from noah_lightning.models.zoo.convolutional import MobileNetV3Small, ShuffleNetV2
 from noah_lightning.models.zoo.tokens import PyramidVisionTransformer
 
+log = logging.getLogger("noah_lightning")
+
+PATIENCE = 5  # seconds for the source of weights to answer
 # The operations in place that torch's and timm's initializers are made of.
 _DRAWING = {"normal_", "uniform_", "erfinv_", "clamp_", "mul_", "add_", "fill_", "zero_"}
 
@@ -29,7 +37,7 @@ def build_timm_model(
     name: str,
     num_classes: int,
     pretrained: bool = False,
-    weights: str | None = None,
+    weights: str | Weights | None = None,
     image_size: int | None = None,
     init: str = "timm",
     **model_args: Any,
@@ -40,7 +48,7 @@ def build_timm_model(
         name: any name of ``timm.list_models()``, with or without a pretrained tag, or ``hf-hub:…``.
         num_classes: 0 leaves the classifier out.
         pretrained: fetch timm's pretrained weights for this name.
-        weights: a local ``.safetensors`` or ``torch.save`` file in timm's layout; instead of ``pretrained``. Every
+        weights: what :func:`~noah_lightning.models.weights.read_weights` reads; instead of ``pretrained``. Every
             backbone weight must be there and fit; the classifier is taken if its class count is the same.
         image_size, init: as of :func:`~noah_lightning.models.classifier.create_model`.
         **model_args: passed on to timm.
@@ -60,15 +68,18 @@ def build_timm_model(
             model_args["img_size"] = image_size
     if weights:
         # timm's own loader then adapts layouts and position embeddings as it does for its own files
-        overlay = _pretrained_cfg_overlay(read_weights(weights), weights, name, model_args)
-        return _build(name, num_classes, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
+        weights = weights if isinstance(weights, Weights) else read_weights(weights)
+        overlay = _pretrained_cfg_overlay(weights, name, model_args)
+        model: Any = _build(name, num_classes, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
+        model.pretrained_cfg["state_dict"] = None  # or the weights would stay in memory twice
+        return model
     if pretrained:
         try:
             return _build(name, num_classes, pretrained=True, **model_args)
         except (OSError, RuntimeError) as error:  # no network, no such file on the hub, no weights for this name
             raise WeightsError(
                 f"pretrained weights of {name} are not available ({one_line(error)}); "
-                "set model.weights=/path/to/file, or model.pretrained=false"
+                "set model.weights=FILE, or model.pretrained=false"
             ) from error
     model = _build(name, num_classes, **model_args)
     if init == "official":
@@ -100,7 +111,9 @@ class _WithoutStartingWeights(TorchFunctionMode):
 def _build(name: str, num_classes: int, **model_args: Any) -> nn.Module:
     _require_known(name)
     try:
-        with _WithoutStartingWeights():
+        from_timm = "pretrained" in model_args and "pretrained_cfg_overlay" not in model_args
+        remote = (from_timm or ":" in name) and not name.startswith("local-dir:")
+        with _WithoutStartingWeights(), _network(name) if remote else nullcontext():
             return timm.create_model(name, num_classes=num_classes, **model_args)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         # timm does not check the arguments: any of these can be what comes of a wrong one
@@ -108,7 +121,42 @@ def _build(name: str, num_classes: int, **model_args: Any) -> nn.Module:
     except OSError as error:
         if ":" not in name:  # then it is about the weights, not about the model
             raise
-        raise UnknownModelError(f"{name} is not available: {one_line(error)}") from error
+        raise UnknownModelError(
+            f"{name} is not available ({one_line(error)}); set model.name=ARCHITECTURE model.weights=FILE"
+        ) from error
+
+
+@contextmanager
+def _network(name: str) -> Iterator[None]:
+    """While timm may download: what is silent is not asked again, and the hub's cache is used instead.
+
+    The hub's client would retry for a minute, and torch's would wait without limit.
+    """
+    cfg = None if ":" in name else timm.get_pretrained_cfg(name)
+    source = constants.ENDPOINT if cfg is None or cfg.hf_hub_id else cfg.url
+    offline, timeout = constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
+    silent = False
+    try:
+        if source and not offline:
+            _ask(source, name)
+    except Exception:  # of one of the HTTP clients that the hub's has had
+        silent = constants.HF_HUB_OFFLINE = True
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        yield
+    except OSError as error:
+        if silent:
+            raise OSError(f"{source} does not answer, and the cache has no copy") from error
+        raise
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+        socket.setdefaulttimeout(timeout)
+
+
+@cache  # an answer is remembered; silence, being an exception, is not
+def _ask(source: str, name: str) -> None:
+    log.info("weights  looking for %s at %s", name, source)
+    get_session().head(source, timeout=PATIENCE)
 
 
 def _default_cfg(name: str) -> Any:
@@ -139,45 +187,45 @@ def _require_known(name: str) -> None:
 # --- weights from a local file
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """State dict from a ``.safetensors`` or ``torch.save`` file; nothing in the file is executed.
-
-    Raises:
-        WeightsError: no such file, or no weights in it.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise WeightsError(f"no weights file at {path}")
-    try:
-        state = load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # torch, pickle, zipfile and safetensors each raise their own
-        raise WeightsError(f"{path} cannot be read as model weights: {one_line(error)}") from error
-    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise WeightsError(f"{path} holds no model weights; a state dict is needed, bare or under 'state_dict'")
-    return state
-
-
-def _pretrained_cfg_overlay(
-    state: dict[str, Tensor], path: str, name: str, model_args: dict[str, Any]
-) -> dict[str, Any]:
-    """What makes timm load ``state``, once it is known to be a complete set of weights for the backbone ``name``.
+def _pretrained_cfg_overlay(weights: Weights, name: str, model_args: dict[str, Any]) -> dict[str, Any]:
+    """What makes timm load the weights, once they are known to be complete for the backbone ``name``.
 
     timm loads leniently as soon as the class counts differ, so a file for another model could pass in silence.
     Loading the backbone alone, strictly, into a model without memory catches that before anything is built.
     """
-    model = build_on_meta(name, **model_args)  # first: arguments it does not take are not the file's fault
+    model = build_on_meta(name, 1, **model_args)  # first: arguments it does not take are not the file's fault
     classifiers = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    names = (classifiers,) if isinstance(classifiers, str) else classifiers
-    final = [f"{classifier}.{kind}" for classifier in names for kind in ("weight", "bias")]
-    num_classes = next((len(state[key]) for key in final if key in state), 0)
-    backbone = {key: tensor.to("meta") for key, tensor in state.items() if key not in final}  # shapes suffice
-    if not backbone:  # timm would take no weights for none given, and fetch its own
-        raise WeightsError(f"{path} does not fit {name}: it holds a classifier and no backbone")
-    overlay = {"state_dict": backbone, "num_classes": 0}
+    classifiers = {classifiers} if isinstance(classifiers, str) else {*classifiers}
+    state, target = weights.backbone, model.state_dict()
     try:
-        build_on_meta(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
+        return _checked(state, classifiers, name, model_args)
     except Exception as error:  # each of timm's adapters fails on another model's file in its own way
-        raise WeightsError(f"{path} does not fit {name}: {one_line(error)}") from error
+        cause = error.__cause__ if isinstance(error, ConfigError) and error.__cause__ else error
+    if matched := in_order(state, target, classifiers):
+        with suppress(Exception):
+            overlay = _checked(matched, classifiers, name, model_args)
+            weights.by_order = True
+            return overlay
+    raise WeightsError(f"{weights.path} does not fit {name}: {misfit(cause, state, target)}") from cause
+
+
+def _checked(state: StateDict, classifiers: set[str], name: str, model_args: dict[str, Any]) -> dict[str, Any]:
+    final = {f"{classifier}.{kind}" for classifier in classifiers for kind in ("weight", "bias")}
+    shapes = {key: tensor.to("meta") for key, tensor in state.items()}  # which suffice
+    backbone = {key: tensor for key, tensor in shapes.items() if key not in final}
+    if not backbone:  # timm would take no weights for none given, and fetch its own
+        raise ValueError("it holds a classifier and no backbone")
+    try:
+        overlay = {"state_dict": backbone, "num_classes": 0}
+        build_on_meta(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
+        num_classes = next((len(state[key]) for key in final if key in state), 0)
+    except Exception:  # perhaps the classifier, which comes last, has another name, which timm's adapter knows
+        with suppress(Exception):
+            num_classes = next(reversed(shapes.values())).numel()
+            overlay = {"state_dict": shapes, "num_classes": num_classes}
+            build_on_meta(name, num_classes, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
+            return {"state_dict": dict(state), "num_classes": num_classes}
+        raise
     return {"state_dict": dict(state), "num_classes": num_classes}
 
 

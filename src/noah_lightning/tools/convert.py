@@ -15,7 +15,7 @@ from noah_lightning.models.classifier import build_model
 from noah_lightning.models.cost import count_parameters
 from noah_lightning.models.official_checkpoints import convert_official, read_official, row_overrides
 from noah_lightning.models.rows import row_config
-from noah_lightning.models.timm_models import read_weights
+from noah_lightning.models.weights import read_weights
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
 
@@ -86,7 +86,7 @@ def load_converted(folder: Path, config: RunConfig) -> nn.Module:
     Raises:
         WeightsError: weights that are missing, unreadable or of another model.
     """
-    weights, model = read_weights(folder / WEIGHTS), build_model(config)
+    weights, model = read_weights(folder / WEIGHTS).state, build_model(config)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
