@@ -26,7 +26,7 @@ TWO_TASKS = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     ("word", "message"),
     [
         ("partitoin=gpu", "hydra/launcher=slurm has no setting 'partitoin'; did you mean partition"),
-        ("setup=[module", "no viable alternative at input '[module'"),
+        ("setup=[module", "'hydra.launcher.setup=[module' cannot be parsed"),
         ("setup=module", "setup"),
         ("additional=5", "additional"),
         ("partition=[a]", "partition"),

@@ -139,6 +139,7 @@ PHOTOS = {
     "data.num_workers": NO_WHOLE,
     "data.augment": ("3", "abc", "[1]"),
     "data.max_unreadable": NO_WHOLE,
+    "data.exif_orientation": ("maybe", "1", "[]"),  # null in a pack
 }
 OF_DATA = {
     "imagefolder": PHOTOS,

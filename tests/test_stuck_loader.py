@@ -3,7 +3,9 @@
 import os
 import re
 import signal
+import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +147,12 @@ def loader(workers: int, *seconds: float) -> DataLoader[Any]:
 
 def test_a_second_ctrl_c_ends_it_sooner(folder: Path) -> None:
     run = start(folder, "train", 2, 1000)
-    run.send_signal(signal.SIGINT)
-    time.sleep(1.5)
-    run.send_signal(signal.SIGINT)
-    assert run.wait(60) == 130
+    for _ in range(20):  # two are enough if the first is handled at once, which takes longer on a busy machine
+        run.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            run.wait(1.5)
+            break
+    assert run.poll() == 130
     last = (folder / "out").read_text().splitlines()[-1]
     assert last.endswith(f"interrupted in epoch 1; noah resume {folder}/run")
     assert_no_process(run)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 
 from noah_lightning.sweep import clusters, launchers, sweeper
 
@@ -89,7 +89,7 @@ def _scaled(times: Any, of: int, epochs: Any) -> Any:
     if not isinstance(epochs, int):
         return times  # the schema rejects these epochs
     if isinstance(times, list):
-        return [_scaled(time, of, epochs) for time in times]
+        return ListConfig([_scaled(time, of, epochs) for time in times])  # OmegaConf.resolve takes no list
     return round(times * (epochs / of), 6)
 
 
