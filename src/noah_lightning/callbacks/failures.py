@@ -160,8 +160,9 @@ def _one_error_for_dead_workers(trainer: pl.Trainer) -> Iterator[None]:
     finally:
         failed = True
         try:
-            for loop in (trainer.fit_loop, trainer.validate_loop):
-                loop.teardown()
+            for loader in (trainer.train_dataloader, trainer.val_dataloaders):
+                if iterator := getattr(loader, "_iterator", None):  # of persistent workers
+                    iterator._shutdown_workers()  # as Lightning does, and forgets their numbers
         finally:
             signal_handling._error_if_any_worker_fails = check
 
