@@ -152,7 +152,7 @@ def test_a_second_ctrl_c_ends_it_sooner(folder: Path) -> None:
         with suppress(subprocess.TimeoutExpired):
             run.wait(1.5)
             break
-    assert run.poll() == 130
+    assert run.poll() == 130, (folder / "out").read_text()
     last = (folder / "out").read_text().splitlines()[-1]
     assert last.endswith(f"interrupted in epoch 1; noah resume {folder}/run")
     assert_no_process(run)
