@@ -57,7 +57,7 @@ class Command:
 
 def _run(argv: tuple[str, ...], cwd: Path, out: Path, err: Path, environment: dict[str, str]) -> None:
     os.setsid()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # as in a shell; check-data starts the server without it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked if check-data has started the server
     os.chdir(cwd)
     os.environ.update(environment)
     sys.argv = ["noah", *argv]
