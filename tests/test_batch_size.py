@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from conftest import TINY, Answer
-from noah_lightning.callbacks.checkpoints import BatchSplit
+from noah_lightning.callbacks.batch_split import BatchSplit, check_batch
 from noah_lightning.config.compose import compose_config
 from noah_lightning.data import create_data
 from noah_lightning.errors import ConfigError
 from noah_lightning.models.classifier import build_model
-from noah_lightning.train import check_batch, make_task
+from noah_lightning.train import make_task
 
 # timm's smallest ResNet has a stride of 32, so its last layers have one position at 32 pixels, and four at 64.
 ONE = [*TINY, "trainer.max_epochs=1", "data.image_size=32", "data.digit_size=16", "data.train_images=8"]

@@ -10,10 +10,9 @@ import pytest
 from torch import nn
 
 from conftest import Answer
-from noah_lightning.callbacks.checkpoints import BatchSplit
+from noah_lightning.callbacks.batch_split import BatchSplit, size_warnings
 from noah_lightning.data.loader import EpochBatches
 from noah_lightning.data.samplers import EpochShuffle
-from noah_lightning.train import _size_warnings
 
 Noah = Callable[..., Answer]
 
@@ -55,7 +54,7 @@ def test_the_true_batch_is_that_of_the_first_step(images: int, split: tuple[int,
     task: Any = SimpleNamespace(model=nn.Identity(), optimizer_settings=SimpleNamespace(lr_batch=None))
     data: Any = SimpleNamespace(train_dataset=range(images), image_size=32)
     config: Any = None
-    found = _size_warnings(config, task, data, BatchSplit(*split))
+    found = size_warnings(config, task, data, BatchSplit(*split))
     asked = processes * batch * passes
     if asked <= images:
         assert found == []

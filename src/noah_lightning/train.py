@@ -1,7 +1,6 @@
 """Training of one run: config → model → data → task → trainer."""
 
 import logging
-import math
 import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,11 +14,10 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from torch import nn
-from torch.func import functional_call
 
 from noah_lightning.callbacks.attention_images import AttentionPicture
+from noah_lightning.callbacks.batch_split import BatchSplit, check_batch, size_warnings
 from noah_lightning.callbacks.checkpoints import (
-    BatchSplit,
     BestRecord,
     BestWeights,
     Checkpoints,
@@ -42,7 +40,6 @@ from noah_lightning.models.classifier import build_model, compiled
 from noah_lightning.models.cost import count_parameters
 from noah_lightning.run_dir import CHECKPOINTS, CONFIG, LOG, Results, RunDir
 from noah_lightning.task import ClassificationTask, check_options, scaled_to
-from noah_lightning.task.classification import check_even
 
 log = logging.getLogger("noah_lightning")
 NO_BATCH = "as the next batch did not arrive (data.num_workers processes read the images)"
@@ -88,7 +85,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
         data.prepare_data()
         data.setup("fit")
         check_batch(config, data, task, split)
-        warnings = _size_warnings(config, task, data, split)
+        warnings = size_warnings(config, task, data, split)
     results, resume_command = None, f"noah resume {shell_word(run_dir)}"
     with ExitStack() as until_the_end:
         if rank() == 0:
@@ -132,31 +129,6 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
             raise
 
 
-def check_batch(config: RunConfig, data: ImageDataModule, task: ClassificationTask, split: BatchSplit) -> None:
-    """Raise ConfigError for a number of images that mixing or batch norm cannot train on."""
-    share = len(data.train_order(seed=0, world_size=split.processes))
-    images = min(split.images, share)  # a smaller data set is one batch
-    if task.mixing is not None:
-        check_even(images)
-    if images > 1 or (config.trainer.sync_batchnorm and split.processes > 1):
-        return
-    buffers = {name: buffer.clone() for name, buffer in task.model.named_buffers()}  # batch norm updates them
-    image = torch.zeros(1, 3, data.image_size, data.image_size)
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            functional_call(task.model, buffers, image)
-    except Exception as error:  # others, such as those of a head for GPUs only, are for the training to raise
-        if "more than 1 value per channel" not in str(error):
-            return
-        found = split._replace(images=images)
-        advice = "a smaller trainer.accumulate_grad_batches" if split.passes > 1 else "a larger recipe.batch_size"
-        raise ConfigError(
-            f"batch norm cannot train on 1 value per channel, which a layer of the model has with {found} at "
-            f"data.image_size={data.image_size}; use {advice if share > 1 else 'more training images'} or a larger "
-            "data.image_size"
-        ) from None
-
-
 def _claim(run: RunDir, config: RunConfig, resume: bool, force: bool) -> None:
     """Start a run, or check that its settings and state allow it to resume."""
     if resume and (run.path / CONFIG).exists():
@@ -173,40 +145,6 @@ def _announce(config: RunConfig, run_dir: Path, task: ClassificationTask, data: 
     log.info("model    %s, head %s, %s parameters", config.model.name, config.head.name, f"{parameters:,}")
     log.info("data     %s, %s, batch %d", config.data.name, count(data.num_classes, "class"), data.batch_size)
     log.info("rate     %s%g, %s", ratio, scaled.lr, scaled.name)
-
-
-def _size_warnings(
-    config: RunConfig, task: ClassificationTask, data: ImageDataModule, split: BatchSplit
-) -> list[str]:
-    """Warnings for a step of more images than there are, and for images smaller than a position of the feature map.
-
-    Raises ConfigError if the model cannot take such images at all.
-    """
-    assert data.train_dataset is not None
-    warnings, images, size = [], len(data.train_dataset), data.image_size
-    if split.in_step > images:
-        share = math.ceil(images / split.processes)
-        true = min(images, split.processes * (share // split.images * split.images or share))
-        rate = f" while the learning rate is that for {split.in_step}" if task.optimizer_settings.lr_batch else ""
-        warnings.append(
-            f"recipe.batch_size={split.in_step} is more than the {images} training images: each step has {true}{rate}"
-            f"; choose at most {images}"
-        )
-    infos = [getattr(each, "feature_info", None) for each in task.model.modules()]  # of timm's models
-    covered = max((info[-1].get("reduction", 0) for info in infos if info and isinstance(info, list)), default=0)
-    if size < covered:
-        name = config.model.name
-        try:
-            with torch.no_grad():
-                task.model.eval()(torch.zeros(1, 3, size, size))
-        except RuntimeError as error:
-            raise ConfigError(f"data.image_size={size} is too small for {name}: {one_line(error)}") from error
-        task.model.train()
-        warnings.append(
-            f"data.image_size={size} is less than the {covered} pixels that a position of the feature map of {name} "
-            "covers, so there is only one position; choose larger images"
-        )
-    return warnings
 
 
 def _conclude(run: RunDir, task: ClassificationTask, report: EpochReport) -> Results:

@@ -14,10 +14,11 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from noah_lightning.atomic_io import write_whole
-from noah_lightning.config.schema import CheckpointSettings, RunConfig
+from noah_lightning.callbacks.batch_split import BatchSplit
+from noah_lightning.config.schema import CheckpointSettings
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.distributed.collectives import max_over_ranks
-from noah_lightning.distributed.environment import processes_started, rank
+from noah_lightning.distributed.environment import rank
 from noah_lightning.distributed.signals import Stopped, StopRequest
 from noah_lightning.errors import ConfigError, WeightsError, count, one_line
 from noah_lightning.loggers.metrics_csv import MetricsFile
@@ -62,28 +63,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if damaged:
         raise WeightsError(f"{path} is damaged: the checksum of {damaged} is wrong")
     return content
-
-
-class BatchSplit(NamedTuple):
-    """Division of an optimizer step: ``images`` in each process, in each of ``passes`` accumulated passes."""
-
-    processes: int
-    images: int
-    passes: int
-
-    @classmethod
-    def of(cls, config: RunConfig, data: ImageDataModule) -> "BatchSplit":
-        """The division by the processes of this run."""
-        return cls(processes_started(), data.batch_size, config.trainer.accumulate_grad_batches)
-
-    @property
-    def in_step(self) -> int:
-        """Images of an optimizer step."""
-        return self.processes * self.images * self.passes
-
-    def __str__(self) -> str:
-        processes = f"{self.processes} × " if self.processes > 1 else ""
-        return f"{processes}{count(self.images, 'image')}" + (f" × {self.passes} passes" if self.passes > 1 else "")
 
 
 class Checkpoints(Checkpoint):
