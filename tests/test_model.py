@@ -209,7 +209,7 @@ def mine(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_registered_head_is_built_over_the_map(mine: str) -> None:
-    assert head_names() == ["mine", "noah"]
+    assert {"mine", "noah", "avg"} <= set(head_names())
     torch.manual_seed(0)
     model = create_model("test_resnet", head=mine, num_classes=10, scale=3.0).eval()
     assert isinstance(model, Classifier)
@@ -223,7 +223,7 @@ def test_a_registered_head_is_built_over_the_map(mine: str) -> None:
 
 
 def test_a_test_leaves_no_head_behind() -> None:
-    assert head_names() == ["noah"]
+    assert "mine" not in head_names()
 
 
 @pytest.mark.parametrize("name", ["mine", "noah"])

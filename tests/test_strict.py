@@ -58,6 +58,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "recipe.label_smoothing": (*NO_NUMBER, "1", "inf"),
     "recipe.head_dropout": (*NO_NUMBER, "1", "inf"),
     "recipe.equal_dropout": NO_FLAG,
+    "recipe.head_batch_norm": NO_FLAG,
     "recipe.drop_path": (*NO_NUMBER, "1"),
     "recipe.block_dropout": (*NO_NUMBER, "1"),
     "recipe.optimizer.name": (*NO_WORD, "adam"),

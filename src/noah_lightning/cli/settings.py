@@ -5,15 +5,16 @@ from collections.abc import Iterator
 
 from noah_lightning.analysis.tables import Table
 from noah_lightning.config.compose import config_dir
+from noah_lightning.config.heads import SETTINGS
 from noah_lightning.config.parsing import allowed, known_settings
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError
 
 # The files that list all settings of a group; the other files of a group only change some.
 FILES = (
-    *("config.yaml", "recipe/plain.yaml", "trainer/default.yaml", "model/timm.yaml", "head/gap.yaml"),
-    *("head/noah.yaml", "data/digits.yaml", "data/imagefolder.yaml", "data/imagenet.yaml", "data/packed.yaml"),
-    "logger/wandb.yaml",
+    *("config.yaml", "recipe/plain.yaml", "trainer/default.yaml", "model/timm.yaml"),
+    *(f"head/{name}.yaml" for name in SETTINGS),
+    *("data/digits.yaml", "data/imagefolder.yaml", "data/imagenet.yaml", "data/packed.yaml", "logger/wandb.yaml"),
 )
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?: (?P<value>[^#\n]*?))?(?:\s*# ?(?P<meaning>.*))?$")
 

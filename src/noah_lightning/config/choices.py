@@ -1,4 +1,4 @@
-"""Types of settings with their ranges, and the settings of heads, data sets and loggers, each chosen by its name.
+"""Types of settings with their ranges, and the settings of data sets and loggers, each chosen by its name.
 
 Messages and documentation are derived from the types.
 """
@@ -69,29 +69,6 @@ class AugmentSettings(Group):
     color_jitter: NonNegative = 0.0
     erasing: Probability = 0.0
     repeats: PositiveInt = 1
-
-
-class GapHeadSettings(Group):
-    name: Literal["gap"] = "gap"
-    dropout: DropRate = 0.0
-
-
-class NoahHeadSettings(Group):
-    name: Literal["noah"] = "noah"
-    head_num: PositiveInt = 4
-    key_ratio: OpenFraction = 0.5
-    dropout: DropRate = 0.0
-    head_split: bool = True
-    kv_split: bool = True
-    init: NoahInit = "official"
-    kernel: Literal["auto", "fused", "sliced", "definition"] = "auto"
-
-
-class PluginHeadSettings(Group):
-    """Settings of a head of a plug-in, checked by its constructor."""
-
-    model_config = ConfigDict(extra="allow")
-    name: Text
 
 
 class DataSettings(Group):
@@ -182,6 +159,5 @@ class WandbLoggerSettings(Group):
 
 
 # RunConfig parses each with the class of the given name; other names are those of plug-ins.
-HeadSettings = GapHeadSettings | NoahHeadSettings | PluginHeadSettings
 AnyDataSettings = DigitsSettings | ImageFolderSettings | ImageNetSettings | PackedSettings | PluginDataSettings
 LoggerSettings = CSVLoggerSettings | TensorBoardLoggerSettings | WandbLoggerSettings

@@ -20,7 +20,6 @@ from noah_lightning.config.choices import (
     Epochs,
     Fraction,
     Group,
-    HeadSettings,
     Interpolation,
     LoggerSettings,
     Milestones,
@@ -34,6 +33,7 @@ from noah_lightning.config.choices import (
     Probability,
     Text,
 )
+from noah_lightning.config.heads import HeadSettings
 from noah_lightning.config.parsing import chosen_class, group_classes, name_in, shown
 from noah_lightning.errors import ConfigError
 
@@ -99,6 +99,7 @@ class RecipeSettings(Group):
     label_smoothing: DropRate = 0.0
     head_dropout: DropRate = 0.0
     equal_dropout: bool = False
+    head_batch_norm: bool = False
     drop_path: DropRate = 0.0
     block_dropout: DropRate = 0.0
     mixing: MixingSettings = MixingSettings()
@@ -189,7 +190,7 @@ class RunConfig(Group):
         """Parse with the class of the given name, after filling in what is null because it follows from others."""
         recipe, trainer = info.data.get("recipe"), info.data.get("trainer")
         if isinstance(given, Mapping) and recipe and trainer:  # otherwise these are rejected
-            if info.field_name == "head" and given.get("name") == "gap" and given.get("dropout", 0) is None:
+            if info.field_name == "head" and given.get("dropout", 0) is None:
                 given = {**given, "dropout": recipe.head_dropout if recipe.equal_dropout else 0.0}
             if info.field_name == "data" and given.get("batch_size", 0) is None:
                 given = {**given, "batch_size": batch_per_process(recipe.batch_size, trainer)}

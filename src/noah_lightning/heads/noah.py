@@ -3,30 +3,20 @@
 Shapes: B images, C channels, L positions, N heads (``head_num``), K classes.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from noah_lightning.config.choices import NoahHeadSettings, PositiveInt
+from noah_lightning.config.choices import PositiveInt
+from noah_lightning.config.heads import NoahHeadSettings
 from noah_lightning.config.parsing import parse
 from noah_lightning.errors import ConfigError, HeadSettingError
 from noah_lightning.heads import register_head
+from noah_lightning.heads.base import Explanation
 from noah_lightning.heads.kernels import needs_definition, non_global_attention
 
 _AUTOCAST_DTYPES = {torch.float32, torch.bfloat16, torch.float16}
-
-
-class Explanation(NamedTuple):
-    """Logits with their parts: ``logits[b, k] == contribution[b, k].sum()``.
-
-    ``contribution`` is how much each position adds to each class. ``attention`` is where each head looks for each
-    class; it sums to one over the positions.
-    """
-
-    logits: Tensor  # (B, K)
-    attention: Tensor  # (B, N, K, L)
-    contribution: Tensor  # (B, K, L)
 
 
 @register_head("noah")
@@ -62,6 +52,9 @@ class NOAHHead(nn.Module):
         HeadSettingError: (a ``ValueError``) settings that cannot work, with settings that do for this width.
         ValueError: (when called) features of another shape, without positions, or not of the parameters' dtype.
     """
+
+    paper = "arXiv 2402.02377"
+    equation = "y_k = Σ_n Σ_l softmax_l(q_nk·x_l) v_nk·x_l"
 
     def __init__(
         self,

@@ -9,7 +9,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
-from noah_lightning.config.choices import NoahHeadSettings, WandbLoggerSettings
+from noah_lightning.config.choices import WandbLoggerSettings
+from noah_lightning.config.heads import NoahHeadSettings
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, one_line
 from noah_lightning.loggers.metrics_csv import MetricsFile

@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
-from noah_lightning.config.choices import GapHeadSettings
+from noah_lightning.config.heads import GapHeadSettings
 from noah_lightning.config.parsing import parse
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, WeightsError, one_line
-from noah_lightning.heads import make_head
-from noah_lightning.heads.noah import Explanation
+from noah_lightning.heads import head_class, make_head
+from noah_lightning.heads.base import Explanation
 from noah_lightning.models.feature_extractor import FeatureMapBackbone, make_backbone
 from noah_lightning.models.timm_models import build_timm_model
 from noah_lightning.models.weights import read_weights
@@ -28,22 +28,28 @@ _NOT_TIMMS_TO_SET = {
 
 
 class Classifier(nn.Module):
-    """``head(backbone(images))``: images (B, 3, H, W) → logits (B, K)."""
+    """A head over a backbone's features: images (B, 3, H, W) → logits (B, K)."""
 
     def __init__(self, backbone: FeatureMapBackbone, head: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
 
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What the head reads: the features (B, C, L), and for a head that wants it the class token (B, C)."""
+        if getattr(self.head, "reads_class_token", False):
+            return self.backbone.with_class_token(images)
+        return (self.backbone(images),)
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone(images))
+        return self.head(*self.features(images))
 
     def explain(self, images: Tensor) -> Explanation:
         """The logits with the attention and the contribution of every position; TypeError for a head without."""
         if not hasattr(self.head, "explain"):
             raise TypeError(f"{type(self.head).__name__} does not explain its logits")
         head: Any = self.head
-        return head.explain(self.backbone(images))
+        return head.explain(*self.features(images))
 
     def no_weight_decay(self) -> set[str]:
         """Parameter names that weight decay should spare, as the backbone's authors do."""
@@ -113,7 +119,11 @@ def create_model(
         if loaded:
             model.weights_from = loaded.describe(model.pretrained_cfg["num_classes"] == num_classes)
         return model
-    backbone = make_backbone(name, pretrained, loaded, image_size, class_token, backbone_init, **model_args)
+    reads_token = getattr(head_class(head), "reads_class_token", False)
+    start: dict[str, Any] = {"pretrained": pretrained, "weights": loaded, "init": backbone_init}
+    backbone = make_backbone(
+        name, image_size=image_size, class_token=class_token, reads_class_token=reads_token, **start, **model_args
+    )
     model = Classifier(backbone, make_head(head, backbone.out_channels, num_classes, **head_settings))
     if loaded:
         model.weights_from = loaded.describe(loaded.load_head(model.head))

@@ -19,7 +19,7 @@ import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from noah_lightning.errors import NoSpatialMapError, one_line
+from noah_lightning.errors import HeadSettingError, NoSpatialMapError, one_line
 from noah_lightning.models.timm_models import build_on_meta, build_timm_model, default_image_size
 from noah_lightning.models.weights import Weights, read_weights
 
@@ -45,6 +45,11 @@ class FeatureMapBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.positions(self.output(images))
+
+    def with_class_token(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The features (B, C, L) and the class token (B, C)."""
+        output = self.output(images)
+        return self.positions(output), output[:, 0]
 
     def output(self, images: Tensor) -> Any:
         """What the model returns: a map (B, C, H, W) or (B, H, W, C), tokens (B, T, C), or something else."""
@@ -78,25 +83,32 @@ def make_backbone(
     image_size: int | None = None,
     class_token: bool | None = None,
     init: str = "timm",
+    reads_class_token: bool = False,
     **model_args: Any,
 ) -> FeatureMapBackbone:
     """Build timm's ``name`` as a feature map; arguments as of :func:`build_timm_model`.
 
     ``class_token`` says whether a ViT that can do without keeps its class token. By default it does only where
     loaded weights were trained with it: a head over the map does not read it, and the paper's ViTs have none.
-    Parameters that the map does not depend on, such as the norm of a dropped class token, are frozen.
+    ``reads_class_token`` says that the head does. Parameters that what it reads does not depend on, such as the norm
+    of a dropped class token, are frozen.
 
     Raises:
         NoSpatialMapError: the model has no map over positions.
+        HeadSettingError: the model has no class token, which the head reads.
         UnknownModelError, WeightsError, ConfigError: as :func:`build_timm_model`.
     """
     if weights and not isinstance(weights, Weights):
         weights = read_weights(weights)
     if class_token is None:
-        class_token = weights.class_token if weights else pretrained
+        class_token = reads_class_token or (weights.class_token if weights else pretrained)
     with torch.enable_grad():
-        on_meta, features, model_args = _find_map(name, class_token, model_args)
-    used = _parameters_behind(features)
+        on_meta, output, model_args = _find_map(name, class_token, model_args)
+    if reads_class_token and getattr(on_meta.model, "cls_token", None) is None:
+        raise HeadSettingError(
+            f"{name} has no class token for the head to read; use head=avg, or a ViT with its token"
+        )
+    used = _parameters_behind(output if reads_class_token else on_meta.positions(output))
     if weights and weights.of_classifier and on_meta.last_stage:  # its later layers were pruned, and will be here too
         kept, every = on_meta.model.state_dict(), build_on_meta(name, **model_args).state_dict()
         weights.fill({key: torch.zeros(tensor.shape) for key, tensor in every.items() if key not in kept})
@@ -127,7 +139,7 @@ def grid_shape(positions: int, aspect: float) -> tuple[int, int]:
 def _find_map(
     name: str, class_token: bool, model_args: dict[str, Any]
 ) -> tuple[FeatureMapBackbone, Tensor, dict[str, Any]]:
-    """The backbone on ``meta``, its features of two images, and the arguments that build its model."""
+    """The backbone on ``meta``, its output for two images, and the arguments that build its model."""
     size = to_2tuple(model_args.get("img_size") or default_image_size(name))
     images = torch.empty(2, 3, *size, device="meta")
     model = build_on_meta(name, **model_args)
@@ -139,13 +151,13 @@ def _find_map(
         backbone = FeatureMapBackbone(model)
         output = backbone.output(images)
         if _is_map(output, backbone, aspect):
-            return backbone, backbone.positions(output), unpooled_args
+            return backbone, output, unpooled_args
     try:
         backbone = FeatureMapBackbone(build_on_meta(name, **model_args), last_stage=True)
         output = backbone.output(images)
         backbone.out_channels = output.shape[1]
         if _is_map(output, backbone, aspect):
-            return backbone, backbone.positions(output), model_args
+            return backbone, output, model_args
         reason = f"its last stage is {tuple(output.shape)}"
     except (AttributeError, NotImplementedError, TypeError) as error:
         reason = one_line(error)

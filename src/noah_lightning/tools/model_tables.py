@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from noah_lightning.analysis.tables import Table
-from noah_lightning.config.choices import NoahHeadSettings
 from noah_lightning.config.compose import compose_config
+from noah_lightning.config.heads import NoahHeadSettings
 from noah_lightning.errors import HeadSettingError, count
 from noah_lightning.heads import NOAHHead
 from noah_lightning.models import make_backbone
