@@ -107,12 +107,14 @@ class MAPHeadSettings(PooledHeadSettings):
 class CLIPHeadSettings(PooledHeadSettings):
     name: Literal["clip"] = "clip"
     heads: PositiveInt = 8
+    grid: PositiveInt = 7
 
 
 class CaiTHeadSettings(PooledHeadSettings):
     name: Literal["cait"] = "cait"
     heads: PositiveInt = 8
     depth: PositiveInt = 2
+    layer_scale: Positive = 0.1
 
 
 class VJEPAHeadSettings(PooledHeadSettings):
@@ -127,7 +129,7 @@ class PRRHeadSettings(PooledHeadSettings):
 
 class CSRAHeadSettings(Group):
     name: Literal["csra"] = "csra"
-    heads: PositiveInt = 1
+    heads: Literal[1, 2, 4, 6, 8] = 1
     weight: NonNegative = 0.1
     dropout: DropRate = 0.0
 
@@ -136,6 +138,7 @@ class MLDecoderHeadSettings(Group):
     name: Literal["ml_decoder"] = "ml_decoder"
     groups: PositiveInt | None = None
     width: PositiveInt = 768
+    heads: PositiveInt = 8
     dropout: DropRate = 0.1
 
 
@@ -154,6 +157,13 @@ HeadSettings = (
     | MaxHeadSettings
     | AvgMaxHeadSettings
     | ClsMeanHeadSettings
+    | MAPHeadSettings
+    | CLIPHeadSettings
+    | CaiTHeadSettings
+    | VJEPAHeadSettings
+    | PRRHeadSettings
+    | CSRAHeadSettings
+    | MLDecoderHeadSettings
     | PluginHeadSettings
 )
 SETTINGS: dict[str, type[Group]] = {
