@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from noah_lightning import __version__
-from noah_lightning.errors import FAILED, printable, shell_word
+from noah_lightning.errors import FAILED, ConfigError, printable, shell_word
 
 if TYPE_CHECKING:
     from noah_lightning.analysis.tables import Table
@@ -43,8 +43,12 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--markdown", action="store_true", help="the table as Markdown")
 
     command = add(heads, "show which heads fit a model and what they cost, before training")
-    command.add_argument("model", metavar="MODEL", help="a row of the paper, or any timm name")
+    about = "a row of the paper, or any timm name; default with --list: resnet18"
+    command.add_argument("model", nargs="?", metavar="MODEL", help=about)
+    about = "all heads with paper and equation, instead of settings of NOAH"
+    command.add_argument("--list", action="store_true", help=about)
     command.add_argument("--num-classes", type=_positive, default=1000, metavar="K", help="default: 1000")
+    command.add_argument("--markdown", action="store_true", help="the table as Markdown")
 
     command = add(convert, "convert an official checkpoint of the paper", ", for noah evaluate DIR")
     command.add_argument("file", type=Path, metavar="FILE", help="saved by the official scripts")
@@ -130,9 +134,17 @@ def _show(table: "Table", markdown: bool) -> None:
 
 
 def heads(arguments: argparse.Namespace) -> None:
-    from noah_lightning.tools.model_tables import show_heads
+    from noah_lightning.tools.model_tables import list_report, settings_report
 
-    show_heads(arguments.model, arguments.num_classes)
+    if arguments.model is None and not arguments.list:
+        raise ConfigError("noah heads needs a model, such as noah heads resnet18; noah heads --list prints all heads")
+    make_report = list_report if arguments.list else settings_report
+    report = make_report(arguments.model or "resnet18", arguments.num_classes)
+    if not arguments.markdown:
+        print(*report.model, sep="\n")
+    _show(report.table, arguments.markdown)
+    for note in report.notes:
+        print(f"\n{note}" if arguments.markdown else note)
 
 
 def convert(arguments: argparse.Namespace) -> None:

@@ -35,7 +35,7 @@ class CaiTHead(PooledHead):
     """
 
     paper = "arXiv 2103.17239"
-    equation = "z = LN(t_M), u = t + γ W_o [Σ_l softmax_l(q_n·k_nl/√d) v_nl]_n, t' = u + γ' MLP(LN(u)), x_0 = t"
+    equation = "z = LN(t_M), t_m = u + γ' MLP(LN(u)), u = t + γ MHA(LN(t), LN([t, x])), t = t_(m-1)"
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ class CLIPHead(AttentiveHead):
     """
 
     paper = "arXiv 2103.00020"
-    equation = "z = [Σ_l softmax_l(q_n·k_nl/√d) v_nl]_n, q of x_0, x_0 = mean(x), x_l += p_l"
+    equation = "z = MHA(t_0, t), t = [mean(x), x] + p"
 
     def __init__(
         self,

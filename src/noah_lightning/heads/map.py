@@ -24,7 +24,7 @@ class MAPHead(AttentiveHead):
     """
 
     paper = "arXiv 2106.04560"
-    equation = "z = u + MLP(LN(u)), u = W_o [Σ_l softmax_l(q_n·k_nl/√d) v_nl]_n"
+    equation = "z = u + MLP(LN(u)), u = MHA(q, x)"
 
     def __init__(
         self, in_channels: int, num_classes: int, heads: int = 8, batch_norm: bool = False, dropout: float = 0.0

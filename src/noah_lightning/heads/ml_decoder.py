@@ -17,8 +17,8 @@ _HIDDEN = 2048  # width of the decoder's MLP
 class MLDecoderHead(nn.Module):
     """A transformer decoder block without self-attention, whose queries are fixed random vectors.
 
-    In evaluation mode this is the function of timm's ``MLDecoder``, which current PyTorch runs in training mode only.
-    No dropout acts on the queries here: they are the same for all images, so one projection serves the batch.
+    In evaluation mode this is the function of timm's ``MLDecoder``, whose stack of layers recent PyTorch refuses. No
+    dropout acts on the queries here: they are the same for all images, so one projection serves the batch.
 
     Args:
         in_channels: C.

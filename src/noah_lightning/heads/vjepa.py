@@ -22,7 +22,7 @@ class VJEPAHead(AttentiveHead):
     """
 
     paper = "arXiv 2404.08471"
-    equation = "z = u + MLP(LN(u)), u = q + [Σ_l softmax_l(q_n·k_nl/√d) v_nl]_n, k, v of LN(x)"
+    equation = "z = u + MLP(LN(u)), u = q + MHA(q, LN(x))"
 
     def __init__(
         self, in_channels: int, num_classes: int, heads: int = 8, batch_norm: bool = False, dropout: float = 0.0
