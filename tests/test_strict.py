@@ -91,6 +91,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "model.pretrained": NO_FLAG,
     "model.weights": ("3", "[1]", "true", "nowhere.pth"),
     "model.class_token": ("maybe", "1", "[]"),
+    "model.freeze": NO_FLAG,
     "model.init": (*NO_WORD, "tim"),
     "model.args": ("3", "abc", "[1]", "{features_only:true}", "{pretrained_cfg:{url:x}}", "{checkpoint_path:x}"),
     "model.noah.head_num": (*NO_WHOLE, "0"),

@@ -38,6 +38,7 @@ from noah_lightning.loggers import console
 from noah_lightning.loggers.factory import WandbRun, close_loggers, make_loggers
 from noah_lightning.models.classifier import build_model, compiled
 from noah_lightning.models.cost import count_parameters
+from noah_lightning.models.frozen import freeze
 from noah_lightning.run_dir import CHECKPOINTS, CONFIG, LOG, Results, RunDir
 from noah_lightning.task import ClassificationTask, check_options, scaled_to
 
@@ -189,6 +190,7 @@ def make_task(config: RunConfig, model: nn.Module, batch: int) -> Classification
         ema=config.recipe.ema,
         channels_last=config.trainer.channels_last,
         nonfinite=config.trainer.nonfinite,
+        trained=freeze(model) if config.model.freeze else None,
     )
 
 

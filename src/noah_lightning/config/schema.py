@@ -33,7 +33,7 @@ from noah_lightning.config.choices import (
     Probability,
     Text,
 )
-from noah_lightning.config.heads import HeadSettings
+from noah_lightning.config.heads import GapHeadSettings, HeadSettings
 from noah_lightning.config.parsing import chosen_class, group_classes, name_in, shown
 from noah_lightning.errors import ConfigError
 
@@ -45,7 +45,7 @@ class CheckpointSettings(Group):
 
 
 class OptimizerSettings(Group):
-    name: Literal["sgd", "adamw"]
+    name: Literal["sgd", "adamw", "lars"]
     lr: NonNegative
     lr_batch: PositiveInt | None = None
     weight_decay: NonNegative = 0.0
@@ -161,6 +161,7 @@ class ModelSettings(Group):
     pretrained: bool = False
     weights: Text | None = None
     class_token: bool | None = None
+    freeze: bool = False
     init: Literal["timm", "official"] = "timm"
     args: dict[str, Any] = Field(default_factory=dict)
     noah: NoahDefaults = NoahDefaults()
@@ -209,6 +210,8 @@ class RunConfig(Group):
                 f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch} must be at most "
                 f"trainer.max_epochs={trainer.max_epochs}: the run would never validate"
             )
+        if self.model.freeze and isinstance(self.head, GapHeadSettings) and self.head.dropout:
+            raise ValueError("head=gap has no dropout while model.freeze=true; use head=avg, which has")
         if recipe.ema is not None and trainer.precision in ("16-true", "bf16-true"):
             raise ValueError(
                 f"recipe.ema moves weights by less than trainer.precision={trainer.precision} can hold; "

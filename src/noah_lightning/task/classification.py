@@ -1,6 +1,6 @@
 """Classification task: cross-entropy over any classifier, as a Lightning module, with mixup and CutMix."""
 
-from typing import Any
+from typing import Any, Self
 
 import lightning.pytorch as pl
 import torch
@@ -60,6 +60,7 @@ class ClassificationTask(pl.LightningModule):
         num_classes: K; needed for mixing only.
         ema: decay per optimizer step of an average of the weights, which is validated together with the model.
         channels_last: memory format of model and images, preferred by convolutions on GPUs.
+        trained: the part of a frozen model that is trained; all else stays in evaluation mode.
         nonfinite: ``skip`` optimizer steps whose loss or gradient is not finite, or ``stop``: leave it to
             :class:`~noah_lightning.callbacks.failures.NonFiniteCheck`.
     """
@@ -75,6 +76,7 @@ class ClassificationTask(pl.LightningModule):
         ema: float | None = None,
         channels_last: bool = False,
         nonfinite: str = "stop",
+        trained: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
@@ -94,6 +96,18 @@ class ClassificationTask(pl.LightningModule):
         self.validated: Accuracy | None = None
         self.ema_validated: Accuracy | None = None
         self.predicted: tuple[Tensor, Tensor] | None = None
+        self._trained = (trained,)  # in a tuple, as it is a part of the model already
+        if trained is not None:
+            self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        (trained,) = self._trained
+        if trained is not None:
+            self.model.eval()
+            trained.train(mode)
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
