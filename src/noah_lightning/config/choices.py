@@ -14,6 +14,7 @@ Epochs = Annotated[int, Field(ge=1, le=10**6)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
@@ -63,12 +64,22 @@ class Group(BaseModel):
 
 
 class AugmentSettings(Group):
+    enabled: bool = True
     crop_aspect: AspectRange = Field(default_factory=lambda: [3 / 4, 4 / 3])
     interpolation: Literal["bilinear", "bicubic", "random"] = "bilinear"
     rand_augment: RandAugment | None = None
     color_jitter: NonNegative = 0.0
     erasing: Probability = 0.0
     repeats: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _repeats_what_differs(self) -> Self:
+        if not self.enabled and self.repeats > 1:
+            raise ValueError(
+                f"recipe.augment.repeats={self.repeats} must be 1 with recipe.augment.enabled=false, as the repeated "
+                "images would be equal"
+            )
+        return self
 
 
 class GapHeadSettings(Group):
@@ -102,6 +113,7 @@ class DataSettings(Group):
     mean: ChannelMean
     std: ChannelStd
     image_size: PositiveInt
+    holdout: Share = 0.0
     batch_size: PositiveInt = 256
     num_workers: NonNegativeInt | None = None
     seed: NonNegativeInt = 0
