@@ -12,8 +12,8 @@ from noah_lightning.errors import ConfigError
 # The files that list all settings of a group; the other files of a group only change some.
 FILES = (
     *("config.yaml", "recipe/plain.yaml", "trainer/default.yaml", "model/timm.yaml", "head/gap.yaml"),
-    *("head/noah.yaml", "data/digits.yaml", "data/imagefolder.yaml", "data/imagenet.yaml", "data/packed.yaml"),
-    "logger/wandb.yaml",
+    *("head/noah.yaml", "data/digits.yaml", "data/fashion_mnist.yaml", "data/mnist.yaml", "data/imagefolder.yaml"),
+    *("data/imagenet.yaml", "data/packed.yaml", "logger/wandb.yaml"),
 )
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?: (?P<value>[^#\n]*?))?(?:\s*# ?(?P<meaning>.*))?$")
 

@@ -149,6 +149,23 @@ class DigitsSettings(DataSettings):
         return self
 
 
+class MNISTSettings(DataSettings):
+    name: Literal["mnist"] = "mnist"
+    root: str | None = None
+    num_classes: PositiveInt = 10
+    mean: ChannelMean = Field(default_factory=lambda: [0.5] * 3)
+    std: ChannelStd = Field(default_factory=lambda: [0.5] * 3)
+    image_size: PositiveInt = 96
+    interpolation: Interpolation = "bilinear"
+    train_images: PositiveInt | None = None
+    val_images: PositiveInt | None = None
+    num_workers: NonNegativeInt | None = 0
+
+
+class FashionMNISTSettings(MNISTSettings):
+    name: Literal["fashion_mnist"] = "fashion_mnist"  # type: ignore[assignment]
+
+
 class ImageFolderSettings(DataSettings):
     name: Literal["imagefolder"] = "imagefolder"
     root: str | None = None
@@ -195,5 +212,13 @@ class WandbLoggerSettings(Group):
 
 # RunConfig parses each with the class of the given name; other names are those of plug-ins.
 HeadSettings = GapHeadSettings | NoahHeadSettings | PluginHeadSettings
-AnyDataSettings = DigitsSettings | ImageFolderSettings | ImageNetSettings | PackedSettings | PluginDataSettings
+AnyDataSettings = (
+    DigitsSettings
+    | MNISTSettings
+    | FashionMNISTSettings
+    | ImageFolderSettings
+    | ImageNetSettings
+    | PackedSettings
+    | PluginDataSettings
+)
 LoggerSettings = CSVLoggerSettings | TensorBoardLoggerSettings | WandbLoggerSettings

@@ -1,4 +1,4 @@
-"""Subsets of labeled images: the held-out part of a training set."""
+"""Subsets of labeled images: the held-out part of a training set, and the first images of each class."""
 
 from pathlib import Path
 from typing import Any
@@ -70,3 +70,12 @@ def hold_out(images: Any, share: float, seed: int) -> tuple[Ints, Ints]:
         held.append(members[:number])
     held_out = np.sort(np.concatenate(held))
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out
+
+
+def first_of_each_class(labels: Ints, number: int) -> Ints:
+    """Sorted numbers of ``number`` images: the first of each class, equally many of each as far as it has them."""
+    rank = np.empty_like(labels)  # of each image within its class
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rank[members] = np.arange(len(members))
+    return np.sort(np.lexsort((labels, rank))[:number])
