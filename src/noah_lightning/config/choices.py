@@ -14,6 +14,7 @@ Epochs = Annotated[int, Field(ge=1, le=10**6)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
@@ -63,12 +64,22 @@ class Group(BaseModel):
 
 
 class AugmentSettings(Group):
+    enabled: bool = True
     crop_aspect: AspectRange = Field(default_factory=lambda: [3 / 4, 4 / 3])
     interpolation: Literal["bilinear", "bicubic", "random"] = "bilinear"
     rand_augment: RandAugment | None = None
     color_jitter: NonNegative = 0.0
     erasing: Probability = 0.0
     repeats: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _repeats_what_differs(self) -> Self:
+        if not self.enabled and self.repeats > 1:
+            raise ValueError(
+                f"recipe.augment.repeats={self.repeats} must be 1 with recipe.augment.enabled=false, as the repeated "
+                "images would be equal"
+            )
+        return self
 
 
 class DataSettings(Group):
@@ -79,6 +90,7 @@ class DataSettings(Group):
     mean: ChannelMean
     std: ChannelStd
     image_size: PositiveInt
+    holdout: Share = 0.0
     batch_size: PositiveInt = 256
     num_workers: NonNegativeInt | None = None
     seed: NonNegativeInt = 0
@@ -112,6 +124,23 @@ class DigitsSettings(DataSettings):
                 f"data.fragment_size={self.fragment_size} must be at most data.digit_size={self.digit_size}"
             )
         return self
+
+
+class MNISTSettings(DataSettings):
+    name: Literal["mnist"] = "mnist"
+    root: str | None = None
+    num_classes: PositiveInt = 10
+    mean: ChannelMean = Field(default_factory=lambda: [0.5] * 3)
+    std: ChannelStd = Field(default_factory=lambda: [0.5] * 3)
+    image_size: PositiveInt = 96
+    interpolation: Interpolation = "bilinear"
+    train_images: PositiveInt | None = None
+    val_images: PositiveInt | None = None
+    num_workers: NonNegativeInt | None = 0
+
+
+class FashionMNISTSettings(MNISTSettings):
+    name: Literal["fashion_mnist"] = "fashion_mnist"  # type: ignore[assignment]
 
 
 class ImageFolderSettings(DataSettings):
@@ -159,5 +188,13 @@ class WandbLoggerSettings(Group):
 
 
 # RunConfig parses each with the class of the given name; other names are those of plug-ins.
-AnyDataSettings = DigitsSettings | ImageFolderSettings | ImageNetSettings | PackedSettings | PluginDataSettings
+AnyDataSettings = (
+    DigitsSettings
+    | MNISTSettings
+    | FashionMNISTSettings
+    | ImageFolderSettings
+    | ImageNetSettings
+    | PackedSettings
+    | PluginDataSettings
+)
 LoggerSettings = CSVLoggerSettings | TensorBoardLoggerSettings | WandbLoggerSettings

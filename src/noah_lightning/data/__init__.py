@@ -19,8 +19,10 @@ DataModuleClass = TypeVar("DataModuleClass", bound=type["ImageDataModule"])
 # data.name -> class, or "file:class" in this package
 REGISTRY: dict[str, "str | type[ImageDataModule]"] = {
     "digits": "digits:DigitsDataModule",
+    "fashion_mnist": "mnist:FashionMNISTDataModule",
     "imagefolder": "imagefolder:ImageFolderDataModule",
     "imagenet": "imagefolder:ImageNetDataModule",
+    "mnist": "mnist:MNISTDataModule",
     "packed": "packed:PackedDataModule",
 }
 # data.name -> function of data.root that counts the classes, as in conf/data/

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from noah_lightning.config.choices import AugmentSettings, DataSettings
 from noah_lightning.data.loader import DrawnImages, EpochBatches, TrainLoader, seed_training_step
 from noah_lightning.data.samplers import EpochRepeat, EpochShuffle, epoch_generator
+from noah_lightning.data.subsets import Subset, file_of, hold_out
 from noah_lightning.data.transforms import OnDevice
 from noah_lightning.errors import DataError, count
 
@@ -23,7 +24,10 @@ PADDING = -1  # label that the task ignores
 
 
 class LabeledImages(Protocol):
-    """Map-style data set of (image uint8 (3, H, W), label), with the class names in label order."""
+    """Map-style data set of (image uint8 (3, H, W), label), with the class names in label order.
+
+    If it has ``labels``, an integer per image, ``data.holdout`` does not need to read all images.
+    """
 
     classes: list[str]
 
@@ -60,7 +64,7 @@ class ImageDataModule(LightningDataModule):
         settings: an instance of ``Settings``. ``batch_size`` is per process, ``num_workers=None`` means
             :func:`default_workers`, and ``seed`` determines the order of the training images and all random numbers
             drawn for a batch.
-        augment: ``erasing`` and ``repeats`` are applied here, the rest by :meth:`build`.
+        augment: ``erasing`` and ``repeats`` are applied here, the rest by :meth:`build`; nothing if not ``enabled``.
         max_unreadable: number of unreadable training images to replace by others, in each process.
     """
 
@@ -76,22 +80,38 @@ class ImageDataModule(LightningDataModule):
         self.train_dataset: LabeledImages | None = None
         self.val_dataset: LabeledImages | None = None
         self.class_names: list[str] = []  # in label order, filled by setup
-        self.on_device = OnDevice(self.mean, self.std, augment.erasing)
+        self.on_device = OnDevice(self.mean, self.std, augment.erasing if augment.enabled else 0.0)
 
     def build(self, split: Split) -> LabeledImages:
         """The images of one split, with its transforms."""
         raise NotImplementedError
 
-    def setup(self, stage: str) -> None:
-        """Build the validation split, and for "fit" the training split too.
+    def without_augmentation(self, images: LabeledImages) -> LabeledImages:
+        """The training images prepared as validation images are; to be overridden where :meth:`build` augments."""
+        return images
 
-        Raises DataError for an empty split, or a class count other than ``num_classes``.
+    def setup(self, stage: str) -> None:
+        """Build the validation split, and for "fit" the training split too; both from train/ for ``holdout``.
+
+        Raises DataError for an empty split, a class count other than ``num_classes``, or too few images to hold out.
         """
-        if stage == "fit" and self.train_dataset is None:
+        if self.settings.holdout:
+            self._hold_out(stage)
+        elif stage == "fit" and self.train_dataset is None:
             self.train_dataset = self._build_checked("train")
         if self.val_dataset is None:
             self.val_dataset = self._build_checked("val")
         self.class_names = list(self.val_dataset.classes)
+
+    def _hold_out(self, stage: str) -> None:
+        """Divide the training images into those for training, built for "fit" only, and those for validation."""
+        if self.val_dataset is not None and (stage != "fit" or self.train_dataset is not None):
+            return
+        images = self._build_checked("train")
+        kept, held_out = hold_out(images, self.settings.holdout, self.seed)
+        self.val_dataset = Subset(self.without_augmentation(images), held_out)
+        if stage == "fit":
+            self.train_dataset = Subset(images, kept)
 
     def _build_checked(self, split: Split) -> LabeledImages:
         dataset = self.build(split)
@@ -118,8 +138,7 @@ class ImageDataModule(LightningDataModule):
 
     def train_file(self, number: int) -> Path | None:
         """The file of a training image, from the data set's ``file(number)`` if it has such a method."""
-        file = getattr(self.train_dataset, "file", None)
-        return file(number) if file else None
+        return file_of(self.train_dataset, number)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Training batches, shuffled in each epoch; order and augmentation depend only on seed, epoch and batch."""
