@@ -87,7 +87,10 @@ class ImageDataModule(LightningDataModule):
         raise NotImplementedError
 
     def without_augmentation(self, images: LabeledImages) -> LabeledImages:
-        """The training images prepared as validation images are; to be overridden where :meth:`build` augments."""
+        """The images of ``build("train")`` prepared as validation images are.
+
+        To be overridden where :meth:`build` augments.
+        """
         return images
 
     def setup(self, stage: str) -> None:
