@@ -28,7 +28,7 @@ def test_help_of_train_names_groups_and_examples(noah: Noah) -> None:
     assert answer.status == 0
     for line in (
         "noah train model=resnet50 head=noah",
-        "cls_mean, gap",
+        "avg, avgmax, cae",
         "data: digits, fashion_mnist, imagefolder",
     ):
         assert line in answer.out
