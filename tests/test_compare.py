@@ -642,7 +642,7 @@ def figures(page: Page) -> list[ElementTree.Element]:
 
 def test_the_page_needs_nothing_from_elsewhere(grid_page: str) -> None:
     page = Page(grid_page)
-    assert page.tags.count("img") == 2
+    assert page.tags.count("img") == 5
     assert page.references
     assert all(reference.startswith("data:") for reference in page.references)
     assert "url(" not in grid_page

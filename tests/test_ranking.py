@@ -6,16 +6,22 @@ import itertools
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from scipy.stats import friedmanchisquare, rankdata
 
-from noah_lightning.analysis import Comparison, compare, csv, html, latex, markdown
+from conftest import Answer
+from noah_lightning.analysis import Comparison, compare, csv, html, latex, markdown, write_figures
+from noah_lightning.analysis.cost_plots import COSTS, NAMED, PLACES, Cost, draw_cost, place_labels
+from noah_lightning.analysis.critical_difference import draw_critical_difference, stack
 from noah_lightning.analysis.ranking import Ranking, friedman, nemenyi
 from noah_lightning.analysis.statistics import holm
 from noah_lightning.analysis.summary import remarks, summary
+from noah_lightning.errors import ConfigError
 from test_compare import first, make_run
 
 HEADS = (
@@ -297,7 +303,144 @@ def test_groups_without_a_rank_are_last(tmp_path: Path) -> None:
     assert (rows[-1]["group"], rows[-1]["average_rank"]) == ("model=resnet18 head=gap epochs=3", "")
 
 
+# --- figures
+
+
+def test_bars_join_settings_within_the_critical_difference() -> None:
+    ranks = {"a": 1.0, "b": 2.0, "c": 2.5, "d": 4.5, "e": 5.0, "f": 9.0}
+    test = friedman(np.array([[1.0, 2, 3], [2, 1, 3]]))
+    test = type(test)(test.average, 1, 1, critical_difference=2.5)
+    ranking = Ranking(ranks, {}, test, 2, 1, seeds_only=True, same_images=True, left_out=())
+    assert ranking.cliques == [(1, 2.5), (2.5, 4.5), (4.5, 5)]
+    assert stack(ranking.cliques) == [0, 1, 0]
+    assert stack([(1, 2), (1.5, 3), (2.5, 4)]) == [0, 1, 0]
+
+
+def test_the_picture_has_each_head_with_its_rank_and_no_overlapping_labels(many: Comparison) -> None:
+    ranking = ranking_of(many)
+    figure = draw_critical_difference(ranking)
+    figure.draw_without_rendering()
+    texts = [text for text in figure.axes[0].texts if text.get_text()]
+    words = {text.get_text() for text in texts}
+    for label, rank in ranking.ranks.items():
+        name = label.removeprefix("head=")
+        assert words & {f"{name}   {rank:.2f}", f"{rank:.2f}   {name}"}
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(figure.bbox.containsx(box.x0) and figure.bbox.containsx(box.x1) for box in boxes)
+    assert all(figure.bbox.containsy(box.y0) and figure.bbox.containsy(box.y1) for box in boxes)
+
+
+@pytest.mark.parametrize("cost", COSTS, ids=lambda cost: cost.name)
+def test_labels_of_many_heads_do_not_overlap(many: Comparison, cost: Cost) -> None:
+    figure = draw_cost([entry.group for entry in many.entries], cost)
+    figure.draw_without_rendering()
+    [axes] = figure.axes
+    assert {text.get_text() for text in axes.texts} == set(HEADS)
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without their connecting lines
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert axes.get_ylabel() == "top-1, %"
+    assert axes.get_xlabel() in ("parameters", "milliseconds per image, training")
+
+
+def test_points_are_means_with_deviations(tmp_path: Path) -> None:
+    for seed, (count, speed) in enumerate([(20, 50.0), (24, 150.0)]):
+        make_run(tmp_path / str(seed), "max", seed, first(count), results={"images_per_second": speed})
+    make_run(tmp_path / "zero", "gap", results={"images_per_second": 0.0})
+    groups = [entry.group for entry in compare([tmp_path]).entries]
+    [axes] = draw_cost(groups, COSTS[1]).axes
+    [container] = axes.containers  # the group without a speed has no place
+    line, _, (bars,) = container.lines  # type: ignore[union-attr]
+    assert line.get_xydata().tolist() == [[pytest.approx(10), pytest.approx(55)]]
+    (low, high) = bars.get_segments()[0][:, 1]
+    assert (high - low) / 2 == pytest.approx(100 * np.std([0.5, 0.6], ddof=1))
+    assert draw_cost(groups[:1], COSTS[1]).axes[0].containers == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("parameters", 10**400), ("parameters", -1), ("images_per_second", 1e-320), ("images_per_second", 1e300)],
+)
+def test_runs_with_impossible_costs_are_not_in_the_plots(tmp_path: Path, field: str, value: float) -> None:
+    make_run(tmp_path / "crafted", "cait", results={field: value})
+    groups = [entry.group for entry in compare([tmp_path]).entries]
+    assert draw_cost(groups, COSTS[field == "images_per_second"]).axes[0].containers == []
+    assert "milliseconds per image" in html(compare([fabricate(tmp_path, THREE)]))
+
+
+def test_settings_of_other_types_are_compared(tmp_path: Path) -> None:
+    for head, seed in itertools.product(("gap", "noah", "max"), (0, 1)):
+        make_run(tmp_path / f"{head}{seed}", head, seed, data__seed=[1], data__name=["digits"])
+    comparison = compare([tmp_path])
+    assert ranking_of(comparison).blocks == 2
+    assert comparison.tests == 2
+    assert "milliseconds per image" in html(comparison)
+
+
+def test_a_label_is_next_to_a_point_that_is_alone() -> None:
+    at, bounds = np.array([[50.0, 50.0], [200.0, 50.0]]), np.array([0.0, 0.0, 300.0, 100.0])
+    offsets = place_labels(at, np.full((2, 2), [30.0, 10.0]), np.zeros(2), bounds)
+    assert offsets.tolist() == [PLACES[np.flatnonzero(np.abs(PLACES) @ [1, 1] == 8)[0]].tolist()] * 2
+    near_the_edge = place_labels(np.array([[290.0, 50.0]]), np.array([[30.0, 10.0]]), np.zeros(1), bounds)
+    assert near_the_edge[0, 0] < 0
+
+
+def test_of_very_many_points_the_highest_are_labeled(tmp_path: Path) -> None:
+    for i in range(NAMED + 3):
+        make_run(tmp_path / str(i), head__head_num=i + 1, correct=first(i + 1))
+    comparison = compare([tmp_path])
+    [axes] = draw_cost([entry.group for entry in comparison.entries], COSTS[0]).axes
+    labeled = {text.get_text() for text in axes.texts if text.get_text()}
+    assert labeled == {f"noah head_num={i}" for i in range(4, NAMED + 4)}
+
+
+def test_each_data_set_has_its_own_scatter_plots(tmp_path: Path) -> None:
+    for data in ("digits", "fashion_mnist"):
+        fabricate(tmp_path, THREE, data=data)
+    write_figures(compare([tmp_path]), tmp_path / "new" / "figures")
+    names = {path.name for path in (tmp_path / "new" / "figures").iterdir()}
+    assert names == {
+        *("accuracy-milliseconds-1.png", "accuracy-milliseconds-2.png", "accuracy-parameters-1.png"),
+        *("accuracy-parameters-2.png", "critical-difference.png", "learning-curves.png"),
+    }
+    assert (tmp_path / "new/figures/critical-difference.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_has_the_figures(tmp_path: Path) -> None:
+    page = html(compare([fabricate(tmp_path, THREE)]))
+    places = [page.index(f"<h2>{title}</h2>") for title in ("Learning curves", "Average ranks", "Accuracy and cost")]
+    assert places == sorted(places)
+    assert page.count("<img") == 4
+    assert "milliseconds per image, training" in page
+    assert "corrected for the 2 tests" in page
+    assert "Ranks are averages over 3 blocks" in page
+
+
+def test_two_groups_have_the_figures_of_before(tmp_path: Path) -> None:
+    page = html(compare([fabricate(tmp_path, {"gap": (9, 9), "noah": (8, 8)})]))
+    assert page.count("<img") == 1
+
+
 # --- the command
+
+
+def test_figures_are_written_by_the_command(noah: Callable[..., Answer], tmp_path: Path) -> None:
+    fabricate(tmp_path / "runs", THREE)
+    answer = noah("compare", "runs", "--csv", "--figures", "figures")
+    assert (answer.status, answer.err) == (0, "")
+    assert len(list(Path("figures").glob("*.png"))) == 4
+
+
+def test_figures_that_cannot_be_written_are_one_line(noah: Callable[..., Answer], tmp_path: Path) -> None:
+    fabricate(tmp_path / "runs", THREE)
+    Path("file").write_text("mine")
+    answer = noah("compare", "runs", "--csv", "--figures", "file")
+    assert answer.status == 2
+    assert answer.err.count("\n") == 1
+    assert "file cannot be written" in answer.err
+    assert Path("file").read_text() == "mine"
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write_figures(compare([tmp_path / "runs"]), tmp_path / "file" / "inside")
 
 
 def test_ranks_need_neither_torch_nor_matplotlib(tmp_path: Path) -> None:

@@ -92,13 +92,13 @@ def rank_heads(groups: Sequence[Group]) -> Ranking:
     test = friedman(np.array([[cells[block][head] for head in heads] for block in full]))
     average = dict(zip(heads, map(float, test.average), strict=True))
     used = [g for g in groups if any(base == identity(g.settings, without=HEAD) for base, _ in full)]
-    draws = {run.settings.get("data.seed") for group in used for run in group.runs.values()}  # of digits
+    draws = {str(run.settings.get("data.seed")) for group in used for run in group.runs.values()}  # of digits
     return Ranking(
         ranks={heads[head]: average[head] for head in sorted(heads, key=lambda head: average[head])},
         by_group={group.label: average[identity(group.settings, only=HEAD)] for group in used},
         test=test,
         blocks=len(full),
-        data_sets=len({(g.settings.get("data.name"), str(g.settings.get("data.root"))) for g in used}),
+        data_sets=len({(str(g.settings.get("data.name")), str(g.settings.get("data.root"))) for g in used}),
         seeds_only=len({base for base, _ in full}) == 1,
         same_images=len(draws) == 1,
         left_out=tuple(left_out),

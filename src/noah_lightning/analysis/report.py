@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from importlib.resources import files
+from itertools import groupby
 from pathlib import Path
 
 from rich import get_console
@@ -130,7 +131,7 @@ def html(comparison: Comparison) -> str:
     from noah_lightning.analysis.figures import draw_figures  # matplotlib takes half a second to import
 
     entries = comparison.entries
-    heat_maps, curves = draw_figures([entry.group for entry in entries])
+    pictures = groupby(draw_figures(comparison), key=lambda picture: picture.heading)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string((files("noah_lightning.analysis") / "page.html").read_text(encoding="utf-8"))
     return page.render(
@@ -141,8 +142,7 @@ def html(comparison: Comparison) -> str:
         level=LEVEL,
         tests=comparison.tests,
         ranking=comparison.ranking,
-        heat_maps=heat_maps,
-        curves=curves,
+        figures=[(heading, list(found)) for heading, found in pictures],
         classes=[class_tables(entry) for entry in entries if entry.gains],
         remarks=remarks(comparison),
         groups=[_commands_and_configuration(entry.group) for entry in entries],
@@ -174,3 +174,15 @@ def write_html(comparison: Comparison, path: Path) -> None:
         path.write_text(html(comparison), encoding="utf-8", errors="backslashreplace")  # some paths are not UTF-8
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {one_line(error)}") from error
+
+
+def write_figures(comparison: Comparison, folder: Path) -> None:
+    """Write the figures of the page as PNG, replacing existing files; raises ConfigError if one cannot be written."""
+    from noah_lightning.analysis.figures import draw_figures
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for picture in draw_figures(comparison):
+            picture.write(folder)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {one_line(error)}") from error

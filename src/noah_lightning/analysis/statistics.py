@@ -148,7 +148,9 @@ def measure(group: Group, groups: Sequence[Group]) -> Entry:
             raise ConfigError("its validation images differ from those of the baseline")
     except ConfigError as reason:
         return Entry(group, baseline, seeds, difference, untested=str(reason))
-    draws = {side.runs[seed].settings.get("data.seed") for side in (group, baseline) for seed in seeds}  # of digits
+    draws = {
+        str(side.runs[seed].settings.get("data.seed")) for side in (group, baseline) for seed in seeds
+    }  # of digits
     same_images = len(draws) == 1 and all(np.array_equal(ours[0].labels, other.labels) for other in ours)
     paired = compare_paired([one.right for one in ours], [other.right for other in theirs], same_images)
     return Entry(group, baseline, seeds, difference, paired, gains=class_gains(ours, theirs))

@@ -79,6 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     form.add_argument("--latex", action="store_true", help="the table as LaTeX")
     form.add_argument("--csv", action="store_true", help="all numbers, in full precision")
     command.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained page with figures")
+    command.add_argument("--figures", type=Path, metavar="DIR", help="write the figures of the page as PNG files")
 
     about = "build a W&B workspace and a report that compare runs"
     command = add(dashboard, about, "; running it again updates them")
@@ -191,6 +192,8 @@ def compare(arguments: argparse.Namespace) -> None:
         runs.show(comparison)
     if arguments.html:
         runs.write_html(comparison, arguments.html)
+    if arguments.figures:
+        runs.write_figures(comparison, arguments.figures)
 
 
 def dashboard(arguments: argparse.Namespace) -> None:
