@@ -13,6 +13,7 @@ from noah_lightning.errors import ConfigError
 FILES = (
     *("config.yaml", "recipe/plain.yaml", "trainer/default.yaml", "model/timm.yaml", "head/gap.yaml"),
     *("head/noah.yaml", "data/digits.yaml", "data/imagefolder.yaml", "data/imagenet.yaml", "data/packed.yaml"),
+    *("data/digits_multilabel.yaml", "data/coco.yaml"),
     "logger/wandb.yaml",
 )
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?: (?P<value>[^#\n]*?))?(?:\s*# ?(?P<meaning>.*))?$")

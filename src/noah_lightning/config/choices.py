@@ -36,10 +36,17 @@ def _not_falling(values: list[float]) -> list[float]:
     return values
 
 
+def _zero_or_one_and_more(value: float) -> float:
+    if 0 < value < 1:  # the gradient of a power below 1 is infinite at 0
+        raise ValueError("must be 0, or a number of at least 1")
+    return value
+
+
 # RGB, with white as 1.
 ChannelMean = Annotated[list[Probability], Field(min_length=3, max_length=3)]
 ChannelStd = Annotated[list[Fraction], Field(min_length=3, max_length=3)]
 AspectRange = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(_not_falling)]
+FocusingPower = Annotated[float, Field(ge=0), AfterValidator(_zero_or_one_and_more)]
 Milestones = Annotated[list[NonNegative], AfterValidator(_rising)]
 # timm ignores a part without a number, such as "inc" in rand-m9-inc; here it is an error.
 RandAugment = Annotated[
@@ -137,6 +144,23 @@ class DigitsSettings(DataSettings):
         return self
 
 
+class DigitsMultilabelSettings(DigitsSettings):
+    name: Literal["digits_multilabel"] = "digits_multilabel"  # type: ignore[assignment]
+    mean: ChannelMean = Field(default_factory=lambda: [0.148] * 3)
+    std: ChannelStd = Field(default_factory=lambda: [0.280] * 3)
+    max_digits: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _has_places(self) -> Self:
+        places = (self.image_size // self.digit_size) ** 2
+        if self.max_digits > places:
+            raise ValueError(
+                f"data.max_digits={self.max_digits} must be at most {places}, the digits of "
+                f"data.digit_size={self.digit_size} that fit in data.image_size={self.image_size} without overlap"
+            )
+        return self
+
+
 class ImageFolderSettings(DataSettings):
     name: Literal["imagefolder"] = "imagefolder"
     root: str | None = None
@@ -163,6 +187,13 @@ class PackedSettings(ImageFolderSettings):
     mix_shards: NonNegativeInt = 4
 
 
+class CocoSettings(ImageFolderSettings):
+    name: Literal["coco"] = "coco"  # type: ignore[assignment]
+    num_classes: PositiveInt = 80
+    image_size: PositiveInt = 448
+    year: Literal[2014, 2017] = 2014
+
+
 class CSVLoggerSettings(Group):
     name: Literal["csv"] = "csv"
 
@@ -183,5 +214,13 @@ class WandbLoggerSettings(Group):
 
 # RunConfig parses each with the class of the given name; other names are those of plug-ins.
 HeadSettings = GapHeadSettings | NoahHeadSettings | PluginHeadSettings
-AnyDataSettings = DigitsSettings | ImageFolderSettings | ImageNetSettings | PackedSettings | PluginDataSettings
+AnyDataSettings = (
+    DigitsSettings
+    | DigitsMultilabelSettings
+    | ImageFolderSettings
+    | ImageNetSettings
+    | PackedSettings
+    | CocoSettings
+    | PluginDataSettings
+)
 LoggerSettings = CSVLoggerSettings | TensorBoardLoggerSettings | WandbLoggerSettings
