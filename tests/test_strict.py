@@ -357,6 +357,8 @@ def test_a_run_recorded_before_a_setting_existed_has_its_default() -> None:
         ("data", "data/imagefolder.yaml"),
         ("data", "data/imagenet.yaml"),
         ("data", "data/packed.yaml"),
+        ("data", "data/digits_multilabel.yaml"),
+        ("data", "data/coco.yaml"),
         ("head", "head/noah.yaml"),
         ("logger", "logger/wandb.yaml"),
         ("recipe", "recipe/plain.yaml"),

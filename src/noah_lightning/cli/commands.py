@@ -154,9 +154,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from noah_lightning.loggers import console
 
     console.start_logging()
-    accuracy = evaluate(arguments.folder, arguments.checkpoint, arguments.overrides, arguments.ema)
+    score = evaluate(arguments.folder, arguments.checkpoint, arguments.overrides, arguments.ema)
     weights = f"{arguments.checkpoint}, ema" if arguments.ema else arguments.checkpoint
-    print(printable(f"{arguments.folder} ({weights})  val {accuracy}"))
+    print(printable(f"{arguments.folder} ({weights})  val {score}"))
 
 
 def resume(arguments: argparse.Namespace) -> None:

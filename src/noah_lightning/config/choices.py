@@ -37,10 +37,17 @@ def _not_falling(values: list[float]) -> list[float]:
     return values
 
 
+def _zero_or_one_and_more(value: float) -> float:
+    if 0 < value < 1:  # the gradient of a power below 1 is infinite at 0
+        raise ValueError("must be 0, or a number of at least 1")
+    return value
+
+
 # RGB, with white as 1.
 ChannelMean = Annotated[list[Probability], Field(min_length=3, max_length=3)]
 ChannelStd = Annotated[list[Fraction], Field(min_length=3, max_length=3)]
 AspectRange = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(_not_falling)]
+FocusingPower = Annotated[float, Field(ge=0), AfterValidator(_zero_or_one_and_more)]
 Milestones = Annotated[list[NonNegative], AfterValidator(_rising)]
 # timm ignores a part without a number, such as "inc" in rand-m9-inc; here it is an error.
 RandAugment = Annotated[
@@ -143,6 +150,23 @@ class FashionMNISTSettings(MNISTSettings):
     name: Literal["fashion_mnist"] = "fashion_mnist"  # type: ignore[assignment]
 
 
+class DigitsMultilabelSettings(DigitsSettings):
+    name: Literal["digits_multilabel"] = "digits_multilabel"  # type: ignore[assignment]
+    mean: ChannelMean = Field(default_factory=lambda: [0.148] * 3)
+    std: ChannelStd = Field(default_factory=lambda: [0.280] * 3)
+    max_digits: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _has_places(self) -> Self:
+        places = (self.image_size // self.digit_size) ** 2
+        if self.max_digits > places:
+            raise ValueError(
+                f"data.max_digits={self.max_digits} must be at most {places}, the digits of "
+                f"data.digit_size={self.digit_size} that fit in data.image_size={self.image_size} without overlap"
+            )
+        return self
+
+
 class ImageFolderSettings(DataSettings):
     name: Literal["imagefolder"] = "imagefolder"
     root: str | None = None
@@ -167,6 +191,13 @@ class PackedSettings(ImageFolderSettings):
     name: Literal["packed"] = "packed"  # type: ignore[assignment]
     exif_orientation: bool | None = None  # type: ignore[assignment]
     mix_shards: NonNegativeInt = 4
+
+
+class CocoSettings(ImageFolderSettings):
+    name: Literal["coco"] = "coco"  # type: ignore[assignment]
+    num_classes: PositiveInt = 80
+    image_size: PositiveInt = 448
+    year: Literal[2014, 2017] = 2014
 
 
 class CSVLoggerSettings(Group):
@@ -195,6 +226,8 @@ AnyDataSettings = (
     | ImageFolderSettings
     | ImageNetSettings
     | PackedSettings
+    | DigitsMultilabelSettings
+    | CocoSettings
     | PluginDataSettings
 )
 LoggerSettings = CSVLoggerSettings | TensorBoardLoggerSettings | WandbLoggerSettings

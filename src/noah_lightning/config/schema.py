@@ -18,6 +18,7 @@ from noah_lightning.config.choices import (
     CSVLoggerSettings,
     DropRate,
     Epochs,
+    FocusingPower,
     Fraction,
     Group,
     Interpolation,
@@ -88,6 +89,12 @@ class PreprocessSettings(Group):
     crop_ratio: Fraction = 0.875
 
 
+class AsymmetricSettings(Group):
+    gamma_neg: FocusingPower = 4.0
+    gamma_pos: FocusingPower = 0.0
+    clip: DropRate = 0.05
+
+
 class RecipeSettings(Group):
     name: Text
     epochs: Epochs
@@ -95,6 +102,8 @@ class RecipeSettings(Group):
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
     gradient_clip: Positive | None = None
+    loss: Literal["cross_entropy", "bce", "asymmetric"] = "cross_entropy"
+    asymmetric: AsymmetricSettings = AsymmetricSettings()
     ema: OpenFraction | None = None
     label_smoothing: DropRate = 0.0
     head_dropout: DropRate = 0.0
@@ -105,6 +114,16 @@ class RecipeSettings(Group):
     mixing: MixingSettings = MixingSettings()
     augment: AugmentSettings = AugmentSettings()
     preprocess: PreprocessSettings = PreprocessSettings()
+
+    @model_validator(mode="after")
+    def _loss_takes_targets(self) -> Self:
+        if self.loss == "cross_entropy":
+            return self
+        for key, on in (("label_smoothing=0", self.label_smoothing > 0), ("mixing", self.mixing.on)):
+            if on:
+                off = "recipe.mixing.mixup=0 recipe.mixing.cutmix=0" if key == "mixing" else f"recipe.{key}"
+                raise ValueError(f"recipe.loss={self.loss} needs multi-label targets as they are; set {off}")
+        return self
 
 
 def _distinct(values: list[int]) -> list[int]:

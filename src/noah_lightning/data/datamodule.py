@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noah_lightning.config.choices import AugmentSettings, DataSettings
-from noah_lightning.data.loader import DrawnImages, EpochBatches, TrainLoader, seed_training_step
+from noah_lightning.data.loader import DrawnImages, EpochBatches, Label, TrainLoader, seed_training_step
 from noah_lightning.data.samplers import EpochRepeat, EpochShuffle, epoch_generator
 from noah_lightning.data.subsets import Subset, file_of, hold_out
 from noah_lightning.data.transforms import OnDevice
@@ -33,7 +33,7 @@ class LabeledImages(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+    def __getitem__(self, index: int) -> tuple[Tensor, Label]: ...
 
 
 class Padded:
@@ -48,17 +48,19 @@ class Padded:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Label]:
         if index < len(self.images):
             return self.images[index]
-        return self.images[0][0], PADDING
+        image, label = self.images[0]
+        return image, torch.full_like(label, PADDING) if isinstance(label, Tensor) else PADDING
 
 
 class ImageDataModule(LightningDataModule):
     """Images and labels for training and validation, with their class count, mean and standard deviation.
 
-    Loaders yield (images uint8 (B, 3, H, W), labels int64 (B,)). Images are copied to the device as bytes, a quarter
-    of the size of floats, and normalized there. Subclasses implement :meth:`build`.
+    Loaders yield (images uint8 (B, 3, H, W), labels int64 (B,)), or multi-hot labels float32 (B, K) if
+    ``multilabel``. Images are copied to the device as bytes, a quarter of the size of floats, and normalized there.
+    Subclasses implement :meth:`build`.
 
     Args:
         settings: an instance of ``Settings``. ``batch_size`` is per process, ``num_workers=None`` means
@@ -69,6 +71,7 @@ class ImageDataModule(LightningDataModule):
     """
 
     Settings: type[DataSettings] = DataSettings
+    multilabel: bool = False  # whether an image may have several classes, or none
 
     def __init__(self, settings: DataSettings, augment: AugmentSettings = PLAIN, max_unreadable: int = 0) -> None:
         super().__init__()
