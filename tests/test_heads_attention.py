@@ -72,10 +72,10 @@ def timm_prr(head: Any, features: Tensor) -> Tensor:
 def loop_vjepa(head: Any, features: Tensor) -> Tensor:
     logits = []
     for image in tokens_of(features):
-        query = head.query_token[0, 0]
+        query = head.query_token
         tokens = norm_of(head.norm_features, image)
-        keys = tokens @ head.keys_values.weight[:WIDTH].T + head.keys_values.bias[:WIDTH]
-        values = tokens @ head.keys_values.weight[WIDTH:].T + head.keys_values.bias[WIDTH:]
+        keys = tokens @ head.key.weight.T
+        values = tokens @ head.value.weight.T + head.value.bias
         token = query + attended(head.query.weight @ query + head.query.bias, keys, values, head.heads)
         token = token + mlp_of(head.mlp, norm_of(head.norm_pooled, token))
         logits.append(head.fc.weight @ token + head.fc.bias)
@@ -186,8 +186,8 @@ def test_cait_starts_with_the_layer_scale_of_its_setting() -> None:
         ("csra", {"heads": 4}, 4 * 512_000),
         # q, k, v; position embeddings; the linear layer
         ("clip", {}, 3 * (512 + 1) * 512 + (49 + 1) * 512 + 513_000),
-        # query; two norms; q, k, v; MLP; the linear layer
-        ("vjepa", {}, 512 + 4 * 512 + 3 * (512 + 1) * 512 + 8 * 512**2 + 5 * 512 + 513_000),
+        # query; two norms; q, k, v, of which k has no bias; MLP; the linear layer
+        ("vjepa", {}, 4 * 512 + 3 * (512 + 1) * 512 + 8 * 512**2 + 5 * 512 + 513_000),
         # class token, last norm; in each block two norms, q, k, v and output, MLP, two scales; the linear layer
         ("cait", {}, 3 * 512 + 2 * (4 * 512 + 4 * (512 + 1) * 512 + 8 * 512**2 + 5 * 512 + 2 * 512) + 513_000),
     ],

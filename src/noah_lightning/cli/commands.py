@@ -83,6 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
     form.add_argument("--latex", action="store_true", help="the table as LaTeX")
     form.add_argument("--csv", action="store_true", help="all numbers, in full precision")
     command.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained page with figures")
+    command.add_argument("--figures", type=Path, metavar="DIR", help="write the figures of the page as PNG files")
 
     about = "build a W&B workspace and a report that compare runs"
     command = add(dashboard, about, "; running it again updates them")
@@ -165,9 +166,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from noah_lightning.loggers import console
 
     console.start_logging()
-    accuracy = evaluate(arguments.folder, arguments.checkpoint, arguments.overrides, arguments.ema)
+    score = evaluate(arguments.folder, arguments.checkpoint, arguments.overrides, arguments.ema)
     weights = f"{arguments.checkpoint}, ema" if arguments.ema else arguments.checkpoint
-    print(printable(f"{arguments.folder} ({weights})  val {accuracy}"))
+    print(printable(f"{arguments.folder} ({weights})  val {score}"))
 
 
 def resume(arguments: argparse.Namespace) -> None:
@@ -203,6 +204,8 @@ def compare(arguments: argparse.Namespace) -> None:
         runs.show(comparison)
     if arguments.html:
         runs.write_html(comparison, arguments.html)
+    if arguments.figures:
+        runs.write_figures(comparison, arguments.figures)
 
 
 def dashboard(arguments: argparse.Namespace) -> None:

@@ -1,11 +1,12 @@
 """Settings of the heads, each chosen by its name."""
 
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from noah_lightning.config.choices import (
     DropRate,
+    Fraction,
     Group,
     NoahInit,
     NonNegative,
@@ -94,7 +95,7 @@ class ABMILHeadSettings(PooledHeadSettings):
 class WildcatHeadSettings(Group):
     name: Literal["wildcat"] = "wildcat"
     maps: PositiveInt = 4
-    share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    share: Fraction = 0.2
     alpha: NonNegative = 0.7
     dropout: DropRate = 0.0
 
@@ -157,6 +158,14 @@ HeadSettings = (
     | MaxHeadSettings
     | AvgMaxHeadSettings
     | ClsMeanHeadSettings
+    | GeMHeadSettings
+    | LsePlusHeadSettings
+    | SimPoolHeadSettings
+    | EPHeadSettings
+    | AIMHeadSettings
+    | CAEHeadSettings
+    | ABMILHeadSettings
+    | WildcatHeadSettings
     | MAPHeadSettings
     | CLIPHeadSettings
     | CaiTHeadSettings

@@ -5,14 +5,16 @@ from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from noah_lightning.heads import register_head
-from noah_lightning.heads.base import AttentiveHead, dot_product_attention, split_heads, split_width
+from noah_lightning.heads.base import split_width
+from noah_lightning.heads.projection import ProjectingHead, folded_queries
 
 
 @register_head("vjepa")
-class VJEPAHead(AttentiveHead):
+class VJEPAHead(ProjectingHead):
     """A learned query attends to the normalized positions; the result is added to the query, and an MLP follows.
 
-    As in the paper, the heads are concatenated without an output projection.
+    As in the paper, the heads are concatenated without an output projection. Keys have no bias: it would shift all
+    scores of a head alike.
 
     Args:
         in_channels: C, which is also the width D of the pooled features.
@@ -30,20 +32,20 @@ class VJEPAHead(AttentiveHead):
         super().__init__(in_channels, num_classes, batch_norm, dropout)
         split_width(in_channels, heads, "heads")
         self.heads = heads
-        self.query_token = nn.Parameter(torch.empty(1, 1, in_channels))
+        self.query_token = nn.Parameter(torch.empty(in_channels))
         trunc_normal_(self.query_token, std=0.02)
         self.norm_features = nn.LayerNorm(in_channels)
         self.query = nn.Linear(in_channels, in_channels)
-        self.keys_values = nn.Linear(in_channels, 2 * in_channels)
+        self.key = nn.Linear(in_channels, in_channels, bias=False)
+        self.value = nn.Linear(in_channels, in_channels)
         self.norm_pooled = nn.LayerNorm(in_channels)
         self.mlp = Mlp(in_channels, 4 * in_channels)
 
-    def attend(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        query = split_heads(self.query(self.query_token), self.heads).squeeze(3)  # (1, N, D/N)
-        tokens = self.norm_features(features.transpose(1, 2))  # (B, L, C)
-        keys, values = self.keys_values(tokens).chunk(2, dim=2)  # (B, L, D) each
-        return dot_product_attention(query, split_heads(keys, self.heads)), split_heads(values, self.heads)
+    def look(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        positions = self.norm_features(features.transpose(1, 2))  # (B, L, C)
+        queries = folded_queries(self.query(self.query_token), self.key, self.heads)  # (N, C)
+        return (queries @ positions.transpose(1, 2)).softmax(dim=2), positions
 
     def classify(self, pooled: Tensor) -> Tensor:
-        token = self.query_token[:, 0] + pooled  # (B, D)
+        token = self.query_token + pooled  # (B, D)
         return super().classify(token + self.mlp(self.norm_pooled(token)))
