@@ -73,7 +73,7 @@ class Ranking:
 
 
 def rank_heads(groups: Sequence[Group]) -> Ranking:
-    """Rank the head settings of ``groups`` by top-1 or mAP; raises ConfigError with the reason if it is impossible."""
+    """Rank the head settings of ``groups`` by score; raises ConfigError with the reason if it cannot."""
     heads = _labels(groups, ("head.name",), only=HEAD)
     if len(heads) < FEWEST_SETTINGS:
         raise ConfigError(f"ranks need at least {FEWEST_SETTINGS} settings of the head, and there are {len(heads)}")
