@@ -55,7 +55,7 @@ COSTS = (
 
 
 def draw_cost(groups: Sequence[Group], cost: Cost) -> Figure:
-    """Mean top-1 against cost, a labeled point for each group; error bars are standard deviations over seeds."""
+    """Mean top-1 or mAP against cost, a labeled point for each group; bars are standard deviations over seeds."""
     figure = Figure(figsize=(8, 4.6 + 0.03 * len(groups)))
     axes = figure.add_axes((0.08, 0.12, 0.89, 0.85))
     x = np.array([cost.value(group) for group in groups])
@@ -66,7 +66,7 @@ def draw_cost(groups: Sequence[Group], cost: Cost) -> Figure:
     for group, value, top1, deviation in zip(groups, x, y, error, strict=True):
         color = COLORS.get(group.head, OTHER)
         axes.errorbar(value, top1, deviation, fmt="o", color=color, markersize=5.5, elinewidth=1, alpha=0.9)
-    axes.set(xlabel=cost.label, ylabel="top-1, %")
+    axes.set(xlabel=cost.label, ylabel=f"{groups[0].metric if groups else 'top-1'}, %")
     axes.margins(0.1, 0.08)
     axes.grid(True)
     if len(x) and x.max() / x.min() >= LOG:

@@ -69,7 +69,8 @@ class HeatMap:
     title: str
     head_nums: list[float]  # rows
     key_ratios: list[float]  # columns
-    top1: np.ndarray  # percent (rows, columns), NaN if there is no run
+    top1: np.ndarray  # percent (rows, columns), NaN if there is no run; mAP of multi-label runs
+    metric: str
 
 
 @matplotlib.rc_context(STYLE)
@@ -78,10 +79,10 @@ def draw_figures(comparison: Comparison) -> list[Picture]:
     groups = [entry.group for entry in comparison.entries]
     pictures = []
     for number, heat in enumerate(heat_maps(groups), start=1):
-        about = "heat map of mean top-1 over head_num and key_ratio"
+        about = "heat map of the mean over head_num and key_ratio"
         pictures.append(Picture(f"heat-map-{number}", "Heads and keys", about, heat.title, _draw_heat_map(heat)))
     if curves := draw_curves(groups):
-        about = "validation top-1 and training loss by epoch"
+        about = "validation metric and training loss by epoch"
         caption = "Means over seeds; the bands run from the lowest to the highest seed."
         pictures.append(Picture("learning-curves", "Learning curves", about, caption, curves))
     if ranking := comparison.ranking:
@@ -112,12 +113,14 @@ def _cost_pictures(groups: Sequence[Group]) -> list[Picture]:
 
 
 def draw_curves(groups: Sequence[Group]) -> Figure | None:
-    """Validation accuracy and training loss by epoch; None if no group has either."""
-    panels = [("val/top1", "validation top-1, %"), ("train/loss", "training loss")]
+    """Validation accuracy or mean average precision, and training loss by epoch; None if no group has any."""
+    kinds = sorted({group.multilabel for group in groups})
+    panels = [("val/map", "validation mAP, %") if kind else ("val/top1", "validation top-1, %") for kind in kinds]
+    panels.append(("train/loss", "training loss"))
     rows = -(-len(groups) // 2)  # of the legend
     figure = Figure(figsize=(8, 3.2 + 0.18 * rows), layout="constrained")
     lines: dict[str, Line2D] = {}
-    for axes, (column, title) in zip(figure.subplots(1, 2), panels, strict=True):
+    for axes, (column, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for group, color in zip(groups, _colors(len(groups)), strict=True):
             curve = group_curve(group, column)
             if curve is None:
@@ -169,7 +172,7 @@ def heat_maps(groups: Sequence[Group]) -> list[HeatMap]:
         key_ratios, columns = np.unique([g.settings[R] for g in found], return_inverse=True)
         top1 = np.full((len(head_nums), len(key_ratios)), np.nan)
         top1[rows, columns] = [g.top1 for g in found]
-        maps.append(HeatMap(title, head_nums.tolist(), key_ratios.tolist(), top1))
+        maps.append(HeatMap(title, head_nums.tolist(), key_ratios.tolist(), top1, found[0].metric))
     return maps
 
 
@@ -191,7 +194,7 @@ def _draw_heat_map(heat: HeatMap) -> Figure:
             axes.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center", color=ink)
     axes.set_xticks(np.arange(columns) + 0.5, [f"{ratio:g}" for ratio in heat.key_ratios])
     axes.set_yticks(np.arange(rows) + 0.5, [f"{number:g}" for number in heat.head_nums])
-    axes.set(xlabel="key_ratio r", ylabel="head_num N", title="mean top-1, %")
+    axes.set(xlabel="key_ratio r", ylabel="head_num N", title=f"mean {heat.metric}, %")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure

@@ -43,14 +43,23 @@ class Group:
         return statistics.fmean(getattr(outcome, field) for outcome in self.outcomes.values())
 
     @property
+    def multilabel(self) -> bool:
+        return next(iter(self.outcomes.values())).multilabel
+
+    @property
+    def metric(self) -> str:
+        """What :attr:`top1` is."""
+        return "mAP" if self.multilabel else "top-1"
+
+    @property
     def top1(self) -> float:
-        """Mean over the seeds, in percent."""
-        return self.mean("top1")
+        """Mean over the seeds, in percent; of multi-label runs, the mean average precision."""
+        return self.mean("score")
 
     @property
     def deviation(self) -> float | None:
-        """Sample standard deviation of top-1 over the seeds, in percentage points; None for one seed."""
-        return statistics.stdev(o.top1 for o in self.outcomes.values()) if len(self.runs) > 1 else None
+        """Sample standard deviation of :attr:`top1` over the seeds, in percentage points; None for one seed."""
+        return statistics.stdev(o.score for o in self.outcomes.values()) if len(self.runs) > 1 else None
 
     @property
     def peak_memory(self) -> int | None:

@@ -73,14 +73,14 @@ class Ranking:
 
 
 def rank_heads(groups: Sequence[Group]) -> Ranking:
-    """Rank the head settings of ``groups`` by top-1; raises ConfigError with the reason if it is not possible."""
+    """Rank the head settings of ``groups`` by score; raises ConfigError with the reason if it cannot."""
     heads = _labels(groups, ("head.name",), only=HEAD)
     if len(heads) < FEWEST_SETTINGS:
         raise ConfigError(f"ranks need at least {FEWEST_SETTINGS} settings of the head, and there are {len(heads)}")
     cells: defaultdict[Block, dict[Hashable, float]] = defaultdict(dict)
     for group in groups:
         for seed, outcome in group.outcomes.items():
-            cells[identity(group.settings, without=HEAD), seed][identity(group.settings, only=HEAD)] = outcome.top1
+            cells[identity(group.settings, without=HEAD), seed][identity(group.settings, only=HEAD)] = outcome.score
     full = [block for block, row in cells.items() if len(row) == len(heads)]
     left_out = _missing(groups, cells, heads)
     if len(full) < FEWEST_BLOCKS:

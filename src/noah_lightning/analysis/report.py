@@ -18,6 +18,7 @@ from noah_lightning.loggers.console import duration
 from noah_lightning.run_dir import CONFIG
 
 NONE = "–"  # in a cell
+METRICS = ("top-1", "mAP")  # in the order of their columns
 SHOWN = 10  # classes with the largest gains and losses
 
 
@@ -25,7 +26,8 @@ def main_table(comparison: Comparison) -> Table:
     """One row per group, rounded; with columns for ranks, corrected p values and memory if there are any."""
     facts = [_row(entry, comparison.ranking) for entry in _by_rank(comparison)]
     absent = {"rank"} if comparison.ranking is None else set()
-    absent |= {column for column in ("Holm", "GPU memory") if all(row[column] == NONE for row in facts)}
+    optional = ("Holm", "GPU memory", *(f"{metric} %" for metric in METRICS))
+    absent |= {column for column in optional if all(row[column] == NONE for row in facts)}
     columns = [column for column in facts[0] if column not in absent] if facts else ["group"]
     return Table(columns, [[row[column] for column in columns] for row in facts], left=["group"])
 
@@ -42,12 +44,13 @@ def _row(entry: Entry, ranking: Ranking | None) -> dict[str, str]:
     corrected = paired.corrected if paired else None
     best = ", ".join(str(outcome.best_epoch) for outcome in outcomes)
     last = ", ".join(map(str, sorted({outcome.epochs for outcome in outcomes})))
+    mean = f"{group.top1:.2f}" + ("" if group.deviation is None else f" ± {group.deviation:.2f}")
     interval = f"{signed(paired.low)} to {signed(paired.high)}" if paired else "not tested"
     return {
         "group": group.label,
         "runs": str(len(outcomes)),
         "rank": NONE if rank is None else f"{rank:.2f}",
-        "top-1 %": f"{group.top1:.2f}" + ("" if group.deviation is None else f" ± {group.deviation:.2f}"),
+        **{f"{metric} %": mean if metric == group.metric else NONE for metric in METRICS},
         "difference": NONE if entry.difference is None else signed(entry.difference),
         f"{LEVEL} % interval": NONE if entry.difference is None else interval,
         "McNemar": p_value(paired.p) if paired else NONE,
@@ -69,9 +72,11 @@ def _facts(entry: Entry, ranking: Ranking | None) -> dict[str, object]:
         "head": group.head,
         "seeds": _spaced(group.runs),
         "average_rank": ranking.by_group.get(group.label) if ranking else None,
-        "top1_mean": group.top1,
-        "top1_std": group.deviation,
-        "correct": _spaced(o.correct for o in outcomes),
+        "top1_mean": None if group.multilabel else group.top1,
+        "top1_std": None if group.multilabel else group.deviation,
+        "map_mean": group.top1 if group.multilabel else None,
+        "map_std": group.deviation if group.multilabel else None,
+        "correct": None if group.multilabel else _spaced(o.correct for o in outcomes),
         "images": _spaced(o.images for o in outcomes),
         "baseline": entry.baseline.label if entry.baseline else None,
         "paired_seeds": _spaced(entry.seeds),

@@ -127,7 +127,7 @@ class Entry:
     group: Group
     baseline: Group | None = None
     seeds: tuple[int, ...] = ()  # in common, used for difference and test
-    difference: float | None = None  # points of top-1
+    difference: float | None = None  # points of top-1 or mAP
     paired: Paired | None = None
     untested: str = ""  # reason why there is no test
     gains: Sequence[ClassGain] = ()
@@ -141,7 +141,7 @@ def measure(group: Group, groups: Sequence[Group]) -> Entry:
     seeds = tuple(seed for seed in group.runs if seed in baseline.runs)
     if not seeds:
         return Entry(group, baseline, seeds, group.top1 - baseline.top1, untested="no seed in common")
-    difference = statistics.fmean(group.outcomes[seed].top1 - baseline.outcomes[seed].top1 for seed in seeds)
+    difference = statistics.fmean(group.outcomes[seed].score - baseline.outcomes[seed].score for seed in seeds)
     try:
         ours, theirs = ([side.runs[seed].predictions() for seed in seeds] for side in (group, baseline))
         if not all(np.array_equal(one.labels, other.labels) for one, other in zip(ours, theirs, strict=True)):

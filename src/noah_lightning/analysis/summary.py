@@ -78,7 +78,8 @@ def _ranks(ranking: Ranking) -> list[str]:
 
 def _accuracy(group: Group) -> str:
     outcomes = list(group.outcomes.values())
-    return f"{group.short}: {group.top1:.2f} % of {outcomes[0].images:,} images ({count(len(outcomes), 'seed')})."
+    percent = f"mAP {group.top1:.2f} % over" if group.multilabel else f"{group.top1:.2f} % of"
+    return f"{group.short}: {percent} {outcomes[0].images:,} images ({count(len(outcomes), 'seed')})."
 
 
 def _difference(entry: Entry) -> str:
