@@ -193,3 +193,11 @@ def test_a_run_validates_on_what_it_held_out_and_is_evaluated_on_it(
     again = noah("evaluate", str(run))
     assert f"({results.correct} of 23)" in again.out, again.err
     assert "of 50)" in noah("evaluate", str(run), "data.holdout=0").out
+
+
+def test_of_multi_label_data_a_share_of_all_images_is_held_out() -> None:
+    data = create_data("digits_multilabel", train_images=40, val_images=10, holdout=0.25, num_workers=0)
+    data.setup("fit")
+    assert data.train_dataset is not None
+    assert data.val_dataset is not None
+    assert (len(data.train_dataset), len(data.val_dataset)) == (30, 10)

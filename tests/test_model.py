@@ -284,7 +284,7 @@ def test_mistakes_about_the_model(head: str, arguments: dict, kind: type[UserErr
         ({"head": "gap", "class_token": False}, ConfigError, ["head=gap", "class_token unset"]),
         ({"head": "gap", "class_token": True}, ConfigError, ["head=gap", "class_token unset"]),
         ({"head": "nohah"}, HeadSettingError, ["no head is called 'nohah'", "did you mean noah"]),
-        ({"head": "gep"}, HeadSettingError, ["no head is called 'gep'", "did you mean gap"]),
+        ({"head": "gep"}, HeadSettingError, ["no head is called 'gep'", "did you mean", "gap"]),
         ({"head": "noah", "head_nun": 4}, HeadSettingError, ["no setting 'head_nun'", "did you mean head_num"]),
         (
             {"head": "noah", "head_num": 5},

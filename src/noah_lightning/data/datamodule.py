@@ -114,7 +114,7 @@ class ImageDataModule(LightningDataModule):
         if self.val_dataset is not None and (stage != "fit" or self.train_dataset is not None):
             return
         images = self._build_checked("train")
-        kept, held_out = hold_out(images, self.settings.holdout, self.seed)
+        kept, held_out = hold_out(images, self.settings.holdout, self.seed, self.multilabel)
         self.val_dataset = Subset(self.without_augmentation(images), held_out)
         if stage == "fit":
             self.train_dataset = Subset(images, kept)
