@@ -61,6 +61,10 @@ BAD: dict[str, tuple[str, ...]] = {
     "recipe.head_batch_norm": NO_FLAG,
     "recipe.drop_path": (*NO_NUMBER, "1"),
     "recipe.block_dropout": (*NO_NUMBER, "1"),
+    "recipe.loss": (*NO_WORD, "focal", "bce"),
+    "recipe.asymmetric.gamma_neg": (*NO_NUMBER, "inf", "0.5"),
+    "recipe.asymmetric.gamma_pos": (*NO_NUMBER, "inf", "0.5"),
+    "recipe.asymmetric.clip": (*NO_NUMBER, "1"),
     "recipe.optimizer.name": (*NO_WORD, "adam"),
     "recipe.optimizer.lr": (*NO_NUMBER, "inf"),
     "recipe.optimizer.lr_batch": (*NO_WHOLE, "0"),
@@ -159,6 +163,8 @@ OF_DATA = {
     "imagefolder": PHOTOS,
     "imagenet": PHOTOS | {"data.unpack": NO_FLAG},
     "packed": PHOTOS | {"data.mix_shards": NO_WHOLE},
+    "coco": PHOTOS | {"data.year": (*NO_WHOLE, "2015")},
+    "digits_multilabel": {"data.max_digits": (*NO_WHOLE, "0", "5")},
 }
 
 
@@ -187,6 +193,7 @@ ALSO = {
 }
 # The schema alone cannot know these: they depend on the model, the data or torch, which refuse them later.
 LATER = {
+    "recipe.loss=bce",  # of single-label data
     *("model.name=resnet19", "model.name=../resnet18", "model.weights=nowhere.pth", "head.head_num=7"),
     *("data.num_classes=11", "head.name=noha", "head.name=abc", "data.name=digit", "data.name=abc"),
     *("model.args={features_only:true}", "model.args={pretrained_cfg:{url:x}}", "model.args={checkpoint_path:x}"),
@@ -306,6 +313,8 @@ def settings_of(config: RunConfig) -> dict[str, str]:
         *((("data=" + name,), [BAD, STEP, MNIST]) for name in ("mnist", "fashion_mnist")),
         (("data=imagenet",), [BAD, STEP, OF_DATA["imagenet"]]),
         (("data=packed", "data.num_classes=2"), [BAD, STEP, OF_DATA["packed"]]),
+        (("data=coco",), [BAD, STEP, OF_DATA["coco"]]),
+        (("data=digits_multilabel",), [BAD, STEP, OF_DATA["digits_multilabel"]]),
     ],
 )
 def test_every_setting_has_a_range_and_bad_values_here(
