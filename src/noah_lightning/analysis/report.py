@@ -1,12 +1,12 @@
 """Reports of a comparison: for a terminal, and as Markdown, LaTeX, CSV and HTML."""
 
 from collections.abc import Iterable
-from importlib.resources import files
 from pathlib import Path
 
 from rich import get_console
 
 from noah_lightning.analysis.groups import BASELINE, Group
+from noah_lightning.analysis.page import render
 from noah_lightning.analysis.statistics import LEVEL, RESAMPLES, Comparison, Entry
 from noah_lightning.analysis.tables import Table
 from noah_lightning.errors import ConfigError, count, one_line, printable, shell_word
@@ -184,15 +184,12 @@ def csv(comparison: Comparison) -> str:
 
 def html(comparison: Comparison) -> str:
     """A self-contained page: summary, tables, figures, remarks, configurations."""
-    from jinja2 import Environment, StrictUndefined
-
     from noah_lightning.analysis.figures import draw_figures  # matplotlib takes half a second to import
 
     entries = comparison.entries
     heat_maps, curves = draw_figures([entry.group for entry in entries])
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string((files("noah_lightning.analysis") / "page.html").read_text(encoding="utf-8"))
-    return page.render(
+    return render(
+        "page.html",
         title=f"Comparison of {count(len(entries), 'group')}",
         summary=summary(comparison),
         main_table=main_table(comparison) if entries else None,
