@@ -90,7 +90,7 @@ def share_inside(values: Tensor, inside: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = make_parser("Share of the contributions on the digit, in runs on the embedded digits.")
+    parser = make_parser("Share of the contributions on the digit, in runs on the embedded digits.", timed=False)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run on data=digits; of head=gap: CAM")
     about = f"default: {IMAGES}"
     parser.add_argument("--images", type=lambda text: at_least(1, text), default=IMAGES, metavar="N", help=about)

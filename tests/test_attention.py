@@ -230,7 +230,7 @@ def test_names_of_classes() -> None:
         names.find("be")
     assert ClassNames.of(None, 12).names[11] == "11"
     imagenet = ClassNames.of(timm.data.ImageNetInfo().label_names(), 1000)
-    assert imagenet.names[1] == "goldfish, Carassius auratus"
+    assert imagenet.names[1] == "goldfish"
     assert imagenet.find("goldfish") == imagenet.find("n01443537") == imagenet.find("1") == 1
     with pytest.raises(ConfigError, match="'crane' is the name of the classes 134 and 517; write the number of one"):
         imagenet.find("crane")
@@ -299,7 +299,7 @@ def test_picture_shows_what_is_where_it_is(tmp_path: Path) -> None:
     row = ClassMaps("predicted: bee", contribution, 0.0, {1: torch.tensor([0.0, 0.0, 0.0, 1.0])}, 0.9)
     assert row.heading == "predicted: bee   90.0 %   contributions sum to the logit, 0.00"
     black = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    figure = draw_explanation(black, "image", [("bee", 0.9), ("ant", 0.1)], "bee", [row])
+    figure = draw_explanation(black, r"image $\x$", [("bee", 0.9), ("ant $_$", 0.1)], "bee", [row])
     figure.savefig(tmp_path / "picture.png", dpi=100)
     pixels = np.asarray(Image.open(tmp_path / "picture.png").convert("RGB")).astype(int)
     lower = pixels[pixels.shape[0] // 2 :, : int(pixels.shape[1] * 0.3)]  # the contribution, without its scale

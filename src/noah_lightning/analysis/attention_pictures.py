@@ -121,7 +121,7 @@ class ClassMaps:
         probability = "" if self.probability is None else f"   {100 * self.probability:.1f} %"
         what = "difference of the logits" if self.probability is None else "logit"
         value = f"{self.logit:.2f}".replace("-", "−")
-        return f"{shorten(self.title, 70, placeholder='…')}{probability}   contributions sum to the {what}, {value}"
+        return f"{shorten(self.title, 60, placeholder='…')}{probability}   contributions sum to the {what}, {value}"
 
 
 def draw_explanation(
@@ -139,9 +139,18 @@ def draw_explanation(
         true: name of the true class, which is printed bold.
         rows: one or more.
     """
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False}):  # names may contain dollar signs
+        return _draw_explanation(image, heading, predictions, true, rows)
+
+
+def _draw_explanation(
+    image: Tensor, heading: str, predictions: Predictions, true: str | None, rows: Sequence[ClassMaps]
+) -> "Figure":
     from matplotlib.figure import Figure
 
-    columns = max(3, 1 + max(len(row.attention) for row in rows))
+    columns = max(4, 1 + max(len(row.attention) for row in rows))
     panel, size = 2.15, image.shape[1:]
     height = panel * size[0] / size[1]
     figure = Figure(figsize=(panel * columns + 0.5, (height + 0.65) * (len(rows) + 1)), layout="constrained")
@@ -154,7 +163,9 @@ def draw_explanation(
         _draw_contribution(axes[0], image, row.contribution, largest)
         for axis, (block, attention) in zip(axes[1:], row.attention.items(), strict=False):
             axis.imshow(_gray(image), cmap="gray", vmin=0, vmax=1)
-            axis.imshow(_enlarged(attention, *size), cmap="inferno", vmin=0, alpha=0.7, interpolation="bilinear")
+            highest = max(float(attention.max()), 2 / len(attention))  # even attention is neither bright nor dark
+            colors: dict[str, Any] = {"cmap": "inferno", "vmin": 0, "vmax": highest, "alpha": 0.7}
+            axis.imshow(_enlarged(attention, *size), interpolation="bilinear", **colors)
             axis.set_title(f"attention {block}, peak {100 * float(attention.max()):.0f} %", fontsize=9)
         for axis in axes:
             axis.set(xticks=[], yticks=[])
@@ -191,12 +202,12 @@ def _draw_contribution(axis: "Axes", image: Tensor, contribution: Tensor, larges
     colors: dict[str, Any] = {"cmap": "bwr", "vmin": -largest, "vmax": largest, "interpolation": "bilinear"}
     axis.imshow(values, alpha=opacity, **colors)
     axis.set_title("contribution", fontsize=9)
-    beside = axis.inset_axes((1.03, 0, 0.05, 1))
-    beside.imshow(np.linspace(largest, -largest, 256)[:, None], aspect="auto", **colors)
+    scale = axis.inset_axes((1.03, 0, 0.05, 1))
+    scale.imshow(np.linspace(largest, -largest, 256)[:, None], aspect="auto", **colors)
     label = f"{largest:.2g}"
-    beside.set_xticks([])
-    beside.set_yticks([0, 127.5, 255], [label, "0", f"−{label}"], fontsize=7)
-    beside.yaxis.tick_right()
+    scale.set_xticks([])
+    scale.set_yticks([0, 127.5, 255], [label, "0", f"−{label}"], fontsize=7)
+    scale.yaxis.tick_right()
 
 
 def _gray(image: Tensor) -> np.ndarray:

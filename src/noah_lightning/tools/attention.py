@@ -127,10 +127,10 @@ def _record(found: Found, image: NamedImage, why: Explanation, names: ClassNames
     """Add the rows of an image to the tables."""
     true = "" if image.label is None else names.names[image.label]
     best = [f"{name} {100 * value:.1f} %" for name, value in _best(why, names)]
-    found.predictions.append([printable(cell) for cell in (image.name, true, *best)])
+    found.predictions.append([printable(image.name), true, *best])
     for row in rows:
         values = [f"{value:.4f}".replace("-", "−") for value in (row.logit, float(row.contribution.sum()))]
-        found.sums.append([printable(image.name), printable(row.title), *values])
+        found.sums.append([printable(image.name), row.title, *values])
 
 
 def _best(why: Explanation, names: ClassNames) -> list[tuple[str, float]]:

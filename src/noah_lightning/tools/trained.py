@@ -15,7 +15,7 @@ from noah_lightning.config.schema import RunConfig
 from noah_lightning.data.image import Picture
 from noah_lightning.data.imagefolder import are_wnids
 from noah_lightning.data.transforms import OnDevice, eval_transform, timm_transform
-from noah_lightning.errors import ConfigError, WeightsError, did_you_mean
+from noah_lightning.errors import ConfigError, WeightsError, did_you_mean, printable
 from noah_lightning.models.classifier import load_model
 from noah_lightning.models.rows import ROWS, row_config
 from noah_lightning.models.timm_models import build_timm_model, default_num_classes
@@ -55,18 +55,18 @@ class ClassNames:
 
     @classmethod
     def of(cls, labels: Sequence[str] | None, num_classes: int) -> "ClassNames":
-        """Wnids are named in English; without labels the classes have numbers."""
+        """Wnids get the first of their English names; without labels the names are numbers."""
         labels = list(labels or map(str, range(num_classes)))
         if not are_wnids(labels):
-            return cls(labels, labels)
+            return cls(labels, list(map(printable, labels)))
         info = ImageNetInfo("imagenet-22k")
-        known = set(info.label_names())
-        return cls(labels, [info.label_name_to_description(label) if label in known else label for label in labels])
+        known = dict(zip(info.label_names(), info.label_descriptions(), strict=True))
+        return cls(labels, [known.get(label, label).partition(",")[0] for label in labels])
 
     def find(self, text: str) -> int:
         """The number of a class; raises ConfigError for an unknown or ambiguous name."""
         both = enumerate(zip(self.labels, self.names, strict=True))
-        found = [k for k, (label, name) in both if text in (label, name, name.partition(",")[0])]
+        found = [k for k, (label, name) in both if text in (label, name)]
         if len(found) > 1:
             numbers = " and ".join(map(str, found))
             raise ConfigError(f"{text!r} is the name of the classes {numbers}; write the number of one")
