@@ -251,6 +251,9 @@ def mistakes() -> list[tuple[list[str], str]]:
         (["./nothing", "val:0"], "./nothing is not a folder"),
         (["taken", "val:0"], "taken is not a run directory"),
         (["resnt18", "val:0"], "has no model 'resnt18'; did you mean"),
+        (["resnet18", "val:0"], "are not available"),
+        (["RUN", "data.val_images=40"], "no images are named"),
+        (["RUN", "val:0-499", "data.val_images=501", "val:500"], "501 images are more than the 500 of one gallery"),
         (["resnet18", "val:0", "--weights", "x.pth"], "no weights file at x.pth"),
         (["test_resnet", "photo.jpg", "--checkpoint", "last"], "test_resnet is not a run directory"),
     ]
@@ -258,7 +261,7 @@ def mistakes() -> list[tuple[list[str], str]]:
 
 @pytest.mark.parametrize(("words", "says"), mistakes(), ids=lambda value: " ".join(value)[:40])
 def test_mistakes_are_one_line_and_leave_nothing(
-    words: list[str], says: str, noah: Noah, finished_run: FinishedRun, tmp_path: Path
+    words: list[str], says: str, noah: Noah, finished_run: FinishedRun, tmp_path: Path, offline: None
 ) -> None:
     (tmp_path / "taken").mkdir()
     answer = noah("attention", *(str(finished_run.path) if word == "RUN" else word for word in words))

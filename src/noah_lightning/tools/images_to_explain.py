@@ -38,7 +38,7 @@ class Images:
         names: of the classes.
 
     Raises:
-        ConfigError: too many images, or numbers where there is no validation set.
+        ConfigError: no or too many images, or numbers where there is no validation set.
         DataError: no such file, folder or validation image, or files for a data set that has none.
     """
 
@@ -49,6 +49,8 @@ class Images:
         self._chosen: list[int | tuple[Path, Path]] = []  # number in the validation set; or file, and named folder
         for word in words:
             self._chosen += self._numbers(word) if word in numbered else self._files(Path(word))
+        if not self._chosen:
+            raise ConfigError("no images are named; name files, folders, or validation images such as val:0-7")
         if len(self._chosen) > MOST:
             raise ConfigError(f"{len(self._chosen):,} images are more than the {MOST} of one gallery; name fewer")
         if labels is None and self._validation is not None:

@@ -13,7 +13,7 @@ from noah_lightning.config.choices import DataSettings, ImageFolderSettings
 from noah_lightning.config.plugins import load_plugins
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.data.image import Picture
-from noah_lightning.data.imagefolder import are_wnids
+from noah_lightning.data.imagefolder import NUM_CLASSES, are_wnids
 from noah_lightning.data.transforms import OnDevice, eval_transform, timm_transform
 from noah_lightning.errors import ConfigError, WeightsError, did_you_mean, printable
 from noah_lightning.models.classifier import load_model
@@ -134,15 +134,17 @@ def _of_folder(folder: Path, checkpoint: str, overrides: Sequence[str], ema: boo
         labels = ImageNetInfo().label_names()
     name = f"{folder}{weights}: {config.model.name}, head={config.head.name}"
     normalize = OnDevice(data.mean, data.std).normalize
-    return Trained(name, model, _file_reader(data), normalize, data.num_classes, labels, data)
+    return Trained(name, model, _file_reader(data, labels), normalize, data.num_classes, labels, data)
 
 
-def _file_reader(data: DataSettings) -> Callable[[Path], Tensor] | None:
+def _file_reader(data: DataSettings, labels: Sequence[str] | None) -> Callable[[Path], Tensor] | None:
     """What prepares an image file as the validation does; None for data sets that are not files."""
     if not isinstance(data, ImageFolderSettings):
         return None
     transform = eval_transform(data.image_size, data.crop_ratio, data.interpolation)
-    upright = data.exif_orientation is not False  # null, of a pack: as its folder
+    upright = data.exif_orientation
+    if upright is None:  # of a pack: as its folder
+        upright = not (len(labels or ()) == NUM_CLASSES and are_wnids(labels or ()))
     return lambda file: transform(Picture.read(file, upright))
 
 
@@ -155,7 +157,11 @@ def _of_timm(source: str, weights: Path | None) -> Trained:
     if loaded and loaded.of_classifier:
         raise WeightsError(f"{weights} has a head of ours; name its run directory instead of {source}")
     num_classes = default_num_classes(name) or 1000
-    model: Any = build_timm_model(name, num_classes, pretrained=weights is None, weights=loaded, **args)
+    try:
+        model: Any = build_timm_model(name, num_classes, pretrained=loaded is None, weights=loaded, **args)
+    except WeightsError as error:
+        reason, setting, _ = str(error).partition("; set model.weights=")  # here it is an option
+        raise WeightsError(f"{reason}; add --weights FILE" if setting else reason) from error
     found = model.pretrained_cfg["num_classes"]
     if loaded and found != num_classes and found:  # the file decides
         model = build_timm_model(name, found, weights=loaded, **args)
