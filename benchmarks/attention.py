@@ -44,6 +44,8 @@ def measure(folder: Path, images: int) -> dict[str, Any]:
     data = create_data(**config.data.arguments())
     if not isinstance(data, DigitsDataModule):
         raise ConfigError(f"{folder} has data={config.data.name}; the digit has a known place in data=digits only")
+    if data.settings.holdout:
+        raise ConfigError(f"{folder} has data.holdout, whose images have other places; use a run without")
     data.setup("validate")
     assert data.val_dataset is not None
     inside = boxes(data)[:images]  # (B, H, W)

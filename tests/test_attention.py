@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from conftest import Answer, FinishedRun, call_noah
+from conftest import TINY, Answer, FinishedRun, call_noah
 from noah_lightning.analysis.attention_pictures import ClassMaps, draw_explanation
+from noah_lightning.data import create_data
 from noah_lightning.errors import ConfigError
 from noah_lightning.heads.base import Explanation
 from noah_lightning.models.classifier import Classifier, create_model, load_model
@@ -90,7 +91,7 @@ def test_contributions_are_checked_and_contrast(finished_run: FinishedRun) -> No
     torch.testing.assert_close(why.contribution.sum(2), why.logits, rtol=1e-5, atol=1e-5)
     names = ClassNames.of(None, 10)
     one = Explanation(*(each[:1] for each in why))
-    *_, contrast = _rows(NamedImage("x", images[0], 3), one, names, [4], [7, 1], [])
+    *_, contrast = _rows(NamedImage("x", images[0], [3]), one, names, [4], [7, 1], [], one.logits[0].softmax(0))
     assert contrast.title == "7 over 1"
     torch.testing.assert_close(contrast.contribution, why.contribution[0, 7] - why.contribution[0, 1])
     assert contrast.logit == pytest.approx(float(why.logits[0, 7] - why.logits[0, 1]), abs=1e-5)
@@ -103,15 +104,15 @@ def test_rows_name_each_class_once() -> None:
     logits = torch.tensor([[0.0, 5.0, 1.0]])
     attention = torch.full((1, 9, 3, 4), 0.25)
     why = Explanation(logits, attention, torch.zeros(1, 3, 4))
-    image, names = NamedImage("x", torch.zeros(3, 2, 2), 1), ClassNames.of(["ant", "bee", "cat"], 3)
-    titles = [row.title for row in _rows(image, why, names, [1, 2], [], [])]
+    image, names = NamedImage("x", torch.zeros(3, 2, 2), [1]), ClassNames.of(["ant", "bee", "cat"], 3)
+    titles = [row.title for row in _rows(image, why, names, [1, 2], [], [], logits[0])]
     assert titles == ["predicted and true and named: bee", "named: cat"]
-    [row] = _rows(image, why, names, [], [], [])
+    [row] = _rows(image, why, names, [], [], [], logits[0])
     assert list(row.attention) == [1, 2, 3, 4, 5, 6, 7, 8]
-    [row] = _rows(image, why, names, [], [], [9])
+    [row] = _rows(image, why, names, [], [], [9], logits[0])
     assert list(row.attention) == [9]
     with pytest.raises(ConfigError, match="--head 10: the head's attention has 9 blocks, numbered from 1"):
-        _rows(image, why, names, [], [], [10])
+        _rows(image, why, names, [], [], [10], logits[0])
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_image_files_are_prepared_as_for_validation(insects_run: Path) -> None:
     trained, val = open_trained(str(insects_run)), insects_run.parent / "data" / "val"
     by_number = list(Images(trained, ["val:0-7"]))
     by_file = list(Images(trained, [str(val)]))
-    assert [image.label for image in by_file] == [image.label for image in by_number] == [0] * 4 + [1] * 4
+    assert [image.true for image in by_file] == [image.true for image in by_number] == [[0]] * 4 + [[1]] * 4
     for file, numbered in zip(by_file, by_number, strict=True):
         assert torch.equal(file.pixels, numbered.pixels)
 
@@ -302,7 +303,7 @@ def test_picture_shows_what_is_where_it_is(tmp_path: Path) -> None:
     row = ClassMaps("predicted: bee", contribution, 0.0, {1: torch.tensor([0.0, 0.0, 0.0, 1.0])}, 0.9)
     assert row.heading == "predicted: bee   90.0 %   contributions sum to the logit, 0.00"
     black = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    figure = draw_explanation(black, r"image $\x$", [("bee", 0.9), ("ant $_$", 0.1)], "bee", [row])
+    figure = draw_explanation(black, r"image $\x$", [("bee", 0.9), ("ant $_$", 0.1)], ["bee"], [row])
     figure.savefig(tmp_path / "picture.png", dpi=100)
     pixels = np.asarray(Image.open(tmp_path / "picture.png").convert("RGB")).astype(int)
     lower = pixels[pixels.shape[0] // 2 :, : int(pixels.shape[1] * 0.3)]  # the contribution, without its scale
@@ -321,3 +322,21 @@ def test_run_before_it_has_finished(noah: Noah, insects_run: Path, tmp_path: Pat
     trained = open_trained(str(run), checkpoint="last")
     assert Images(trained, ["val:0"]).names.labels == ["ant", "bee"]
     assert Images(trained, [str(insects_run.parent / "data" / "val" / "ant")]).names.labels == ["0", "1"]
+
+
+def test_multi_label_run(noah: Noah, tmp_path: Path) -> None:
+    """All true classes have a row, and each class has a probability of its own."""
+    tiny = [pair for pair in TINY if not pair.startswith("experiment")]
+    answer = noah("train", "experiment=demo_multilabel", *tiny, "recipe.epochs=1", "hydra.run.dir=run", "head=noah")
+    assert answer.status == 0, answer.err
+    data = create_data(**RunDir(Path("run")).config().data.arguments())
+    data.setup("validate")
+    assert data.val_dataset is not None
+    true = data.val_dataset[1][1].nonzero().flatten().tolist()
+    assert len(true) > 1
+    answer = noah("attention", "run", "val:1", "--output", "seen")
+    assert answer.status == 0, answer.err
+    [row] = [cells for cells in rows_of(answer) if cells[-1].endswith("%")]
+    assert row[1] == ", ".join(map(str, true))
+    drawn = [cells[1] for cells in rows_of(answer) if len(cells) == 4 and "true" in cells[1]]
+    assert [name.rpartition(": ")[2] for name in sorted(drawn, key=lambda name: name[-1])] == list(map(str, true))

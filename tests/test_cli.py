@@ -26,7 +26,11 @@ def test_help_names_every_command(noah: Noah) -> None:
 def test_help_of_train_names_groups_and_examples(noah: Noah) -> None:
     answer = noah("train", "--help")
     assert answer.status == 0
-    for line in ("noah train model=resnet50 head=noah", "cls_mean, gap", "data: digits, imagefolder, imagenet"):
+    for line in (
+        "noah train model=resnet50 head=noah",
+        "avg, avgmax",
+        "fashion_mnist, imagefolder",
+    ):
         assert line in answer.out
 
 

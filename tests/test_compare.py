@@ -22,8 +22,9 @@ from scipy.stats import binomtest
 from noah_lightning.analysis import compare, csv, html, latex, markdown, show, write_html
 from noah_lightning.analysis.figures import draw_curves, group_curve, heat_maps
 from noah_lightning.analysis.groups import Group
-from noah_lightning.analysis.report import class_tables, p_value, remarks, signed, summary
+from noah_lightning.analysis.report import class_tables
 from noah_lightning.analysis.statistics import ClassGain, Entry, Paired, bootstrap, compare_paired, mcnemar
+from noah_lightning.analysis.summary import p_value, remarks, signed, summary
 from noah_lightning.analysis.tables import Table, latex_text
 from noah_lightning.errors import ConfigError
 
@@ -641,7 +642,7 @@ def figures(page: Page) -> list[ElementTree.Element]:
 
 def test_the_page_needs_nothing_from_elsewhere(grid_page: str) -> None:
     page = Page(grid_page)
-    assert page.tags.count("img") == 2
+    assert page.tags.count("img") == 5
     assert page.references
     assert all(reference.startswith("data:") for reference in page.references)
     assert "url(" not in grid_page
@@ -679,9 +680,14 @@ def test_all_text_of_the_page_is_escaped(tmp_path: Path) -> None:
     page = Page(text)
     assert "script" not in page.tags
     assert ">model=&lt;script&gt;$x$&amp; head=gap<" in text
-    heat_map, curves = figures(page)
+    heat_map, curves, *others = figures(page)
     assert "model=<script>$x$& head=gap" in " ".join(curves.itertext())  # not a formula
-    assert not [element for element in (*heat_map.iter(), *curves.iter()) if element.tag.endswith("script")]
+    assert not [
+        element
+        for figure in (heat_map, curves, *others)
+        for element in figure.iter()
+        if element.tag.endswith("script")
+    ]
 
 
 def test_the_page_is_written_or_the_reason_reported(grid: Path, grid_page: str, tmp_path: Path) -> None:

@@ -658,8 +658,8 @@ def test_a_recipe_is_the_plain_one_but_for_what_the_paper_says(name: str) -> Non
     assert flat(composed(f"recipe={name}").recipe) == expected
 
 
-def test_every_recipe_is_the_papers_but_for_two() -> None:
-    assert set(options("recipe")) == {*RECIPES, "plain", "digits"}
+def test_every_recipe_is_the_papers_but_for_three() -> None:
+    assert set(options("recipe")) == {*RECIPES, "plain", "digits", "probe"}
 
 
 @pytest.mark.parametrize("name", options("model"))
@@ -670,6 +670,7 @@ def test_model_files_have_the_same_settings_once_composed(name: str) -> None:
         "pretrained",
         "weights",
         "class_token",
+        "freeze",
         "init",
         "args",
         "noah",

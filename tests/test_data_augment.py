@@ -31,7 +31,7 @@ from noah_lightning.data.datamodule import ImageDataModule, Split
 from noah_lightning.data.image import Picture
 from noah_lightning.data.imagefolder import ImageFolderDataModule
 from noah_lightning.data.samplers import EpochRepeat, EpochShuffle
-from noah_lightning.data.transforms import RandomCrop, train_transform
+from noah_lightning.data.transforms import RandomCrop, eval_transform, train_transform
 from noah_lightning.errors import ConfigError
 from test_data_folder import as_picture, assert_near
 
@@ -628,6 +628,27 @@ def test_each_setting_reaches_the_images(tmp_path: Path) -> None:
 def test_an_unknown_setting_in_the_group(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^unknown setting 'data.augment.erase'"):
         photo_data(tmp_path, augment={"erase": 0.5})
+
+
+def test_without_augmentation_training_images_are_prepared_as_for_validation(tmp_path: Path) -> None:
+    augment = {"enabled": False, "rand_augment": DEIT, "color_jitter": 0.4, "erasing": 1.0, "interpolation": "random"}
+    data = photo_data(tmp_path, augment=augment)
+    in_stage(data)
+    images, labels = next(iter(data.train_dataloader()))
+    order = data.train_order(seed=0, epoch=0).order(0)
+    files = [data.train_file(number) for number in order[:6]]
+    expected = torch.stack([eval_transform(32, 0.875, "bicubic")(Picture.read(file)) for file in files if file])
+    assert torch.equal(images, expected)
+    on_device, _ = data.on_after_batch_transfer((images, labels), 0)
+    assert torch.equal(on_device, data.on_device.normalize(expected)), "erased"
+
+
+def test_without_augmentation_images_are_not_repeated() -> None:
+    message = r"^recipe\.augment\.repeats=3 must be 1 with recipe\.augment\.enabled=false"
+    with pytest.raises(ConfigError, match=message):
+        compose_config(["data=imagenet", "recipe=deit", "recipe.augment.enabled=false"])
+    words = ["data=imagenet", "recipe=deit", "recipe.augment.enabled=false", "recipe.augment.repeats=1"]
+    assert compose_config(words).data.augment.enabled is False
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

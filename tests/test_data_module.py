@@ -349,7 +349,7 @@ class TestCreateData:
         with pytest.raises(ConfigError, match=f"^unknown setting 'data.{next(iter(changes))}'"):
             create_data("digits", **settings)
 
-    @pytest.mark.parametrize("name", ["digits", "imagefolder", "imagenet", "packed"])
+    @pytest.mark.parametrize("name", ["digits", "fashion_mnist", "imagefolder", "imagenet", "mnist", "packed"])
     def test_has_the_defaults_of_the_command_line(self, name: str, jpeg_tree: Path, tmp_path: Path) -> None:
         root = tmp_path / "packed" if name == "packed" else jpeg_tree
         if name == "packed":

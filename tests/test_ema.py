@@ -138,7 +138,7 @@ def test_the_sanity_check_is_not_taken_for_a_validation() -> None:
     trainer = make_trainer(num_sanity_val_steps=2, check_val_every_n_epoch=2)
     trainer.fit(task, loader(*toy_data()), loader(*toy_data(3 * BATCH, seed=5)))
     assert task.ema_validated is None
-    assert task.ema_accuracy.images == 0
+    assert task.ema_score.images == 0
 
 
 # --- a run with everything on

@@ -176,7 +176,7 @@ def test_training_accuracy_counts_each_images_own_label() -> None:
         task.training_step((images, labels), 0)
         expected += BATCH * (share > 0.5)
     assert 0 < expected < 20 * BATCH
-    assert task.train_accuracy.compute()[:2] == (20 * BATCH, expected)
+    assert task.train_score.compute()[:2] == (20 * BATCH, expected)
 
 
 def test_validation_neither_mixes_nor_smooths_nor_draws() -> None:

@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from commands import Command, save_slowly
@@ -52,7 +53,7 @@ from noah_lightning.distributed.launcher import _work, run_in_processes
 from noah_lightning.distributed.signals import Stopped
 from noah_lightning.errors import ConfigError, RunFailed
 from noah_lightning.run_dir import RunDir
-from noah_lightning.task import ClassificationTask
+from noah_lightning.task import ClassificationTask, make_objective
 from noah_lightning.task.metrics import AccuracyCounter, Predictions
 from noah_lightning.train import make_trainer, train
 
@@ -451,6 +452,55 @@ def test_validation_is_exact_for_any_number_of_processes_and_any_batch(tmp_path:
         assert ema == val
         assert torch.equal(seen_labels, images.labels)
         assert torch.equal(seen_guesses, guesses)
+
+
+class Sets(Stripes):
+    """The same images with several labels each, or none."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.sets = (torch.rand(length, 5, generator=torch.Generator().manual_seed(1)) < 0.3).float()
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return self.images[index], self.sets[index]
+
+
+class SetsModule(StripesModule):
+    multilabel = True
+
+    def build(self, split: Split) -> Sets:
+        return Sets(self.length)
+
+
+def validate_sets(number: int, folder: Path, processes: int) -> None:
+    words = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={processes}", "recipe.batch_size=60"]
+    config = compose_config(["experiment=demo_multilabel", *words])
+    optimizer, objective = OptimizerSettings(name="sgd", lr=0.1), make_objective(config.recipe)
+    for batch_size in (7, 64):
+        data = SetsModule(stripes(batch_size).settings)
+        task = ClassificationTask(classifier(), optimizer, ScheduleSettings(), ema=0.5, objective=objective)
+        trainer = make_trainer(config, folder, logger=False, enable_checkpointing=False)
+        trainer.validate(task, datamodule=data, verbose=False)
+        seen = [list(task.validated), list(task.ema_validated), *task.predicted]
+        torch.save(seen, folder / f"{batch_size}-of-{number}.pt")
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_mean_average_precision_is_exact_for_any_number_of_processes(tmp_path: Path, processes: int) -> None:
+    in_process_group(processes, validate_sets, tmp_path, processes)
+    images = Sets(1003)
+    labels = images.sets
+    logits = classifier()((images.images / 255 - 0.5) / 0.25).detach()
+    expected = 100 * average_precision_score(labels.numpy(), logits.numpy())
+    loss = make_objective(compose_config(["experiment=demo_multilabel"]).recipe).loss(logits, labels).item()
+    saved = sorted(tmp_path.glob("*.pt"))
+    assert len(saved) == 2 * processes
+    for path in saved:
+        val, ema, seen_labels, seen_logits = torch.load(path)
+        assert val == [1003, pytest.approx(expected, abs=1e-4), pytest.approx(loss, rel=1e-5)]
+        assert ema == val
+        assert torch.equal(seen_labels, labels)
+        torch.testing.assert_close(seen_logits, logits)
 
 
 def test_predictions_of_a_single_image_are_a_list(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conftest import Answer
+from noah_lightning.heads import head_names
 from noah_lightning.models.rows import ROWS, create_row, read_row
 from noah_lightning.run_dir import RunDir
 from noah_lightning.tools import model_tables
@@ -118,11 +119,60 @@ def test_heads_takes_any_model_of_timm(noah: Noah) -> None:
     assert "the paper's" not in answer.out
 
 
+def cells(answer: Answer, head: str) -> list[str]:
+    """Cells of the row of a head in a Markdown table."""
+    line = next(line for line in answer.out.splitlines() if line.startswith(f"| {head} |"))
+    return [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
+def test_list_of_all_heads_with_source_and_cost(noah: Noah) -> None:
+    answer = noah("heads", "--list", "--markdown")
+    assert (answer.status, answer.err) == (0, "")
+    listed = [line.split()[1] for line in answer.out.splitlines() if line.startswith("| ")][2:]
+    assert listed == ["gap", "noah", *(name for name in head_names() if name != "noah")]
+    for head in listed:
+        assert all(cells(answer, head)[1:3])  # paper and equation
+    # of resnet18's 512 x 7 x 7 features and 1000 classes: weights and biases; products
+    assert cells(answer, "gap")[3:5] == ["513,000", f"{512 * 1000 / 1e6:.1f}"]
+    assert cells(answer, "csra")[3:5] == ["512,000", f"{512 * 1000 * 49 / 1e6:.1f}"]
+    assert cells(answer, "noah")[3:5] == ["520,000", f"{512 * 1000 * 49 / 1e6:.1f}"]
+    assert cells(answer, "map")[3] == "3,664,872"
+    # values and keys of 49 positions, attention and its sum, query, projection, MLP, classifier
+    products = 2 * 49 * 512**2 + 2 * 49 * 512 + 2 * 512**2 + 8 * 512**2 + 512 * 1000
+    assert cells(answer, "map")[4] == f"{products / 1e6:.1f}"
+    assert all(cells(answer, head)[5].endswith(" MiB") for head in ("gap", "noah", "map", "csra"))
+
+
+def test_list_says_which_heads_a_model_cannot_have(noah: Noah) -> None:
+    answer = noah("heads", "--list", "resnet18", "--num-classes", "10")
+    assert "resnet18  image 224 × 224  10 classes" in answer.out
+    assert "cls_mean does not fit: resnet18 has no class token for the head to read" in answer.out
+    answer = noah("heads", "--list", "test_vit", "--num-classes", "10", "--markdown")
+    assert "cls_mean does not fit" not in answer.out
+    assert cells(answer, "cls_mean")[3] == f"{2 * 64 * 10 + 10:,}"
+
+
+def test_list_names_what_does_not_fit_the_width(noah: Noah) -> None:
+    """8 heads do not divide 386 channels, nor NOAH's 4 blocks the 193 keys and values; others fit."""
+    answer = noah("heads", "--list", "csatv2", "--markdown")
+    assert answer.status == 0
+    assert "map does not fit: heads=8 does not divide the width 386; use 1, 2, 193, 386" in answer.out
+    assert "noah does not fit: NOAH: head_num=4 does not divide the 193 key and 193 value channels" in answer.out
+    assert cells(answer, "map")[1:] == ["arXiv 2106.04560", "z = u + MLP(LN(u)), u = MHA(q, x)", "", "", ""]
+    assert cells(answer, "csra")[3] == "386,000"
+
+
+def test_heads_as_markdown(noah: Noah) -> None:
+    answer = noah("heads", "test_vit", "--markdown")
+    assert answer.out.startswith("| head |  | parameters | M multiply-adds | kept per image |   |\n|")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["resnet51"], "has no model 'resnet51'; did you mean resnet51q"),
         (["resnet50", "--num-classes", "0"], "'0' is not an integer of at least 1"),
+        ([], "noah heads needs a model, such as noah heads resnet18; noah heads --list prints all heads"),
     ],
 )
 def test_heads_refuses_what_there_is_not(noah: Noah, words: list[str], message: str) -> None:

@@ -77,6 +77,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "recipe.mixing.mixup": (*NO_NUMBER, "inf"),
     "recipe.mixing.cutmix": (*NO_NUMBER, "inf"),
     "recipe.mixing.switch": (*NO_NUMBER, "1.1"),
+    "recipe.augment.enabled": NO_FLAG,
     "recipe.augment.crop_aspect": (*NO_NUMBER, "[1]", "[2,1]", "[0,1]", "[a,b]", "[1,inf]"),
     "recipe.augment.interpolation": (*NO_WORD, "nearest"),
     "recipe.augment.rand_augment": (*NO_WORD, "rand-x9", "rand-m9-inc"),
@@ -91,6 +92,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "model.pretrained": NO_FLAG,
     "model.weights": ("3", "[1]", "true", "nowhere.pth"),
     "model.class_token": ("maybe", "1", "[]"),
+    "model.freeze": NO_FLAG,
     "model.init": (*NO_WORD, "tim"),
     "model.args": ("3", "abc", "[1]", "{features_only:true}", "{pretrained_cfg:{url:x}}", "{checkpoint_path:x}"),
     "model.noah.head_num": (*NO_WHOLE, "0"),
@@ -112,6 +114,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "data.mean": (*NO_NUMBER, "[1,1]"),
     "data.std": (*NO_NUMBER, "[0,1,1]"),
     "data.image_size": (*NO_WHOLE, "0"),
+    "data.holdout": (*NO_NUMBER, "1"),
     "data.batch_size": (*NO_WHOLE, "0"),
     "data.num_workers": NO_WHOLE,
     "data.seed": NO_WHOLE,
@@ -142,7 +145,17 @@ PHOTOS = {
     "data.max_unreadable": NO_WHOLE,
     "data.exif_orientation": ("maybe", "1", "[]"),  # null in a pack
 }
+MNIST = {
+    "data.root": PHOTOS["data.root"],
+    **dict.fromkeys(
+        ("data.train_images", "data.val_images", "data.image_size", "data.num_classes"), (*NO_WHOLE, "0")
+    ),
+    "data.interpolation": (*NO_WORD, "random"),
+    "data.num_workers": NO_WHOLE,
+}
 OF_DATA = {
+    "fashion_mnist": MNIST,
+    "mnist": MNIST,
     "imagefolder": PHOTOS,
     "imagenet": PHOTOS | {"data.unpack": NO_FLAG},
     "packed": PHOTOS | {"data.mix_shards": NO_WHOLE},
@@ -290,6 +303,7 @@ def settings_of(config: RunConfig) -> dict[str, str]:
         ((*USUAL, "logger=tensorboard"), [BAD, STEP]),
         ((*USUAL, "logger=wandb"), [BAD, STEP, WANDB]),
         (("data=imagefolder", "data.num_classes=2"), [BAD, STEP, OF_DATA["imagefolder"]]),
+        *((("data=" + name,), [BAD, STEP, MNIST]) for name in ("mnist", "fashion_mnist")),
         (("data=imagenet",), [BAD, STEP, OF_DATA["imagenet"]]),
         (("data=packed", "data.num_classes=2"), [BAD, STEP, OF_DATA["packed"]]),
     ],
@@ -318,7 +332,7 @@ def test_every_setting_and_its_range_is_in_the_docs_and_in_the_help(noah: Noah) 
     table = noah("settings", "--markdown").out
     documented = (config_dir().parent / "docs" / "settings.md").read_text()
     assert table in documented
-    for groups in ((), ("logger=wandb",), ("data=packed", "data.num_classes=2"), ("head=gap",)):
+    for groups in ((), ("logger=wandb",), ("data=packed", "data.num_classes=2"), ("data=mnist",), ("head=gap",)):
         for key, values in settings_of(composed(*groups)).items():
             if key.rpartition(".")[2] != "name" and not key.startswith("data.augment."):
                 assert any(f"| {key}" in line and f"| {values} |" in line for line in table.splitlines()), key
@@ -343,6 +357,8 @@ def test_a_run_recorded_before_a_setting_existed_has_its_default() -> None:
         ("data", "data/imagefolder.yaml"),
         ("data", "data/imagenet.yaml"),
         ("data", "data/packed.yaml"),
+        ("data", "data/digits_multilabel.yaml"),
+        ("data", "data/coco.yaml"),
         ("head", "head/noah.yaml"),
         ("logger", "logger/wandb.yaml"),
         ("recipe", "recipe/plain.yaml"),

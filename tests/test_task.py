@@ -238,10 +238,10 @@ def test_a_training_step_never_waits_for_the_device(mixing: MixingSettings) -> N
     loss.backward()
     task.ema.update(task.model)
     assert loss.is_meta
-    assert task.train_accuracy.correct.is_meta
+    assert task.train_score.correct.is_meta
     assert task.loss.is_meta, "what is logged every few steps is fetched only then"
     with pytest.raises(RuntimeError, match="meta"):  # the test's own premise
-        task.train_accuracy.compute()
+        task.train_score.compute()
 
 
 @pytest.mark.parametrize(("accumulate", "steps"), [(1, [2, 5]), (2, [2]), (4, [])])
@@ -387,7 +387,7 @@ def test_each_epoch_is_counted_from_zero() -> None:
 
     class TrainImages(pl.Callback):
         def on_train_epoch_end(self, trainer: pl.Trainer, task: ClassificationTask) -> None:
-            counts.append(task.train_accuracy.compute().images)
+            counts.append(task.train_score.compute().images)
 
     still = make_task(toy_model(), OptimizerSettings(name="sgd", lr=0.0))
     trainer = make_trainer(max_epochs=3, logger=metrics, callbacks=[TrainImages()])
@@ -532,7 +532,7 @@ def test_the_counter_takes_logits_of_any_precision(dtype: torch.dtype) -> None:
 def test_counts_stay_integers_when_the_model_is_halved() -> None:
     """Counted in float16, 2,049 images would be 2,048."""
     task = make_task(toy_model()).half()
-    counter = task.val_accuracy
+    counter = task.val_score
     assert [counter.images.dtype, counter.correct.dtype, counter.correct_top5.dtype] == [torch.int64] * 3
     for _ in range(2049):
         counter.update(torch.eye(7)[:1].half(), torch.tensor([0]), torch.tensor(1.0).half())
@@ -549,7 +549,7 @@ def test_an_untouched_counter_is_all_zero() -> None:
 def test_a_checkpoint_holds_the_models_weights_and_nothing_else() -> None:
     model = toy_model()
     task = make_task(model)
-    task.val_accuracy.update(torch.eye(CLASSES), torch.arange(CLASSES), torch.tensor(1.0))
+    task.val_score.update(torch.eye(CLASSES), torch.arange(CLASSES), torch.tensor(1.0))
     assert task.state_dict().keys() == {f"model.{name}" for name in model.state_dict()}
 
 

@@ -34,6 +34,8 @@ def demo(overrides: Sequence[str] = ()) -> Path:
     if any(pair.startswith("head=") for pair in overrides):
         raise ConfigError("noah demo trains both heads; remove head=…, or use noah train experiment=demo head=…")
     configs = {head: compose_config(["experiment=demo", *overrides, f"head={head}"]) for head in HEADS}
+    if configs["noah"].recipe.loss != "cross_entropy":
+        raise ConfigError("noah demo counts the images that each head has right; for multi-label data use noah train")
     folder = Path("runs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S}_demo"
     results = {}
     for head, config in configs.items():
@@ -60,6 +62,8 @@ def comparison_table(results: dict[str, Results]) -> Table:
 def verdict(results: dict[str, Results]) -> str:
     """Sentence with the head of higher validation accuracy and the difference."""
     gap, noah = results["gap"], results["noah"]
+    assert noah.correct is not None
+    assert gap.correct is not None
     if noah.correct == gap.correct:
         return "Both heads are right equally often."
     winner = "NOAH" if noah.correct > gap.correct else "GAP"
@@ -79,7 +83,7 @@ def draw_demo(folder: Path, configs: dict[str, RunConfig]) -> Path:
     images: dict[int, Tensor] = {}  # by label
     for index in range(len(data.val_dataset)):
         image, label = data.val_dataset[index]
-        images.setdefault(label, image)
+        images.setdefault(int(label), image)
         if len(images) == DRAWN:
             break
     shown = torch.stack(list(images.values()))  # uint8 (DRAWN, 3, H, W)

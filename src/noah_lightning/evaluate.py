@@ -8,16 +8,16 @@ from noah_lightning.callbacks.failures import failures_in_one_line
 from noah_lightning.config.schema import OptimizerSettings, ScheduleSettings
 from noah_lightning.data import create_data
 from noah_lightning.models.classifier import compiled
-from noah_lightning.task import ClassificationTask
-from noah_lightning.task.metrics import Accuracy
+from noah_lightning.task import ClassificationTask, check_objective, make_objective
+from noah_lightning.task.objective import Score
 from noah_lightning.tools.trained import load_trained
 from noah_lightning.train import make_trainer
 
 HERE = ("trainer.devices=1", "trainer.num_nodes=1", "trainer.strategy=auto")  # in this process
 
 
-def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = (), ema: bool = False) -> Accuracy:
-    """Accuracy of a run's ``best`` or ``last`` checkpoint, or of a converted model, on the validation set.
+def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = (), ema: bool = False) -> Score:
+    """Accuracy, or mean average precision, of a run's ``best`` or ``last`` checkpoint, or of a converted model.
 
     Runs in a single process; the counts are the same as those of a training with several.
 
@@ -34,8 +34,13 @@ def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = 
     """
     config, model = load_trained(folder, checkpoint, [*overrides, *HERE], ema)
     data = create_data(**config.data.arguments())
+    check_objective(config.recipe, data.multilabel, config.data.name)
     task = ClassificationTask(  # nothing is trained
-        model, OptimizerSettings(name="sgd", lr=0.0), ScheduleSettings(), channels_last=config.trainer.channels_last
+        model,
+        OptimizerSettings(name="sgd", lr=0.0),
+        ScheduleSettings(),
+        channels_last=config.trainer.channels_last,
+        objective=make_objective(config.recipe),
     )
     with tempfile.TemporaryDirectory() as nowhere:  # an evaluation leaves nothing in the run directory
         trainer = make_trainer(config, Path(nowhere), logger=False, enable_checkpointing=False)

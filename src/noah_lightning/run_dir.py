@@ -4,7 +4,7 @@ config.yaml                the resolved configuration; paths in it are absolute
 config-until-step-N.yaml   the configuration before ``noah resume --force`` changed it
 train.log                  the console output
 metrics.csv                losses, accuracies and learning rates
-checkpoints/best.ckpt      the epoch with the highest validation accuracy
+checkpoints/best.ckpt      the epoch with the highest validation accuracy, or mean average precision
 checkpoints/best_ema.ckpt  the same for the average of the weights
 checkpoints/last.ckpt      the latest state; a link to step-<steps>.ckpt until the run has finished
 predictions.npz            predictions of the best epoch for every validation image
@@ -23,9 +23,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
 from noah_lightning.atomic_io import write_whole
 from noah_lightning.config import recorded
@@ -48,7 +48,7 @@ DEPTH = 3  # runs/DATE/TIME_sweep/NUMBER lies three below runs
 
 
 class Results(BaseModel, frozen=True, strict=True, allow_inf_nan=False):
-    """Results of a finished run; accuracies are exact, as counts.
+    """Results of a finished run: exact accuracies, as counts, or the mean average precision of a multi-label run.
 
     Fields that begin with ``ema`` are of the average of the weights, and None without one.
     """
@@ -56,8 +56,8 @@ class Results(BaseModel, frozen=True, strict=True, allow_inf_nan=False):
     parameters: int
     epochs: int
     best_epoch: int  # counted from 1
-    correct: int
-    correct_top5: int
+    correct: int | None = None
+    correct_top5: int | None = None
     images: int
     train_seconds: float
     images_per_second: float  # while training, without the first batch
@@ -65,11 +65,40 @@ class Results(BaseModel, frozen=True, strict=True, allow_inf_nan=False):
     ema_best_epoch: int | None = None
     ema_correct: int | None = None
     ema_correct_top5: int | None = None
+    map: float | None = None  # percent
+    ema_map: float | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.map is not None:
+            if not (0 <= self.map <= 100 and self.images > 0):
+                raise ValueError(f"mAP {self.map} % of {self.images} images is not possible")
+        elif self.correct is None or self.correct_top5 is None:
+            raise ValueError("it has neither correct and correct_top5 nor map")
+        elif not 0 <= self.correct <= self.images > 0:
+            raise ValueError(f"{self.correct} of {self.images} images is not possible")
+        return self
+
+    @property
+    def multilabel(self) -> bool:
+        return self.map is not None
 
     @property
     def top1(self) -> float:
-        """Percent."""
+        """Percent; of single-label runs only."""
+        assert self.correct is not None
         return 100 * self.correct / self.images
+
+    @property
+    def score(self) -> float:
+        """Top-1, or mean average precision of a multi-label run, in percent."""
+        return self.top1 if self.map is None else self.map
+
+    def text(self) -> str:
+        """JSON without the fields of the other kind of run."""
+        counts = {"correct", "correct_top5", "ema_correct", "ema_correct_top5"}
+        others = counts if self.multilabel else {"map", "ema_map"}
+        return self.model_dump_json(indent=2, exclude=others) + "\n"
 
 
 @dataclass(frozen=True)
@@ -163,7 +192,7 @@ class RunDir:
 
     def write_results(self, results: Results) -> None:
         """Mark the run as finished; raises RunFailed if the file cannot be written."""
-        path, text = self.path / RESULTS, results.model_dump_json(indent=2) + "\n"
+        path, text = self.path / RESULTS, results.text()
         try:
             write_whole(path, lambda file: file.write(text.encode()))
         except OSError as error:
@@ -177,29 +206,33 @@ class RunDir:
             ConfigError: the run has not finished, or the file is damaged.
         """
         try:
-            results = Results.model_validate_json((self.path / RESULTS).read_bytes())
-            if not 0 <= results.correct <= results.images > 0:
-                raise ValueError(f"{results.correct} of {results.images} images is not possible")
-            return results
+            return Results.model_validate_json((self.path / RESULTS).read_bytes())
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.path} does not contain a finished run: {one_line(error)}") from error
 
-    def write_predictions(self, labels: "np.ndarray", guesses: "np.ndarray", class_names: Sequence[str]) -> None:
-        """Save predictions, int32 (images,); raises OSError if the file cannot be written."""
+    def write_predictions(self, class_names: Sequence[str], **arrays: Any) -> None:
+        """Save predictions; raises OSError if the file cannot be written.
+
+        Args:
+            class_names: in label order.
+            arrays: labels and guesses, int32 (images,); of a multi-label run labels and logits, (images, K).
+        """
         import numpy as np
 
         path, names = self.path / PREDICTIONS, np.array(class_names)
-        write_whole(path, lambda f: np.savez_compressed(f, labels=labels, guesses=guesses, class_names=names))
+        write_whole(path, lambda file: np.savez_compressed(file, **arrays, class_names=names))
 
     def predictions(self) -> Predictions:
         """Predictions of a finished run for every validation image.
 
         Raises:
-            ConfigError: there are none, or they do not match the accuracy of the run.
+            ConfigError: there are none, they do not match the accuracy of the run, or the run is multi-label.
         """
         import numpy as np
 
         results, path = self.results(), self.path / PREDICTIONS
+        if results.multilabel:
+            raise ConfigError("McNemar's test counts images that are right, which mean average precision does not")
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 found = Predictions(

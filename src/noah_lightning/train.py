@@ -38,8 +38,9 @@ from noah_lightning.loggers import console
 from noah_lightning.loggers.factory import WandbRun, close_loggers, make_loggers
 from noah_lightning.models.classifier import build_model, compiled
 from noah_lightning.models.cost import count_parameters
+from noah_lightning.models.frozen import freeze
 from noah_lightning.run_dir import CHECKPOINTS, CONFIG, LOG, Results, RunDir
-from noah_lightning.task import ClassificationTask, check_options, scaled_to
+from noah_lightning.task import ClassificationTask, check_objective, check_options, make_objective, scaled_to
 
 log = logging.getLogger("noah_lightning")
 NO_BATCH = "as the next batch did not arrive (data.num_workers processes read the images)"
@@ -67,7 +68,8 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
     pl.seed_everything(config.seed, workers=True, verbose=False)
     model = build_model(config)  # before the data, which may take long to list
     data = create_data(**config.data.arguments())
-    report, stop = EpochReport(), StopRequest()
+    check_objective(config.recipe, data.multilabel, config.data.name)
+    report, stop = EpochReport(make_objective(config.recipe).score), StopRequest()
     loggers = make_loggers(config, run_dir)
     callbacks = make_callbacks(config, run_dir, loggers, report, data, stop)
     trainer = make_trainer(config, run_dir, logger=loggers, callbacks=callbacks)
@@ -148,21 +150,19 @@ def _announce(config: RunConfig, run_dir: Path, task: ClassificationTask, data: 
 
 
 def _conclude(run: RunDir, task: ClassificationTask, report: EpochReport) -> Results:
-    best, ema = report.best.accuracy, report.best_ema.accuracy
+    best, ema = report.best.score, report.best_ema.score
     assert best is not None, "every run validates at least once"
     results = Results(
         parameters=count_parameters(task.model),
         epochs=task.current_epoch,
         best_epoch=report.best.epoch,
-        correct=best.correct,
-        correct_top5=best.correct_top5,
         images=best.images,
         train_seconds=report.train_seconds,
         images_per_second=report.images_per_second,
         peak_memory=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         ema_best_epoch=report.best_ema.epoch if ema else None,
-        ema_correct=ema.correct if ema else None,
-        ema_correct_top5=ema.correct_top5 if ema else None,
+        **best.results(),
+        **{f"ema_{name}": value for name, value in (ema.results() if ema else {}).items()},
     )
     if rank() == 0:
         run.write_results(results)
@@ -189,6 +189,8 @@ def make_task(config: RunConfig, model: nn.Module, batch: int) -> Classification
         ema=config.recipe.ema,
         channels_last=config.trainer.channels_last,
         nonfinite=config.trainer.nonfinite,
+        trained=freeze(model) if config.model.freeze else None,
+        objective=make_objective(config.recipe),
     )
 
 
@@ -201,17 +203,17 @@ def make_callbacks(
     stop: StopRequest,
 ) -> list[Callback]:
     """Callbacks of the trainer, including ``report``; after each step they check ``stop``."""
-    pictures = getattr(config.logger, "picture_every_n_epochs", 0)
+    pictures, monitor = getattr(config.logger, "picture_every_n_epochs", 0), make_objective(config.recipe).monitor
     callbacks: list[Callback] = [
         NonFiniteCheck(),  # before callbacks that save
         report,
         BestRecord(RunDir(run_dir), data),
-        BestWeights(run_dir, "best", "val/top1"),
+        BestWeights(run_dir, "best", f"val/{monitor}"),
     ]
     if config.recipe.ema is not None:
-        callbacks.append(BestWeights(run_dir, "best_ema", "val/ema_top1"))
+        callbacks.append(BestWeights(run_dir, "best_ema", f"val/ema_{monitor}"))
     callbacks.append(Checkpoints(run_dir, config.checkpoint, BatchSplit.of(config, data), stop))
-    if pictures and config.head.name == "noah":
+    if pictures and config.head.name == "noah" and not data.multilabel:  # they show the class of an image
         callbacks += [AttentionPicture(logger, data, pictures) for logger in loggers if isinstance(logger, WandbRun)]
     return callbacks
 

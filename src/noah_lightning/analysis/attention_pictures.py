@@ -3,7 +3,7 @@
 Shapes: B images, H × W pixels, N attention blocks, K classes, L row-major positions of the feature map.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -125,7 +125,7 @@ class ClassMaps:
 
 
 def draw_explanation(
-    image: Tensor, heading: str, predictions: Predictions, true: str | None, rows: Sequence[ClassMaps]
+    image: Tensor, heading: str, predictions: Predictions, true: Collection[str], rows: Sequence[ClassMaps]
 ) -> "Figure":
     """An image and its predictions, and below for each class the contributions and the attention of each block.
 
@@ -136,7 +136,7 @@ def draw_explanation(
         image: uint8 (3, H, W), as the model saw it.
         heading: above the image.
         predictions: names and probabilities of the most probable classes.
-        true: name of the true class, which is printed bold.
+        true: names of the true classes, which are printed bold; empty if they are not known.
         rows: one or more.
     """
     import matplotlib
@@ -146,7 +146,7 @@ def draw_explanation(
 
 
 def _draw_explanation(
-    image: Tensor, heading: str, predictions: Predictions, true: str | None, rows: Sequence[ClassMaps]
+    image: Tensor, heading: str, predictions: Predictions, true: Collection[str], rows: Sequence[ClassMaps]
 ) -> "Figure":
     from matplotlib.figure import Figure
 
@@ -175,7 +175,7 @@ def _draw_explanation(
 
 
 def _draw_predictions(
-    part: Any, image: Tensor, heading: str, predictions: Predictions, true: str | None, columns: int
+    part: Any, image: Tensor, heading: str, predictions: Predictions, true: Collection[str], columns: int
 ) -> None:
     """The bare image, and on its right bars of the most probable classes."""
     left, right = part.subplots(1, 2, width_ratios=(1, columns - 1))
@@ -183,13 +183,13 @@ def _draw_predictions(
     left.set(xticks=[], yticks=[])
     part.suptitle(heading, x=0.01, ha="left", fontsize=11, fontweight="bold")
     names, values = zip(*predictions, strict=True)
-    colors = [COLORS[2] if name == true else COLORS[0] for name in names]
+    colors = [COLORS[2] if name in true else COLORS[0] for name in names]
     right.barh(range(len(names)), values, height=0.5, color=colors)
     right.set(xlim=(0, 1.6), ylim=(len(names) - 0.5, -0.5), xticks=[])
     right.set_yticks(range(len(names)), [shorten(name, 32, placeholder="…") for name in names], fontsize=9)
     for place, (name, value) in enumerate(predictions):
         right.text(value + 0.01, place, f"{100 * value:.1f} %", va="center", fontsize=9)
-        right.get_yticklabels()[place].set_fontweight("bold" if name == true else "normal")
+        right.get_yticklabels()[place].set_fontweight("bold" if name in true else "normal")
     right.tick_params(length=0)
     right.spines[:].set_visible(False)
 

@@ -1,10 +1,11 @@
-"""Figures of a comparison as SVG images: learning curves and heat maps."""
+"""Figures of a comparison: learning curves, heat maps, ranks, and accuracy against cost."""
 
 import io
 from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -12,9 +13,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from noah_lightning.analysis.cost_plots import COSTS, NAMED, draw_cost
+from noah_lightning.analysis.critical_difference import BARS, draw_critical_difference
 from noah_lightning.analysis.groups import Group, identity, make_labels
+from noah_lightning.analysis.statistics import Comparison
 
 N, R = "head.head_num", "head.key_ratio"
+PNG_DPI = 160
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text instead of paths: smaller files
@@ -35,36 +40,87 @@ _COLORS = ("#8a94a0", "#d1495b", "#3d7fb8", "#d9962f", "#3a9b7a", "#8f6bb3", "#b
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A figure with its texts in the page and the name of its file."""
+
+    name: str
+    heading: str
+    description: str  # for those who cannot see it
+    caption: str
+    figure: Figure
+
+    @matplotlib.rc_context(STYLE)
+    def uri(self) -> str:
+        """Data URI of SVG."""
+        file = io.BytesIO()
+        self.figure.savefig(file, format="svg", metadata={"Date": None})
+        return f"data:image/svg+xml;base64,{b64encode(file.getvalue()).decode()}"
+
+    @matplotlib.rc_context(STYLE)
+    def write(self, folder: Path) -> None:
+        """Write ``NAME.png``; raises OSError."""
+        self.figure.savefig(folder / f"{self.name}.png", dpi=PNG_DPI)
+
+
+@dataclass(frozen=True)
 class HeatMap:
     """Groups that share all settings but N and r."""
 
     title: str
     head_nums: list[float]  # rows
     key_ratios: list[float]  # columns
-    top1: np.ndarray  # percent (rows, columns), NaN if there is no run
+    top1: np.ndarray  # percent (rows, columns), NaN if there is no run; mAP of multi-label runs
+    metric: str
 
 
 @matplotlib.rc_context(STYLE)
-def draw_figures(groups: Sequence[Group]) -> tuple[list[tuple[str, str]], str | None]:
-    """Title and image of each heat map, and the learning curves or None; images are data URIs of SVG."""
-    maps = [(heat.title, _data_uri(_draw_heat_map(heat))) for heat in heat_maps(groups)]
-    curves = draw_curves(groups)
-    return maps, _data_uri(curves) if curves else None
+def draw_figures(comparison: Comparison) -> list[Picture]:
+    """Heat maps, learning curves, and for more than two groups critical differences and accuracy against cost."""
+    groups = [entry.group for entry in comparison.entries]
+    pictures = []
+    for number, heat in enumerate(heat_maps(groups), start=1):
+        about = "heat map of the mean over head_num and key_ratio"
+        pictures.append(Picture(f"heat-map-{number}", "Heads and keys", about, heat.title, _draw_heat_map(heat)))
+    if curves := draw_curves(groups):
+        about = "validation metric and training loss by epoch"
+        caption = "Means over seeds; the bands run from the lowest to the highest seed."
+        pictures.append(Picture("learning-curves", "Learning curves", about, caption, curves))
+    if ranking := comparison.ranking:
+        about = "average ranks of the head settings on an axis"
+        caption = f"Average ranks over {ranking.blocks} blocks, the best at the left. {BARS}"
+        figure = draw_critical_difference(ranking)
+        pictures.append(Picture("critical-difference", "Average ranks", about, caption, figure))
+    if len(groups) > 2:
+        pictures += _cost_pictures(groups)
+    return pictures
 
 
-def _data_uri(figure: Figure) -> str:
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{b64encode(file.getvalue()).decode()}"
+def _cost_pictures(groups: Sequence[Group]) -> list[Picture]:
+    """Accuracy against parameters and milliseconds, for each data set."""
+    sets: defaultdict[tuple[str, str], list[Group]] = defaultdict(list)
+    for group in groups:
+        sets[str(group.settings.get("data.name")), str(group.settings.get("data.root"))].append(group)
+    pictures = []
+    for number, ((data, _), found) in enumerate(sets.items(), start=1):
+        for cost in COSTS:
+            caption = f"data={data}. Means over seeds; error bars are standard deviations over seeds."
+            if len(found) > NAMED:
+                caption += f" Labels are on the {NAMED} highest of {len(found)}."
+            about = f"top-1 against {cost.label}"
+            figure = draw_cost(found, cost)
+            pictures.append(Picture(f"accuracy-{cost.name}-{number}", "Accuracy and cost", about, caption, figure))
+    return pictures
 
 
 def draw_curves(groups: Sequence[Group]) -> Figure | None:
-    """Validation accuracy and training loss by epoch; None if no group has either."""
-    panels = [("val/top1", "validation top-1, %"), ("train/loss", "training loss")]
+    """Validation accuracy or mean average precision, and training loss by epoch; None if no group has any."""
+    kinds = sorted({group.multilabel for group in groups})
+    panels = [("val/map", "validation mAP, %") if kind else ("val/top1", "validation top-1, %") for kind in kinds]
+    panels.append(("train/loss", "training loss"))
     rows = -(-len(groups) // 2)  # of the legend
     figure = Figure(figsize=(8, 3.2 + 0.18 * rows), layout="constrained")
     lines: dict[str, Line2D] = {}
-    for axes, (column, title) in zip(figure.subplots(1, 2), panels, strict=True):
+    for axes, (column, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for group, color in zip(groups, _colors(len(groups)), strict=True):
             curve = group_curve(group, column)
             if curve is None:
@@ -116,7 +172,7 @@ def heat_maps(groups: Sequence[Group]) -> list[HeatMap]:
         key_ratios, columns = np.unique([g.settings[R] for g in found], return_inverse=True)
         top1 = np.full((len(head_nums), len(key_ratios)), np.nan)
         top1[rows, columns] = [g.top1 for g in found]
-        maps.append(HeatMap(title, head_nums.tolist(), key_ratios.tolist(), top1))
+        maps.append(HeatMap(title, head_nums.tolist(), key_ratios.tolist(), top1, found[0].metric))
     return maps
 
 
@@ -138,7 +194,7 @@ def _draw_heat_map(heat: HeatMap) -> Figure:
             axes.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center", color=ink)
     axes.set_xticks(np.arange(columns) + 0.5, [f"{ratio:g}" for ratio in heat.key_ratios])
     axes.set_yticks(np.arange(rows) + 0.5, [f"{number:g}" for number in heat.head_nums])
-    axes.set(xlabel="key_ratio r", ylabel="head_num N", title="mean top-1, %")
+    axes.set(xlabel="key_ratio r", ylabel="head_num N", title=f"mean {heat.metric}, %")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure

@@ -43,14 +43,23 @@ class Group:
         return statistics.fmean(getattr(outcome, field) for outcome in self.outcomes.values())
 
     @property
+    def multilabel(self) -> bool:
+        return next(iter(self.outcomes.values())).multilabel
+
+    @property
+    def metric(self) -> str:
+        """What :attr:`top1` is."""
+        return "mAP" if self.multilabel else "top-1"
+
+    @property
     def top1(self) -> float:
-        """Mean over the seeds, in percent."""
-        return self.mean("top1")
+        """Mean over the seeds, in percent; of multi-label runs, the mean average precision."""
+        return self.mean("score")
 
     @property
     def deviation(self) -> float | None:
-        """Sample standard deviation of top-1 over the seeds, in percentage points; None for one seed."""
-        return statistics.stdev(o.top1 for o in self.outcomes.values()) if len(self.runs) > 1 else None
+        """Sample standard deviation of :attr:`top1` over the seeds, in percentage points; None for one seed."""
+        return statistics.stdev(o.score for o in self.outcomes.values()) if len(self.runs) > 1 else None
 
     @property
     def peak_memory(self) -> int | None:
@@ -65,12 +74,11 @@ def group_runs(runs: Iterable[RunDir]) -> list[Group]:
         if run.outcome is not None:
             members[identity(run.settings)].append(run)
     settings = [_shared(found[0].settings) for found in members.values()]
-    one_model = len({shared["model.name"] for shared in settings}) == 1
     groups = []
-    for shared, label, found in zip(settings, make_labels(settings), members.values(), strict=True):
+    labels = zip(make_labels(settings), short_labels(settings), strict=True)
+    for shared, (label, short), found in zip(settings, labels, members.values(), strict=True):
         by_seed = {run.seed: run for run in found}
         repeated = tuple(run for run in found if by_seed[run.seed] is not run)
-        short = label.partition(" ")[2] if one_model else label
         groups.append(Group(label, short, shared, dict(sorted(by_seed.items())), repeated))
     return sorted(groups, key=lambda g: (g.model, g.head != BASELINE, [*map(_word_order, g.label.split())]))
 
@@ -99,30 +107,39 @@ def identity(settings: Settings, only: tuple[str, ...] = ("",), without: tuple[s
     return frozenset((k, _comparable(v)) for k, v in shared if k.startswith(only) and not k.startswith(without))
 
 
-def make_labels(groups: Sequence[Settings]) -> list[str]:
-    """A unique label for each group: model, head, and the settings in which the groups differ."""
-    keys = _varying(groups)
-    labels = [_write(settings, keys) for settings in groups]
+def make_labels(groups: Sequence[Settings], names: tuple[str, ...] = _NAMES) -> list[str]:
+    """A unique label for each group: model, head, and the settings in which the groups differ.
+
+    ``names`` are the settings that are always in a label, if the groups only have settings of the model or the head.
+    """
+    keys = _varying(groups, names)
+    labels = [_write(settings, keys, names) for settings in groups]
     for label, count in Counter(labels).items():
         if count > 1:  # they differ only in whether a setting exists
             same = [i for i, other in enumerate(labels) if other == label]
             more = _differing([groups[i] for i in same], absent_counts=True)
             for i in same:
-                labels[i] = _write(groups[i], [*keys, *more])
+                labels[i] = _write(groups[i], [*keys, *more], names)
     return labels
 
 
-def _varying(groups: Sequence[Settings]) -> list[str]:
+def short_labels(groups: Sequence[Settings]) -> list[str]:
+    """Labels without the model if all groups share it."""
+    one_model = len({settings["model.name"] for settings in groups}) == 1
+    return [label.partition(" ")[2] if one_model else label for label in make_labels(groups)]
+
+
+def _varying(groups: Sequence[Settings], names: tuple[str, ...]) -> list[str]:
     """Settings that differ between groups of the same model, or, for settings of the head, of the same head.
 
     Each model has its own recipe and each head its own settings, so their names identify different ones.
     """
     keys = {key for key in _differing(groups) if key == "data.name"}
-    for name in _NAMES:
+    for name in names:
         for value in {settings[name] for settings in groups}:
             alike = _differing([settings for settings in groups if settings[name] == value])
             keys |= {key for key in alike if key.startswith("head.") == (name == "head.name")}
-    return sorted(keys - set(_NAMES), key=lambda key: (not key.startswith("head."), key))
+    return sorted(keys - set(names), key=lambda key: (not key.startswith("head."), key))
 
 
 def _differing(groups: Sequence[Settings], absent_counts: bool = False) -> list[str]:
@@ -140,11 +157,11 @@ def _comparable(value: Any) -> Hashable:
     return value if isinstance(value, int | float) and type(value) is not bool and value == value else repr(value)
 
 
-def _write(settings: Settings, keys: Sequence[str]) -> str:
+def _write(settings: Settings, keys: Sequence[str], names: tuple[str, ...]) -> str:
     """Label such as ``head_num=4``, or ``head.head_num=4`` if the last part of the key is ambiguous."""
-    last = {key: key.removesuffix(".name").rpartition(".")[2] for key in (*_NAMES, *keys)}  # data.name → data
+    last = {key: key.removesuffix(".name").rpartition(".")[2] for key in (*names, *keys)}  # data.name → data
     used = Counter(last.values())
-    words = {key: last[key] if key in _NAMES or used[last[key]] == 1 else key for key in last if key in settings}
+    words = {key: last[key] if key in names or used[last[key]] == 1 else key for key in last if key in settings}
     return " ".join(f"{word}={_show(settings[key])}" for key, word in words.items())
 
 

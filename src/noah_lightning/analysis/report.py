@@ -1,60 +1,69 @@
 """Reports of a comparison: for a terminal, and as Markdown, LaTeX, CSV and HTML."""
 
+import math
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 from rich import get_console
 
-from noah_lightning.analysis.groups import BASELINE, Group
+from noah_lightning.analysis.groups import Group
 from noah_lightning.analysis.page import render
+from noah_lightning.analysis.ranking import Ranking
 from noah_lightning.analysis.statistics import LEVEL, RESAMPLES, Comparison, Entry
+from noah_lightning.analysis.summary import p_value, remarks, signed, summary
 from noah_lightning.analysis.tables import Table
 from noah_lightning.errors import ConfigError, count, one_line, printable, shell_word
 from noah_lightning.loggers.console import duration
 from noah_lightning.run_dir import CONFIG
 
 NONE = "–"  # in a cell
-FEW = 3  # number of differences up to which all are reported; of more, only the highest
+METRICS = ("top-1", "mAP")  # in the order of their columns
 SHOWN = 10  # classes with the largest gains and losses
 
 
-def signed(points: float) -> str:
-    """``+0.55`` or ``−0.30``; without a sign if it rounds to zero."""
-    text = f"{points:+.2f}".replace("-", "−")
-    return "0.00" if text[1:] == "0.00" else text
-
-
-def p_value(p: float) -> str:
-    """``p = 0.21``, or ``p < 0.001``."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-
-
 def main_table(comparison: Comparison) -> Table:
-    """One row per group, rounded; with a memory column if a run used a GPU."""
-    memory = any(entry.group.peak_memory is not None for entry in comparison.entries)
-    columns = ["group", "runs", "top-1 %", "difference", f"{LEVEL} % interval", "McNemar"]
-    columns += ["parameters", "images/s", *(["GPU memory"] if memory else []), "time", "best epoch"]
-    rows = []
-    for entry in comparison.entries:
-        group, paired, outcomes = entry.group, entry.paired, list(entry.group.outcomes.values())
-        spread = "" if group.deviation is None else f" ± {group.deviation:.2f}"
-        cells = [group.label, str(len(outcomes)), f"{group.top1:.2f}{spread}"]
-        if entry.difference is None:
-            cells += [NONE] * 3
-        elif paired is None:
-            cells += [signed(entry.difference), "not tested", NONE]
-        else:
-            cells += [signed(entry.difference), f"{signed(paired.low)} to {signed(paired.high)}", p_value(paired.p)]
-        cells += [f"{outcomes[0].parameters:,}", f"{group.mean('images_per_second'):,.0f}"]
-        if memory:
-            cells.append(NONE if group.peak_memory is None else f"{group.peak_memory / 2**30:.2f} GiB")
-        best = ", ".join(str(outcome.best_epoch) for outcome in outcomes)
-        last = ", ".join(map(str, sorted({outcome.epochs for outcome in outcomes})))
-        rows.append([*cells, duration(group.mean("train_seconds")), f"{best} of {last}"])
-    return Table(columns, rows, left=["group"])
+    """One row per group, rounded; with columns for ranks, corrected p values and memory if there are any."""
+    facts = [_row(entry, comparison.ranking) for entry in _by_rank(comparison)]
+    absent = {"rank"} if comparison.ranking is None else set()
+    optional = ("Holm", "GPU memory", *(f"{metric} %" for metric in METRICS))
+    absent |= {column for column in optional if all(row[column] == NONE for row in facts)}
+    columns = [column for column in facts[0] if column not in absent] if facts else ["group"]
+    return Table(columns, [[row[column] for column in columns] for row in facts], left=["group"])
 
 
-def _facts(entry: Entry) -> dict[str, object]:
+def _by_rank(comparison: Comparison) -> list[Entry]:
+    """The entries of each model by average rank, groups without one last; in their order if there are no ranks."""
+    ranks = comparison.ranking.by_group if comparison.ranking else {}
+    return sorted(comparison.entries, key=lambda e: (e.group.model, ranks.get(e.group.label, math.inf)))
+
+
+def _row(entry: Entry, ranking: Ranking | None) -> dict[str, str]:
+    group, paired, outcomes = entry.group, entry.paired, list(entry.group.outcomes.values())
+    rank = ranking.by_group.get(group.label) if ranking else None
+    corrected = paired.corrected if paired else None
+    best = ", ".join(str(outcome.best_epoch) for outcome in outcomes)
+    last = ", ".join(map(str, sorted({outcome.epochs for outcome in outcomes})))
+    mean = f"{group.top1:.2f}" + ("" if group.deviation is None else f" ± {group.deviation:.2f}")
+    interval = f"{signed(paired.low)} to {signed(paired.high)}" if paired else "not tested"
+    return {
+        "group": group.label,
+        "runs": str(len(outcomes)),
+        "rank": NONE if rank is None else f"{rank:.2f}",
+        **{f"{metric} %": mean if metric == group.metric else NONE for metric in METRICS},
+        "difference": NONE if entry.difference is None else signed(entry.difference),
+        f"{LEVEL} % interval": NONE if entry.difference is None else interval,
+        "McNemar": p_value(paired.p) if paired else NONE,
+        "Holm": NONE if corrected is None else p_value(corrected),
+        "parameters": f"{outcomes[0].parameters:,}",
+        "images/s": f"{group.mean('images_per_second'):,.0f}",
+        "GPU memory": NONE if group.peak_memory is None else f"{group.peak_memory / 2**30:.2f} GiB",
+        "time": duration(group.mean("train_seconds")),
+        "best epoch": f"{best} of {last}",
+    }
+
+
+def _facts(entry: Entry, ranking: Ranking | None) -> dict[str, object]:
     group, paired = entry.group, entry.paired
     outcomes = list(group.outcomes.values())
     return {
@@ -62,9 +71,12 @@ def _facts(entry: Entry) -> dict[str, object]:
         "model": group.model,
         "head": group.head,
         "seeds": _spaced(group.runs),
-        "top1_mean": group.top1,
-        "top1_std": group.deviation,
-        "correct": _spaced(o.correct for o in outcomes),
+        "average_rank": ranking.by_group.get(group.label) if ranking else None,
+        "top1_mean": None if group.multilabel else group.top1,
+        "top1_std": None if group.multilabel else group.deviation,
+        "map_mean": group.top1 if group.multilabel else None,
+        "map_std": group.deviation if group.multilabel else None,
+        "correct": None if group.multilabel else _spaced(o.correct for o in outcomes),
         "images": _spaced(o.images for o in outcomes),
         "baseline": entry.baseline.label if entry.baseline else None,
         "paired_seeds": _spaced(entry.seeds),
@@ -72,6 +84,7 @@ def _facts(entry: Entry) -> dict[str, object]:
         "interval_low": paired.low if paired else None,
         "interval_high": paired.high if paired else None,
         "mcnemar_p": paired.p if paired else None,
+        "mcnemar_p_holm": paired.corrected if paired else None,
         "only_group_right": paired.better if paired else None,
         "only_baseline_right": paired.worse if paired else None,
         "untested": entry.untested,
@@ -87,72 +100,6 @@ def _facts(entry: Entry) -> dict[str, object]:
 
 def _spaced(values: Iterable[object]) -> str:
     return " ".join(map(str, values))
-
-
-def summary(comparison: Comparison) -> list[str]:
-    """The result in words, one sentence each."""
-    entries = comparison.entries
-    if not entries:
-        return [f"No run has finished; {count(len(comparison.unfinished), 'run')} without results."]
-    measured = [entry for entry in entries if entry.difference is not None]
-    if not measured:
-        reason = f"there is no finished run with head={BASELINE} and the same model, data and recipe"
-        if all(entry.group.head == BASELINE for entry in entries):
-            reason = f"every finished run has head={BASELINE}, the baseline"
-        return [*(_accuracy(entry.group) for entry in entries[:FEW]), f"There is nothing to compare with: {reason}."]
-    if len(measured) <= FEW:
-        return [_difference(entry) for entry in measured]
-    return [
-        _difference(max(measured, key=lambda entry: entry.difference or 0)),
-        f"This is the highest of {len(measured)} groups; choosing it on the images it is evaluated on is optimistic, "
-        "and p values are not corrected for the number of groups.",
-    ]
-
-
-def _accuracy(group: Group) -> str:
-    outcomes = list(group.outcomes.values())
-    return f"{group.short}: {group.top1:.2f} % of {outcomes[0].images:,} images ({count(len(outcomes), 'seed')})."
-
-
-def _difference(entry: Entry) -> str:
-    points, paired = entry.difference, entry.paired
-    assert points is not None
-    assert entry.baseline is not None
-    position = "level with" if points == 0 else f"{abs(points):.2f} points below"
-    if points > 0:
-        position = f"{signed(points)} points over"
-    start = f"{entry.group.short} is {position} {entry.baseline.short}"
-    if paired is None:
-        return f"{start}, not tested: {printable(entry.untested)}."
-    if not paired.significant:
-        verdict = "not significant"
-    elif paired.seeds == 1:
-        verdict = "significant on these images, but with one seed each, another training run may differ"
-    elif not paired.one_sign:
-        verdict = "significant on these images, but the seeds disagree in the sign"
-    else:
-        verdict = "significant on these images, with the same sign for every seed"
-    return (
-        f"{start} ({LEVEL} % interval {signed(paired.low)} to {signed(paired.high)}, McNemar {p_value(paired.p)}, "
-        f"{paired.images:,} images × {count(paired.seeds, 'seed')}): {verdict}."
-    )
-
-
-def remarks(comparison: Comparison) -> list[str]:
-    """Notes on missing tests, ignored runs and unfinished runs."""
-    entries = comparison.entries
-    found = [f"{entry.group.label}: not tested, {entry.untested}" for entry in entries if entry.untested]
-    for entry in entries:
-        if entry.baseline and entry.seeds and set(entry.seeds) != {*entry.group.runs, *entry.baseline.runs}:
-            found.append(
-                f"{entry.group.label}: difference and test only use {'seed' if len(entry.seeds) == 1 else 'seeds'} "
-                f"{', '.join(map(str, entry.seeds))}, in common with its baseline {entry.baseline.label}"
-            )
-    for group in (entry.group for entry in entries):
-        for run in group.repeated:
-            found.append(f"{run.path}: ignored, {group.runs[run.seed].path} has the same settings and seed")
-    found += [f"{run.path}: not finished; {run.reason}" for run in comparison.unfinished]
-    return list(map(printable, found))
 
 
 def show(comparison: Comparison) -> None:
@@ -177,7 +124,7 @@ def latex(comparison: Comparison) -> str:
 
 def csv(comparison: Comparison) -> str:
     """Every number in full precision, one line per group; missing values are empty, lists separated by spaces."""
-    facts = [_facts(entry) for entry in comparison.entries]
+    facts = [_facts(entry, comparison.ranking) for entry in _by_rank(comparison)]
     rows = [["" if value is None else printable(str(value)) for value in row.values()] for row in facts]
     return Table(list(facts[0]) if facts else ["group"], rows).csv()
 
@@ -187,7 +134,7 @@ def html(comparison: Comparison) -> str:
     from noah_lightning.analysis.figures import draw_figures  # matplotlib takes half a second to import
 
     entries = comparison.entries
-    heat_maps, curves = draw_figures([entry.group for entry in entries])
+    pictures = groupby(draw_figures(comparison), key=lambda picture: picture.heading)
     return render(
         "page.html",
         title=f"Comparison of {count(len(entries), 'group')}",
@@ -195,8 +142,9 @@ def html(comparison: Comparison) -> str:
         main_table=main_table(comparison) if entries else None,
         resamples=f"{RESAMPLES:,}",
         level=LEVEL,
-        heat_maps=heat_maps,
-        curves=curves,
+        tests=comparison.tests,
+        ranking=comparison.ranking,
+        figures=[(heading, list(found)) for heading, found in pictures],
         classes=[class_tables(entry) for entry in entries if entry.gains],
         remarks=remarks(comparison),
         groups=[_commands_and_configuration(entry.group) for entry in entries],
@@ -228,3 +176,15 @@ def write_html(comparison: Comparison, path: Path) -> None:
         path.write_text(html(comparison), encoding="utf-8", errors="backslashreplace")  # some paths are not UTF-8
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {one_line(error)}") from error
+
+
+def write_figures(comparison: Comparison, folder: Path) -> None:
+    """Write the figures of the page as PNG, replacing existing files; raises ConfigError if one cannot be written."""
+    from noah_lightning.analysis.figures import draw_figures
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for picture in draw_figures(comparison):
+            picture.write(folder)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {one_line(error)}") from error

@@ -2,12 +2,13 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from noah_lightning.analysis.groups import BASELINE, Group, group_runs, identity
+from noah_lightning.analysis.ranking import Ranking, rank_heads
 from noah_lightning.errors import ConfigError
 from noah_lightning.run_dir import Predictions, RunDir, find_runs
 
@@ -26,11 +27,13 @@ class Paired:
     high: float
     p: float  # McNemar, exact, two-sided
     one_sign: bool  # no two seeds have differences of opposite sign
+    corrected: float | None = None  # p after Holm's correction; None for the only test of a comparison
 
     @property
     def significant(self) -> bool:
-        """The interval excludes 0, and p is below 5 %."""
-        return not self.low <= 0 <= self.high and self.p < 1 - LEVEL / 100
+        """The interval excludes 0, and p, corrected if there are several tests, is below 5 %."""
+        p = self.p if self.corrected is None else self.corrected
+        return not self.low <= 0 <= self.high and p < 1 - LEVEL / 100
 
 
 def compare_paired(group: Sequence[np.ndarray], baseline: Sequence[np.ndarray], same_images: bool) -> Paired:
@@ -62,6 +65,18 @@ def mcnemar(better: int, worse: int) -> float:
     from scipy.special import bdtr  # scipy.stats.binomtest, without half a second of imports
 
     return min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values after Holm's correction (1979) for their number.
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on; none is smaller than the one before it.
+    """
+    p = np.asarray(p_values, float)
+    order = np.argsort(p)
+    corrected = np.empty_like(p)
+    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(corrected, 1).tolist()
 
 
 def bootstrap(sets: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -112,7 +127,7 @@ class Entry:
     group: Group
     baseline: Group | None = None
     seeds: tuple[int, ...] = ()  # in common, used for difference and test
-    difference: float | None = None  # points of top-1
+    difference: float | None = None  # points of top-1 or mAP
     paired: Paired | None = None
     untested: str = ""  # reason why there is no test
     gains: Sequence[ClassGain] = ()
@@ -126,14 +141,16 @@ def measure(group: Group, groups: Sequence[Group]) -> Entry:
     seeds = tuple(seed for seed in group.runs if seed in baseline.runs)
     if not seeds:
         return Entry(group, baseline, seeds, group.top1 - baseline.top1, untested="no seed in common")
-    difference = statistics.fmean(group.outcomes[seed].top1 - baseline.outcomes[seed].top1 for seed in seeds)
+    difference = statistics.fmean(group.outcomes[seed].score - baseline.outcomes[seed].score for seed in seeds)
     try:
         ours, theirs = ([side.runs[seed].predictions() for seed in seeds] for side in (group, baseline))
         if not all(np.array_equal(one.labels, other.labels) for one, other in zip(ours, theirs, strict=True)):
             raise ConfigError("its validation images differ from those of the baseline")
     except ConfigError as reason:
         return Entry(group, baseline, seeds, difference, untested=str(reason))
-    draws = {side.runs[seed].settings.get("data.seed") for side in (group, baseline) for seed in seeds}  # of digits
+    draws = {
+        str(side.runs[seed].settings.get("data.seed")) for side in (group, baseline) for seed in seeds
+    }  # of digits
     same_images = len(draws) == 1 and all(np.array_equal(ours[0].labels, other.labels) for other in ours)
     paired = compare_paired([one.right for one in ours], [other.right for other in theirs], same_images)
     return Entry(group, baseline, seeds, difference, paired, gains=class_gains(ours, theirs))
@@ -160,6 +177,13 @@ class Comparison:
 
     entries: tuple[Entry, ...]
     unfinished: tuple[RunDir, ...]
+    ranking: Ranking | None = None
+    unranked: str = ""  # reason why more than two groups have no ranks
+
+    @property
+    def tests(self) -> int:
+        """Number of groups that are tested against their baseline."""
+        return sum(entry.paired is not None for entry in self.entries)
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
@@ -168,5 +192,23 @@ def compare(folders: Sequence[Path]) -> Comparison:
         raise ConfigError("there is nothing to compare; give at least one run directory")
     runs = find_runs(folders)
     groups = group_runs(runs)
+    entries = _corrected([measure(group, groups) for group in groups])
     unfinished = tuple(run for run in runs if run.outcome is None)
-    return Comparison(tuple(measure(group, groups) for group in groups), unfinished)
+    if len(groups) <= 2:
+        return Comparison(entries, unfinished)
+    try:
+        return Comparison(entries, unfinished, rank_heads(groups))
+    except ConfigError as reason:
+        return Comparison(entries, unfinished, unranked=str(reason))
+
+
+def _corrected(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """The entries with Holm's correction over all tests, if there are several."""
+    tested = [entry.paired for entry in entries if entry.paired]
+    if len(tested) < 2:
+        return tuple(entries)
+    values = iter(holm([paired.p for paired in tested]))
+    return tuple(
+        replace(entry, paired=replace(entry.paired, corrected=next(values))) if entry.paired else entry
+        for entry in entries
+    )

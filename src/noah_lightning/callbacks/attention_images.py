@@ -55,7 +55,7 @@ class AttentionPicture(Callback):
         assert dataset is not None
         count = min(self.count, len(dataset))
         samples = [dataset[i * len(dataset) // count] for i in range(count)]
-        return torch.stack([image for image, _ in samples]), [label for _, label in samples]
+        return torch.stack([image for image, _ in samples]), [int(label) for _, label in samples]
 
 
 def attention_of_guess(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,7 @@ class Checkpoints(Checkpoint):
         if BatchSplit(*checkpoint["batch_split"]) == self.split:
             return
         assert isinstance(pl_module, ClassificationTask)
-        pl_module.train_accuracy.reset()  # counts of the part that is repeated
+        pl_module.train_score.reset()  # counts of the part that is repeated
         epochs, steps, fit = _epochs_done(checkpoint), checkpoint["global_step"], trainer.fit_loop
         del checkpoint["loops"]  # from which Lightning restores the position in the epoch
         fit.epoch_progress.increment_by(epochs)
@@ -169,7 +169,7 @@ class BestRecord(Callback):
 
     def __init__(self, run: RunDir, data: ImageDataModule) -> None:
         self.run, self.data = run, data
-        self.best = -1  # number of correct images
+        self.best: float = -1  # rating
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -181,11 +181,13 @@ class BestRecord(Callback):
         assert isinstance(pl_module, ClassificationTask)
         if trainer.sanity_checking or not pl_module.predicted or not pl_module.validated or rank() > 0:
             return
-        if pl_module.validated.correct > self.best:
-            self.best = pl_module.validated.correct
-            labels, guesses = (values.int().numpy() for values in pl_module.predicted)
+        if pl_module.validated.rating > self.best:
+            self.best = pl_module.validated.rating
+            labels, predicted = pl_module.predicted
+            predicted = predicted if predicted.is_floating_point() else predicted.int()
+            arrays = {"labels": labels.int().numpy(), pl_module.objective.prediction: predicted.numpy()}
             try:
-                self.run.write_predictions(labels, guesses, self.data.class_names)
+                self.run.write_predictions(self.data.class_names, **arrays)
             except OSError as error:  # a full disk does not end the run, as for a checkpoint
                 path = self.run.path / PREDICTIONS
                 log.warning("%s cannot be written (%s); the run continues", path, one_line(error))

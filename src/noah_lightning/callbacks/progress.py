@@ -11,27 +11,31 @@ from noah_lightning.loggers.console import duration, log
 from noah_lightning.loggers.metrics_csv import MetricsFile
 from noah_lightning.task import ClassificationTask
 from noah_lightning.task.metrics import Accuracy
+from noah_lightning.task.objective import Score
 
 
 @dataclass
 class Best:
-    """Validation accuracy and number, counted from 1, of the best epoch so far; of equals, the first one."""
+    """Validation score and number, counted from 1, of the best epoch so far; of equals, the first one."""
 
-    accuracy: Accuracy | None = None
+    score: Score | None = None
     epoch: int = 0
 
-    def update(self, accuracy: Accuracy, epoch: int) -> None:
-        if self.accuracy is None or accuracy.correct > self.accuracy.correct:
-            self.accuracy, self.epoch = accuracy, epoch
+    def update(self, score: Score, epoch: int) -> None:
+        if self.score is None or score.rating > self.score.rating:
+            self.score, self.epoch = score, epoch
 
     def __str__(self) -> str:
-        return f"epoch {self.epoch}  val {self.accuracy}"
+        return f"epoch {self.epoch}  val {self.score}"
 
 
 class EpochReport(Callback):
     """Logs a line and ``train/images_per_second`` per epoch, and keeps the best epoch.
 
     Without a progress bar, it also logs a line every ``trainer.log_every_n_steps`` batches.
+
+    Args:
+        score: class of the validation scores.
 
     Attributes:
         best, best_ema: best epoch of the model, and of the average of the weights.
@@ -43,7 +47,8 @@ class EpochReport(Callback):
 
     state_key = "EpochReport"  # in checkpoints
 
-    def __init__(self) -> None:
+    def __init__(self, score: type[Score] = Accuracy) -> None:
+        self.score = score
         self.best, self.best_ema = Best(), Best()
         self.train_seconds, self.train_images = 0.0, 0
         self.startup_seconds, self.startup_images = 0.0, 0.0
@@ -60,7 +65,7 @@ class EpochReport(Callback):
     def state_dict(self) -> dict[str, Any]:
         bests = {"best": self.best, "best_ema": self.best_ema}
         return {
-            **{name: [best.epoch, best.accuracy and tuple(best.accuracy)] for name, best in bests.items()},
+            **{name: [best.epoch, best.score and tuple(best.score)] for name, best in bests.items()},
             "train_seconds": self.train_seconds,
             "train_images": self.train_images,
             "startup": [self.startup_images, self.startup_seconds],
@@ -70,8 +75,8 @@ class EpochReport(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name in ("best", "best_ema"):
-            epoch, counts = state_dict[name]
-            setattr(self, name, Best(counts and Accuracy(*counts), epoch))
+            epoch, values = state_dict[name]
+            setattr(self, name, Best(values and self.score(*values), epoch))
         self.train_seconds, self.train_images = state_dict["train_seconds"], state_dict["train_images"]
         self.startup_images, self.startup_seconds = state_dict.get("startup", (0.0, 0.0))  # not in older checkpoints
         self._run_before, self._epoch_before = state_dict["run_seconds"], state_dict["epoch_seconds"]
@@ -118,7 +123,7 @@ class EpochReport(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, ClassificationTask)
-        train, seconds = pl_module.train_accuracy.compute(), self._epoch_seconds()
+        train, seconds = pl_module.train_score.compute(), self._epoch_seconds()
         self.train_seconds += seconds
         self.train_images += train.images
         first, self._first = self._first or 0.0, 0.0
@@ -138,13 +143,12 @@ class EpochReport(Callback):
                 validation += f"val {pl_module.validated}  "
             if pl_module.ema_validated:
                 self.best_ema.update(pl_module.ema_validated, epoch)
-                validation += f"ema top-1 {pl_module.ema_validated.top1:.3f} %  "
+                validation += f"ema {pl_module.ema_validated.brief}  "
         log.info(
-            "epoch %d/%d  train loss %.4f top-1 %.2f %%  %s%.0f images/s  %s left",
+            "epoch %d/%d  train %s  %s%.0f images/s  %s left",
             epoch,
             epochs,
-            train.loss,
-            train.top1,
+            train.in_training,
             validation,
             speed,
             duration(self._run_seconds() / epoch * (epochs - epoch)),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from noah_lightning import __version__
-from noah_lightning.errors import FAILED, printable, shell_word
+from noah_lightning.errors import FAILED, ConfigError, printable, shell_word
 
 if TYPE_CHECKING:
     from noah_lightning.analysis.tables import Table
@@ -43,8 +43,12 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--markdown", action="store_true", help="the table as Markdown")
 
     command = add(heads, "show which heads fit a model and what they cost, before training")
-    command.add_argument("model", metavar="MODEL", help="a row of the paper, or any timm name")
+    about = "a row of the paper, or any timm name; default with --list: resnet18"
+    command.add_argument("model", nargs="?", metavar="MODEL", help=about)
+    about = "all heads with paper and equation, instead of settings of NOAH"
+    command.add_argument("--list", action="store_true", help=about)
     command.add_argument("--num-classes", type=_positive, default=1000, metavar="K", help="default: 1000")
+    command.add_argument("--markdown", action="store_true", help="the table as Markdown")
 
     command = add(convert, "convert an official checkpoint of the paper", ", for noah evaluate DIR")
     command.add_argument("file", type=Path, metavar="FILE", help="saved by the official scripts")
@@ -97,6 +101,7 @@ def make_parser() -> argparse.ArgumentParser:
     form.add_argument("--latex", action="store_true", help="the table as LaTeX")
     form.add_argument("--csv", action="store_true", help="all numbers, in full precision")
     command.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained page with figures")
+    command.add_argument("--figures", type=Path, metavar="DIR", help="write the figures of the page as PNG files")
 
     about = "build a W&B workspace and a report that compare runs"
     command = add(dashboard, about, "; running it again updates them")
@@ -148,9 +153,17 @@ def _show(table: "Table", markdown: bool) -> None:
 
 
 def heads(arguments: argparse.Namespace) -> None:
-    from noah_lightning.tools.model_tables import show_heads
+    from noah_lightning.tools.model_tables import list_report, settings_report
 
-    show_heads(arguments.model, arguments.num_classes)
+    if arguments.model is None and not arguments.list:
+        raise ConfigError("noah heads needs a model, such as noah heads resnet18; noah heads --list prints all heads")
+    make_report = list_report if arguments.list else settings_report
+    report = make_report(arguments.model or "resnet18", arguments.num_classes)
+    if not arguments.markdown:
+        print(*report.model, sep="\n")
+    _show(report.table, arguments.markdown)
+    for note in report.notes:
+        print(f"\n{note}" if arguments.markdown else note)
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -171,9 +184,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from noah_lightning.loggers import console
 
     console.start_logging()
-    accuracy = evaluate(arguments.folder, arguments.checkpoint, arguments.overrides, arguments.ema)
+    score = evaluate(arguments.folder, arguments.checkpoint, arguments.overrides, arguments.ema)
     weights = f"{arguments.checkpoint}, ema" if arguments.ema else arguments.checkpoint
-    print(printable(f"{arguments.folder} ({weights})  val {accuracy}"))
+    print(printable(f"{arguments.folder} ({weights})  val {score}"))
 
 
 def attention(arguments: argparse.Namespace) -> None:
@@ -228,6 +241,8 @@ def compare(arguments: argparse.Namespace) -> None:
         runs.show(comparison)
     if arguments.html:
         runs.write_html(comparison, arguments.html)
+    if arguments.figures:
+        runs.write_figures(comparison, arguments.figures)
 
 
 def dashboard(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,9 @@ from noah_lightning.errors import ConfigError
 FILES = (
     *("config.yaml", "recipe/plain.yaml", "trainer/default.yaml", "model/timm.yaml"),
     *(f"head/{name}.yaml" for name in SETTINGS),
-    *("data/digits.yaml", "data/imagefolder.yaml", "data/imagenet.yaml", "data/packed.yaml", "logger/wandb.yaml"),
+    *("data/digits.yaml", "data/fashion_mnist.yaml", "data/mnist.yaml", "data/imagefolder.yaml"),
+    *("data/digits_multilabel.yaml", "data/coco.yaml"),
+    *("data/imagenet.yaml", "data/packed.yaml", "logger/wandb.yaml"),
 )
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?: (?P<value>[^#\n]*?))?(?:\s*# ?(?P<meaning>.*))?$")
 

@@ -14,6 +14,7 @@ Epochs = Annotated[int, Field(ge=1, le=10**6)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
@@ -36,10 +37,17 @@ def _not_falling(values: list[float]) -> list[float]:
     return values
 
 
+def _zero_or_one_and_more(value: float) -> float:
+    if 0 < value < 1:  # the gradient of a power below 1 is infinite at 0
+        raise ValueError("must be 0, or a number of at least 1")
+    return value
+
+
 # RGB, with white as 1.
 ChannelMean = Annotated[list[Probability], Field(min_length=3, max_length=3)]
 ChannelStd = Annotated[list[Fraction], Field(min_length=3, max_length=3)]
 AspectRange = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(_not_falling)]
+FocusingPower = Annotated[float, Field(ge=0), AfterValidator(_zero_or_one_and_more)]
 Milestones = Annotated[list[NonNegative], AfterValidator(_rising)]
 # timm ignores a part without a number, such as "inc" in rand-m9-inc; here it is an error.
 RandAugment = Annotated[
@@ -63,12 +71,22 @@ class Group(BaseModel):
 
 
 class AugmentSettings(Group):
+    enabled: bool = True
     crop_aspect: AspectRange = Field(default_factory=lambda: [3 / 4, 4 / 3])
     interpolation: Literal["bilinear", "bicubic", "random"] = "bilinear"
     rand_augment: RandAugment | None = None
     color_jitter: NonNegative = 0.0
     erasing: Probability = 0.0
     repeats: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _repeats_what_differs(self) -> Self:
+        if not self.enabled and self.repeats > 1:
+            raise ValueError(
+                f"recipe.augment.repeats={self.repeats} must be 1 with recipe.augment.enabled=false, as the repeated "
+                "images would be equal"
+            )
+        return self
 
 
 class DataSettings(Group):
@@ -79,6 +97,7 @@ class DataSettings(Group):
     mean: ChannelMean
     std: ChannelStd
     image_size: PositiveInt
+    holdout: Share = 0.0
     batch_size: PositiveInt = 256
     num_workers: NonNegativeInt | None = None
     seed: NonNegativeInt = 0
@@ -114,6 +133,40 @@ class DigitsSettings(DataSettings):
         return self
 
 
+class MNISTSettings(DataSettings):
+    name: Literal["mnist"] = "mnist"
+    root: str | None = None
+    num_classes: PositiveInt = 10
+    mean: ChannelMean = Field(default_factory=lambda: [0.5] * 3)
+    std: ChannelStd = Field(default_factory=lambda: [0.5] * 3)
+    image_size: PositiveInt = 96
+    interpolation: Interpolation = "bilinear"
+    train_images: PositiveInt | None = None
+    val_images: PositiveInt | None = None
+    num_workers: NonNegativeInt | None = 0
+
+
+class FashionMNISTSettings(MNISTSettings):
+    name: Literal["fashion_mnist"] = "fashion_mnist"  # type: ignore[assignment]
+
+
+class DigitsMultilabelSettings(DigitsSettings):
+    name: Literal["digits_multilabel"] = "digits_multilabel"  # type: ignore[assignment]
+    mean: ChannelMean = Field(default_factory=lambda: [0.148] * 3)
+    std: ChannelStd = Field(default_factory=lambda: [0.280] * 3)
+    max_digits: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _has_places(self) -> Self:
+        places = (self.image_size // self.digit_size) ** 2
+        if self.max_digits > places:
+            raise ValueError(
+                f"data.max_digits={self.max_digits} must be at most {places}, the digits of "
+                f"data.digit_size={self.digit_size} that fit in data.image_size={self.image_size} without overlap"
+            )
+        return self
+
+
 class ImageFolderSettings(DataSettings):
     name: Literal["imagefolder"] = "imagefolder"
     root: str | None = None
@@ -140,6 +193,13 @@ class PackedSettings(ImageFolderSettings):
     mix_shards: NonNegativeInt = 4
 
 
+class CocoSettings(ImageFolderSettings):
+    name: Literal["coco"] = "coco"  # type: ignore[assignment]
+    num_classes: PositiveInt = 80
+    image_size: PositiveInt = 448
+    year: Literal[2014, 2017] = 2014
+
+
 class CSVLoggerSettings(Group):
     name: Literal["csv"] = "csv"
 
@@ -159,5 +219,15 @@ class WandbLoggerSettings(Group):
 
 
 # RunConfig parses each with the class of the given name; other names are those of plug-ins.
-AnyDataSettings = DigitsSettings | ImageFolderSettings | ImageNetSettings | PackedSettings | PluginDataSettings
+AnyDataSettings = (
+    DigitsSettings
+    | MNISTSettings
+    | FashionMNISTSettings
+    | ImageFolderSettings
+    | ImageNetSettings
+    | PackedSettings
+    | DigitsMultilabelSettings
+    | CocoSettings
+    | PluginDataSettings
+)
 LoggerSettings = CSVLoggerSettings | TensorBoardLoggerSettings | WandbLoggerSettings

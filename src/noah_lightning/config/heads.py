@@ -1,11 +1,12 @@
 """Settings of the heads, each chosen by its name."""
 
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from noah_lightning.config.choices import (
     DropRate,
+    Fraction,
     Group,
     NoahInit,
     NonNegative,
@@ -94,7 +95,7 @@ class ABMILHeadSettings(PooledHeadSettings):
 class WildcatHeadSettings(Group):
     name: Literal["wildcat"] = "wildcat"
     maps: PositiveInt = 4
-    share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    share: Fraction = 0.2
     alpha: NonNegative = 0.7
     dropout: DropRate = 0.0
 
@@ -107,12 +108,14 @@ class MAPHeadSettings(PooledHeadSettings):
 class CLIPHeadSettings(PooledHeadSettings):
     name: Literal["clip"] = "clip"
     heads: PositiveInt = 8
+    grid: PositiveInt = 7
 
 
 class CaiTHeadSettings(PooledHeadSettings):
     name: Literal["cait"] = "cait"
     heads: PositiveInt = 8
     depth: PositiveInt = 2
+    layer_scale: Positive = 0.1
 
 
 class VJEPAHeadSettings(PooledHeadSettings):
@@ -127,7 +130,7 @@ class PRRHeadSettings(PooledHeadSettings):
 
 class CSRAHeadSettings(Group):
     name: Literal["csra"] = "csra"
-    heads: PositiveInt = 1
+    heads: Literal[1, 2, 4, 6, 8] = 1
     weight: NonNegative = 0.1
     dropout: DropRate = 0.0
 
@@ -136,6 +139,7 @@ class MLDecoderHeadSettings(Group):
     name: Literal["ml_decoder"] = "ml_decoder"
     groups: PositiveInt | None = None
     width: PositiveInt = 768
+    heads: PositiveInt = 8
     dropout: DropRate = 0.1
 
 
@@ -154,6 +158,21 @@ HeadSettings = (
     | MaxHeadSettings
     | AvgMaxHeadSettings
     | ClsMeanHeadSettings
+    | GeMHeadSettings
+    | LsePlusHeadSettings
+    | SimPoolHeadSettings
+    | EPHeadSettings
+    | AIMHeadSettings
+    | CAEHeadSettings
+    | ABMILHeadSettings
+    | WildcatHeadSettings
+    | MAPHeadSettings
+    | CLIPHeadSettings
+    | CaiTHeadSettings
+    | VJEPAHeadSettings
+    | PRRHeadSettings
+    | CSRAHeadSettings
+    | MLDecoderHeadSettings
     | PluginHeadSettings
 )
 SETTINGS: dict[str, type[Group]] = {

@@ -18,6 +18,7 @@ from noah_lightning.config.choices import (
     CSVLoggerSettings,
     DropRate,
     Epochs,
+    FocusingPower,
     Fraction,
     Group,
     Interpolation,
@@ -33,7 +34,7 @@ from noah_lightning.config.choices import (
     Probability,
     Text,
 )
-from noah_lightning.config.heads import HeadSettings
+from noah_lightning.config.heads import GapHeadSettings, HeadSettings
 from noah_lightning.config.parsing import chosen_class, group_classes, name_in, shown
 from noah_lightning.errors import ConfigError
 
@@ -45,7 +46,7 @@ class CheckpointSettings(Group):
 
 
 class OptimizerSettings(Group):
-    name: Literal["sgd", "adamw"]
+    name: Literal["sgd", "adamw", "lars"]
     lr: NonNegative
     lr_batch: PositiveInt | None = None
     weight_decay: NonNegative = 0.0
@@ -88,6 +89,12 @@ class PreprocessSettings(Group):
     crop_ratio: Fraction = 0.875
 
 
+class AsymmetricSettings(Group):
+    gamma_neg: FocusingPower = 4.0
+    gamma_pos: FocusingPower = 0.0
+    clip: DropRate = 0.05
+
+
 class RecipeSettings(Group):
     name: Text
     epochs: Epochs
@@ -95,6 +102,8 @@ class RecipeSettings(Group):
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
     gradient_clip: Positive | None = None
+    loss: Literal["cross_entropy", "bce", "asymmetric"] = "cross_entropy"
+    asymmetric: AsymmetricSettings = AsymmetricSettings()
     ema: OpenFraction | None = None
     label_smoothing: DropRate = 0.0
     head_dropout: DropRate = 0.0
@@ -105,6 +114,16 @@ class RecipeSettings(Group):
     mixing: MixingSettings = MixingSettings()
     augment: AugmentSettings = AugmentSettings()
     preprocess: PreprocessSettings = PreprocessSettings()
+
+    @model_validator(mode="after")
+    def _loss_takes_targets(self) -> Self:
+        if self.loss == "cross_entropy":
+            return self
+        for key, on in (("label_smoothing=0", self.label_smoothing > 0), ("mixing", self.mixing.on)):
+            if on:
+                off = "recipe.mixing.mixup=0 recipe.mixing.cutmix=0" if key == "mixing" else f"recipe.{key}"
+                raise ValueError(f"recipe.loss={self.loss} needs multi-label targets as they are; set {off}")
+        return self
 
 
 def _distinct(values: list[int]) -> list[int]:
@@ -161,6 +180,7 @@ class ModelSettings(Group):
     pretrained: bool = False
     weights: Text | None = None
     class_token: bool | None = None
+    freeze: bool = False
     init: Literal["timm", "official"] = "timm"
     args: dict[str, Any] = Field(default_factory=dict)
     noah: NoahDefaults = NoahDefaults()
@@ -209,6 +229,8 @@ class RunConfig(Group):
                 f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch} must be at most "
                 f"trainer.max_epochs={trainer.max_epochs}: the run would never validate"
             )
+        if self.model.freeze and isinstance(self.head, GapHeadSettings) and self.head.dropout:
+            raise ValueError("head=gap has no dropout while model.freeze=true; use head=avg, which has")
         if recipe.ema is not None and trainer.precision in ("16-true", "bf16-true"):
             raise ValueError(
                 f"recipe.ema moves weights by less than trainer.precision={trainer.precision} can hold; "

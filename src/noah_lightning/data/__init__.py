@@ -19,9 +19,13 @@ DataModuleClass = TypeVar("DataModuleClass", bound=type["ImageDataModule"])
 # data.name -> class, or "file:class" in this package
 REGISTRY: dict[str, "str | type[ImageDataModule]"] = {
     "digits": "digits:DigitsDataModule",
+    "fashion_mnist": "mnist:FashionMNISTDataModule",
+    "digits_multilabel": "digits_multilabel:DigitsMultilabelDataModule",
     "imagefolder": "imagefolder:ImageFolderDataModule",
     "imagenet": "imagefolder:ImageNetDataModule",
+    "mnist": "mnist:MNISTDataModule",
     "packed": "packed:PackedDataModule",
+    "coco": "coco:CocoDataModule",
 }
 # data.name -> function of data.root that counts the classes, as in conf/data/
 _COUNT_CLASSES = {"imagefolder": "tree:count_classes", "packed": "pack_format:count_packed_classes"}

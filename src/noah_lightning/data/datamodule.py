@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noah_lightning.config.choices import AugmentSettings, DataSettings
-from noah_lightning.data.loader import DrawnImages, EpochBatches, TrainLoader, seed_training_step
+from noah_lightning.data.loader import DrawnImages, EpochBatches, Label, TrainLoader, seed_training_step
 from noah_lightning.data.samplers import EpochRepeat, EpochShuffle, epoch_generator
+from noah_lightning.data.subsets import Subset, file_of, hold_out
 from noah_lightning.data.transforms import OnDevice
 from noah_lightning.errors import DataError, count
 
@@ -23,13 +24,16 @@ PADDING = -1  # label that the task ignores
 
 
 class LabeledImages(Protocol):
-    """Map-style data set of (image uint8 (3, H, W), label), with the class names in label order."""
+    """Map-style data set of (image uint8 (3, H, W), label), with the class names in label order.
+
+    If it has ``labels``, an integer per image, ``data.holdout`` does not need to read all images.
+    """
 
     classes: list[str]
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+    def __getitem__(self, index: int) -> tuple[Tensor, Label]: ...
 
 
 class Padded:
@@ -44,27 +48,30 @@ class Padded:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Label]:
         if index < len(self.images):
             return self.images[index]
-        return self.images[0][0], PADDING
+        image, label = self.images[0]
+        return image, torch.full_like(label, PADDING) if isinstance(label, Tensor) else PADDING
 
 
 class ImageDataModule(LightningDataModule):
     """Images and labels for training and validation, with their class count, mean and standard deviation.
 
-    Loaders yield (images uint8 (B, 3, H, W), labels int64 (B,)). Images are copied to the device as bytes, a quarter
-    of the size of floats, and normalized there. Subclasses implement :meth:`build`.
+    Loaders yield (images uint8 (B, 3, H, W), labels int64 (B,)), or multi-hot labels float32 (B, K) if
+    ``multilabel``. Images are copied to the device as bytes, a quarter of the size of floats, and normalized there.
+    Subclasses implement :meth:`build`.
 
     Args:
         settings: an instance of ``Settings``. ``batch_size`` is per process, ``num_workers=None`` means
             :func:`default_workers`, and ``seed`` determines the order of the training images and all random numbers
             drawn for a batch.
-        augment: ``erasing`` and ``repeats`` are applied here, the rest by :meth:`build`.
+        augment: ``erasing`` and ``repeats`` are applied here, the rest by :meth:`build`; nothing if not ``enabled``.
         max_unreadable: number of unreadable training images to replace by others, in each process.
     """
 
     Settings: type[DataSettings] = DataSettings
+    multilabel: bool = False  # whether an image may have several classes, or none
 
     def __init__(self, settings: DataSettings, augment: AugmentSettings = PLAIN, max_unreadable: int = 0) -> None:
         super().__init__()
@@ -76,22 +83,41 @@ class ImageDataModule(LightningDataModule):
         self.train_dataset: LabeledImages | None = None
         self.val_dataset: LabeledImages | None = None
         self.class_names: list[str] = []  # in label order, filled by setup
-        self.on_device = OnDevice(self.mean, self.std, augment.erasing)
+        self.on_device = OnDevice(self.mean, self.std, augment.erasing if augment.enabled else 0.0)
 
     def build(self, split: Split) -> LabeledImages:
         """The images of one split, with its transforms."""
         raise NotImplementedError
 
-    def setup(self, stage: str) -> None:
-        """Build the validation split, and for "fit" the training split too.
+    def without_augmentation(self, images: LabeledImages) -> LabeledImages:
+        """The images of ``build("train")`` prepared as validation images are.
 
-        Raises DataError for an empty split, or a class count other than ``num_classes``.
+        To be overridden where :meth:`build` augments.
         """
-        if stage == "fit" and self.train_dataset is None:
+        return images
+
+    def setup(self, stage: str) -> None:
+        """Build the validation split, and for "fit" the training split too; both from train/ for ``holdout``.
+
+        Raises DataError for an empty split, a class count other than ``num_classes``, or too few images to hold out.
+        """
+        if self.settings.holdout:
+            self._hold_out(stage)
+        elif stage == "fit" and self.train_dataset is None:
             self.train_dataset = self._build_checked("train")
         if self.val_dataset is None:
             self.val_dataset = self._build_checked("val")
         self.class_names = list(self.val_dataset.classes)
+
+    def _hold_out(self, stage: str) -> None:
+        """Divide the training images into those for training, built for "fit" only, and those for validation."""
+        if self.val_dataset is not None and (stage != "fit" or self.train_dataset is not None):
+            return
+        images = self._build_checked("train")
+        kept, held_out = hold_out(images, self.settings.holdout, self.seed)
+        self.val_dataset = Subset(self.without_augmentation(images), held_out)
+        if stage == "fit":
+            self.train_dataset = Subset(images, kept)
 
     def _build_checked(self, split: Split) -> LabeledImages:
         dataset = self.build(split)
@@ -118,8 +144,7 @@ class ImageDataModule(LightningDataModule):
 
     def train_file(self, number: int) -> Path | None:
         """The file of a training image, from the data set's ``file(number)`` if it has such a method."""
-        file = getattr(self.train_dataset, "file", None)
-        return file(number) if file else None
+        return file_of(self.train_dataset, number)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Training batches, shuffled in each epoch; order and augmentation depend only on seed, epoch and batch."""

@@ -53,9 +53,6 @@ def draw_layout(pool: Ints, count: int, stream: int, settings: DigitsSettings) -
         drawn[i] = np.random.default_rng([settings.seed, stream, i]).random(drawn.shape[1])
     of_digit, of_fragments = drawn[:, :2], drawn[:, 2:].reshape(count, settings.num_fragments, 5)
 
-    def choose(uniform: NDArray[np.float64], options: int) -> Ints:  # of 0..options-1
-        return (uniform * options).astype(np.int64)
-
     shown = np.arange(count) % len(pool)  # (N,)
     other = choose(of_fragments[:, :, 0], len(pool) - 1)  # (N, F)
     other += other >= shown[:, None]  # skip the glyph shown
@@ -68,21 +65,26 @@ def draw_layout(pool: Ints, count: int, stream: int, settings: DigitsSettings) -
     )
 
 
+def choose(uniform: NDArray[np.float64], options: int) -> Ints:
+    """Integers 0 to ``options`` - 1, from uniform random numbers in [0, 1)."""
+    return (uniform * options).astype(np.int64)
+
+
 def render(glyphs: Bytes, layout: Layout, image_size: int, fragment_size: int) -> Bytes:
     """Render the N images of a layout, (N, image_size, image_size), from glyphs (G, D, D) with background 0.
 
     Where parts overlap, the brighter pixel is kept.
     """
     canvas = np.zeros((len(layout.source), image_size, image_size), dtype=np.uint8)
-    _paste(canvas, glyphs[layout.source], layout.digit_at)
+    paste(canvas, glyphs[layout.source], layout.digit_at)
     for k in range(layout.fragment_source.shape[1]):
         rows, columns = _pixels(layout.cut_at[:, k], fragment_size)
         fragments = glyphs[layout.fragment_source[:, k, None, None], rows, columns]  # (N, f, f)
-        _paste(canvas, fragments, layout.fragment_at[:, k])
+        paste(canvas, fragments, layout.fragment_at[:, k])
     return canvas
 
 
-def _paste(canvas: Bytes, patches: Bytes, at: Ints) -> None:
+def paste(canvas: Bytes, patches: Bytes, at: Ints) -> None:
     """Paste patch n (d, d) onto canvas n at (row, column) ``at[n]``, in place."""
     where = np.arange(len(canvas))[:, None, None], *_pixels(at, patches.shape[1])
     canvas[where] = np.maximum(canvas[where], patches)

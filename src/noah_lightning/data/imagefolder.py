@@ -3,8 +3,12 @@
 import re
 import tarfile
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.datasets import ImageNet, imagenet
 
@@ -38,6 +42,10 @@ class FolderImages:
         """(image, label); raises DataError if the file is not an image."""
         return self.transform(Picture.read(self.file(index), self.upright)), int(self.index.labels[index])
 
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        return self.index.labels
+
     def file(self, index: int) -> Path:
         """Path of the image."""
         return self.folder / self.index.path(index)
@@ -55,17 +63,22 @@ class ImageFolderDataModule(ImageDataModule):
 
     def setup(self, stage: str) -> None:
         """Check the folder tree and list its images; raises DataError for any mistake in it."""
-        # Only training reads train/; a machine that only evaluates does not need it.
-        if stage == "fit" or (self.root / "train").is_dir():
+        # Only training reads train/; a machine that only evaluates does not need it. With holdout nothing reads val/.
+        if not self.settings.holdout and (stage == "fit" or (self.root / "train").is_dir()):
             require_same_classes(self.root)
         super().setup(stage)
 
     def build(self, split: Split) -> LabeledImages:
         return FolderImages(self.root, split, self.transform(split), self.settings.exif_orientation)
 
+    def without_augmentation(self, images: Any) -> LabeledImages:
+        plain = copy(images)  # with the same index
+        plain.transform = self.transform("val")
+        return plain
+
     def transform(self, split: Split) -> Transform:
         """The transform from a picture to uint8 (3, S, S)."""
-        if split == "train":
+        if split == "train" and self.augment.enabled:
             return train_transform(self.image_size, self.augment, self.mean)
         return eval_transform(self.image_size, self.settings.crop_ratio, self.settings.interpolation)
 
@@ -83,25 +96,29 @@ class ImageNetDataModule(ImageFolderDataModule):
     def prepare_data(self) -> None:
         """With ``unpack``, extract what is missing; Lightning calls this in one process per machine."""
         if self.settings.unpack:
-            unpack_archives(self.root)
+            unpack_archives(self.root, self._splits)
+
+    @property
+    def _splits(self) -> tuple[Split, ...]:
+        return ("train",) if self.settings.holdout else ("train", "val")
 
     def setup(self, stage: str) -> None:
         """Check for common mistakes with ImageNet, then set up as any folder tree."""
-        for split in ("train", "val"):
+        for split in self._splits:
             if (self.root / split).is_dir():
                 _require_imagenet(self.root, split)
-            elif (self.root / _archive(split)).is_file() and (stage == "fit" or split == "val"):
+            elif (self.root / _archive(split)).is_file() and (stage == "fit" or split == self._splits[-1]):
                 raise DataError(f"{self.root} has no {split}/ but holds {_archive(split)}: add data.unpack=true")
         super().setup(stage)
 
 
-def unpack_archives(root: Path) -> None:
+def unpack_archives(root: Path, wanted: Sequence[Split] = ("train", "val")) -> None:
     """Extract root/train/<wnid>/ and root/val/<wnid>/ from the archives in ``root``; existing folders are kept.
 
     Raises DataError if an archive is missing or damaged, or the disk is full.
     """
     require_root(root)
-    splits = [split for split in ("train", "val") if not (root / split).is_dir()]
+    splits = [split for split in wanted if not (root / split).is_dir()]
     if not splits:
         return
     # Check for all archives first: extracting train/ takes an hour.

@@ -26,6 +26,7 @@ log = logging.getLogger("noah_lightning")
 AUGMENTATION, STEP = range(2)
 
 Drawn = tuple[int, list[int]]  # a batch before loading: seed of its augmentation, indices of its images
+Label = int | Tensor  # class, or of multi-label data float32 (K,), 1 for each class in the image
 Unreadable = dict[int, str]  # errors of unreadable images, by index
 
 
@@ -90,10 +91,10 @@ class DrawnImages:
         images, labels = default_collate(samples)
         return images, labels, unreadable
 
-    def _readable(self, number: int, unreadable: Unreadable) -> tuple[Tensor, int]:
+    def _readable(self, number: int, unreadable: Unreadable) -> tuple[Tensor, Label]:
         while True:
             try:
-                sample: tuple[Tensor, int] = self.images[number]
+                sample: tuple[Tensor, Label] = self.images[number]
                 return sample
             except DataError as error:
                 if not self.max_unreadable:

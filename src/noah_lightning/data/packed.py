@@ -5,6 +5,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from noah_lightning.config.choices import PackedSettings
@@ -13,6 +15,7 @@ from noah_lightning.data.image import Picture
 from noah_lightning.data.imagefolder import NUM_CLASSES, ImageFolderDataModule, are_wnids
 from noah_lightning.data.pack_format import COPY_AGAIN, read_facts, read_index, shard_name
 from noah_lightning.data.samplers import ShardShuffle
+from noah_lightning.data.subsets import Subset
 from noah_lightning.data.transforms import Transform
 from noah_lightning.errors import DataError
 
@@ -52,6 +55,10 @@ class PackedImages:
             raise DataError(f"{file} is damaged (image {index} of {self.split}): {COPY_AGAIN}")
         picture = Picture(data, f"image {index} of {self.split} in {file}", self.upright)
         return self.transform(picture), int(self.index.labels[index])
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        return self.index.labels
 
     def file(self, index: int) -> Path:
         """Path of the shard that holds an image."""
@@ -96,6 +103,10 @@ class PackedDataModule(ImageFolderDataModule):
         return PackedImages(self.root, split, self.transform(split), self.settings.exif_orientation)
 
     def train_order(self, **share: int) -> ShardShuffle:
-        assert isinstance(self.train_dataset, PackedImages), "call setup('fit') first"
-        ends, repeats = self.train_dataset.index.ends, self.augment.repeats
-        return ShardShuffle(ends, mix=self.settings.mix_shards, repeats=repeats, **share)
+        images = self.train_dataset
+        if isinstance(images, Subset):
+            ends = images.numbers.searchsorted(images.images.index.ends)  # of the images that are not held out
+        else:
+            assert isinstance(images, PackedImages), "call setup('fit') first"
+            ends = images.index.ends
+        return ShardShuffle(ends, mix=self.settings.mix_shards, repeats=self.augment.repeats, **share)

@@ -3,6 +3,7 @@
 Shapes: B images, C channels, L positions, N attention blocks (or heads, or queries), D pooled features, K classes.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -75,26 +76,44 @@ class AttentiveHead(PooledHead):
         return (values @ attention.unsqueeze(3)).flatten(1)  # (B, N, D/N, L) @ (B, N, L, 1) -> (B, D)
 
     def explain(self, features: Tensor) -> Explanation:
-        """The logits with the attention and with what each position contributes to each class, in evaluation mode.
+        """The logits with the attention and with what each position contributes to each class, in evaluation mode."""
+        return linearized(self.classify, *self.attend(features.flatten(2)))
 
-        A position contributes attention × value, times the derivative of the logit by the pooled features. What is
-        left of the logit (nothing but the bias if only a linear layer follows the pooling; otherwise also what is not
-        linear in what follows) is divided among the positions in proportion to the mean attention.
-        """
-        attention, values = self.attend(features.flatten(2))
-        pooled = (values @ attention.unsqueeze(3)).flatten(1)  # (B, D)
-        logits = self.classify(pooled)
-        slopes = self._slopes(pooled).unflatten(2, values.shape[1:3])  # (B, K, N, D/N)
-        contribution = torch.einsum("bknd,bndl,bnl->bkl", slopes, values, attention)
-        rest = logits - contribution.sum(dim=2)  # (B, K)
-        contribution = contribution + rest.unsqueeze(2) * attention.mean(dim=1, keepdim=True)
-        per_class = attention.unsqueeze(2).expand(-1, -1, logits.shape[1], -1)  # (B, N, L) -> (B, N, K, L)
-        return Explanation(logits, per_class, contribution)
 
-    def _slopes(self, pooled: Tensor) -> Tensor:
-        """Derivatives of the logits by the pooled features, (B, D) → (B, K, D)."""
-        slopes: Tensor = vmap(jacrev(lambda one: self.classify(one[None])[0]))(pooled.detach())
-        return slopes
+def linearized(after: Callable[..., Tensor], attention: Tensor, values: Tensor, *fixed: Tensor) -> Explanation:
+    """Explain the logits that follow from pooling by attention: ``after(pooled, *fixed)``.
+
+    A position contributes attention × value, times the derivative of the logit by the pooled features. What is left
+    of the logit (nothing but the bias if only a linear layer follows the pooling; otherwise also what is not linear
+    in what follows) is divided among the positions in proportion to the mean attention.
+
+    Args:
+        after: pooled features (B, D) and ``fixed`` → logits (B, K), independent for each image.
+        attention: (B, N, L).
+        values: (B, N, D/N, L).
+        fixed: further arguments of ``after``, with B first, that are held constant.
+    """
+    pooled = (values @ attention.unsqueeze(3)).flatten(1)  # (B, D)
+    logits = after(pooled, *fixed)
+    slope = jacrev(lambda *image: after(*(tensor[None] for tensor in image))[0])  # of one image
+    slopes = vmap(slope)(pooled.detach(), *fixed).unflatten(2, values.shape[1:3])  # (B, K, N, D/N)
+    contribution = torch.einsum("bknd,bndl,bnl->bkl", slopes, values, attention)
+    rest = logits - contribution.sum(dim=2)  # (B, K)
+    share = attention.mean(dim=1, keepdim=True)  # (B, 1, L)
+    contribution = contribution + rest.unsqueeze(2) * (share / share.sum(dim=2, keepdim=True))
+    per_class = attention.unsqueeze(2).expand(-1, -1, logits.shape[1], -1)  # (B, N, L) -> (B, N, K, L)
+    return Explanation(logits, per_class, contribution)
+
+
+def split_heads(tokens: Tensor, heads: int) -> Tensor:
+    """Tokens (B, L, D) → (B, N, D/N, L) for N heads."""
+    return tokens.unflatten(2, (heads, -1)).permute(0, 2, 3, 1)
+
+
+def dot_product_attention(query: Tensor, keys: Tensor) -> Tensor:
+    """Attention (B, N, L) of one query per head (B or 1, N, D/N) to keys (B, N, D/N, L), softmax over L."""
+    scores = (query.unsqueeze(2) @ keys).squeeze(2)  # (B, N, 1, D/N) @ (B, N, D/N, L)
+    return (scores * query.shape[2] ** -0.5).softmax(dim=2)
 
 
 def split_width(width: int, parts: int, what: str) -> int:

@@ -84,11 +84,13 @@ class WandbRun(WandbLogger):
                 "parameters": results.parameters,
                 "train_seconds": results.train_seconds,
                 "images_per_second": results.images_per_second,
-                "best/top1": results.top1,
+                f"best/{'map' if results.multilabel else 'top1'}": results.score,
                 "best/epoch": results.best_epoch,
             }
             if results.ema_correct is not None:
                 summary["best/ema_top1"] = 100 * results.ema_correct / results.images
+            if results.ema_map is not None:
+                summary["best/ema_map"] = results.ema_map
             self._experiment.summary.update(summary)
         self._experiment.finish(exit_code=0 if results else 1)
 

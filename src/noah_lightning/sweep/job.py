@@ -33,7 +33,8 @@ def train_job(cfg: DictConfig) -> float | None:
     A job of a sweep with ``sweep.resume=true``, or one that SLURM has requeued, resumes its run.
 
     Returns:
-        The best top-1 in percent; None in ranks above 0 of processes started by torchrun or SLURM.
+        The best top-1, or mean average precision of multi-label data, in percent; None in ranks above 0 of processes
+        started by torchrun or SLURM.
 
     Raises:
         SystemExit: in a single run, caused by one of the following, because Hydra prints other exceptions itself.
@@ -50,7 +51,7 @@ def train_job(cfg: DictConfig) -> float | None:
             _follow(cfg)
         else:
             _train_alone(cfg, run_dir, [*hydra.overrides.task, *hydra.overrides.hydra])
-        return RunDir(run_dir).results().top1 if rank() == 0 else None
+        return RunDir(run_dir).results().score if rank() == 0 else None
     finally:
         if rank() == 0:
             _remove_if_empty(run_dir)

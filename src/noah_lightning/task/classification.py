@@ -1,10 +1,9 @@
-"""Classification task: cross-entropy over any classifier, as a Lightning module, with mixup and CutMix."""
+"""Classification task: training and validation of any classifier, as a Lightning module, with mixup and CutMix."""
 
-from typing import Any
+from typing import Any, Self
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
@@ -12,11 +11,12 @@ from torch import Tensor, nn
 from noah_lightning.config.schema import MixingSettings, OptimizerSettings, ScheduleSettings
 from noah_lightning.distributed.collectives import gather_floats
 from noah_lightning.errors import ConfigError
-from noah_lightning.task.metrics import Accuracy, AccuracyCounter, Predictions
+from noah_lightning.task.losses import PADDING, cross_entropy
+from noah_lightning.task.metrics import Predictions
+from noah_lightning.task.objective import Objective, Score, single_label
 from noah_lightning.task.optimizer import StepGuard, WeightAverage, learning_rate, make_optimizer
 
-Batch = tuple[Tensor, Tensor]  # normalized images (B, 3, H, W), labels (B,)
-PADDING = -1  # label of images that fill up a validation batch, so that all processes have as many batches
+Batch = tuple[Tensor, Tensor]  # normalized images (B, 3, H, W), labels (B,), or (B, K) of multi-label data
 
 
 class BatchMixing(Mixup):
@@ -49,7 +49,8 @@ class ClassificationTask(pl.LightningModule):
 
     Logs ``train/loss_step`` and ``train/lr`` every few steps, and per epoch ``train/loss``, ``train/top1``,
     ``val/loss``, ``val/top1``, ``val/top5`` (percent) and ``val/images``, the number of images validated; with an
-    average of the weights also ``val/ema_loss``, ``val/ema_top1`` and ``val/ema_top5``.
+    average of the weights also ``val/ema_loss``, ``val/ema_top1`` and ``val/ema_top5``. Multi-label tasks have
+    ``val/map`` and ``val/ema_map`` instead of the accuracies.
 
     Args:
         model: the classifier.
@@ -60,8 +61,10 @@ class ClassificationTask(pl.LightningModule):
         num_classes: K; needed for mixing only.
         ema: decay per optimizer step of an average of the weights, which is validated together with the model.
         channels_last: memory format of model and images, preferred by convolutions on GPUs.
+        trained: the part of a frozen model that is trained; all else stays in evaluation mode.
         nonfinite: ``skip`` optimizer steps whose loss or gradient is not finite, or ``stop``: leave it to
             :class:`~noah_lightning.callbacks.failures.NonFiniteCheck`.
+        objective: loss and score; by default cross-entropy with ``label_smoothing``, and accuracy.
     """
 
     def __init__(
@@ -75,25 +78,42 @@ class ClassificationTask(pl.LightningModule):
         ema: float | None = None,
         channels_last: bool = False,
         nonfinite: str = "stop",
+        trained: nn.Module | None = None,
+        objective: Objective | None = None,
     ) -> None:
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.model = model.to(memory_format=self.memory_format)
         self.optimizer_settings, self.schedule = optimizer, schedule
-        self.label_smoothing = label_smoothing
         self.mixing: BatchMixing | None = None
         if mixing is not None and mixing.on:
             assert num_classes is not None, "soft targets are as wide as there are classes"
             self.mixing = BatchMixing(mixing, num_classes, label_smoothing)
+            label_smoothing = 0.0  # its targets are smoothed already
+        self.objective = objective or single_label(cross_entropy(label_smoothing))
         self.rate, self.loss = 0.0, torch.tensor(0.0)  # of the latest batch
         self.guard = StepGuard() if nonfinite == "skip" else None
         self.ema = None if ema is None else WeightAverage(model, ema)
-        self.train_accuracy, self.val_accuracy, self.ema_accuracy = (AccuracyCounter() for _ in range(3))
-        self.val_predictions = Predictions()
-        # Of the latest complete validation; predicted are labels and classes (images,).
-        self.validated: Accuracy | None = None
-        self.ema_validated: Accuracy | None = None
+        self.train_score = self.objective.training()
+        self.val_score, self.ema_score = self.objective.validation(), self.objective.validation()
+        self.val_predictions = Predictions(self.objective.predict)
+        # Of the latest complete validation; predicted are labels and classes (images,), or multi-label ones and
+        # logits (images, K).
+        self.validated: Score | None = None
+        self.ema_validated: Score | None = None
         self.predicted: tuple[Tensor, Tensor] | None = None
+        self._trained = (trained,)  # in a tuple, as it is a part of the model already
+        if trained is not None:
+            self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        (trained,) = self._trained
+        if trained is not None:
+            self.model.eval()
+            trained.train(mode)
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
@@ -119,17 +139,16 @@ class ClassificationTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch[0].to(memory_format=self.memory_format), batch[1]
-        targets, smoothing = labels, self.label_smoothing
+        targets = labels
         if self.mixing is not None:
             images, targets = self.mixing(images, labels)
-            smoothing = 0.0  # these targets are smoothed already
         logits = self(images)
-        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        loss = self.objective.loss(logits, targets)
         self.loss = counted = loss.detach()
         if self.guard:  # a single NaN would make the mean of the epoch NaN
             labels = torch.where(self.loss.isfinite(), labels, PADDING)
             counted = self.loss.nan_to_num(0, 0, 0)
-        self.train_accuracy.update(logits, labels, counted * len(labels))
+        self.train_score.update(logits, labels, counted * len(labels))
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -149,9 +168,10 @@ class ClassificationTask(pl.LightningModule):
             self._log_now({"train/lr": self.rate, "train/loss_step": self.loss.item()}, step)
 
     def on_train_epoch_end(self) -> None:
-        train = self.train_accuracy.compute()
-        self._log_now({"train/loss": train.loss, "train/top1": train.top1}, self.trainer.global_step - 1)
-        self.train_accuracy.reset()
+        train = self.train_score.compute()
+        metrics = {f"train/{name}": getattr(train, name) for name in self.objective.train_metrics}
+        self._log_now(metrics, self.trainer.global_step - 1)
+        self.train_score.reset()
 
     def _log_now(self, metrics: dict[str, float], step: int) -> None:
         """Log without Lightning's ``log``, which takes half its time in a step and writes after the checkpoint."""
@@ -160,35 +180,32 @@ class ClassificationTask(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the training counts of the epoch, of every process, to resume within an epoch (a collective)."""
-        checkpoint["train_counts"] = gather_floats(self.train_accuracy.counts(), self.trainer)
+        checkpoint["train_counts"] = gather_floats(self.train_score.counts(), self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         counts = checkpoint["train_counts"]
         if len(counts) == self.trainer.world_size:  # else the epoch restarts
-            self.train_accuracy.set_counts(counts[self.global_rank])
+            self.train_score.set_counts(counts[self.global_rank])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch[0].to(memory_format=self.memory_format), batch[1]
         logits = self.model(images)
-        self.val_accuracy.update(logits, labels, _loss_sum(logits, labels))
+        self.val_score.update(logits, labels, self.objective.loss_sum(logits, labels))
         self.val_predictions.update(logits, labels)
         if self.ema is not None:
             logits = self.ema.module(images)
-            self.ema_accuracy.update(logits, labels, _loss_sum(logits, labels))
+            self.ema_score.update(logits, labels, self.objective.loss_sum(logits, labels))
 
     def on_validation_epoch_end(self) -> None:
         """Compute the metrics over all processes (torchmetrics' collectives)."""
-        val, ema = self.val_accuracy.compute(), self.ema_accuracy.compute() if self.ema is not None else None
-        labels, guesses = self.val_predictions.compute()
-        for metric in (self.val_accuracy, self.ema_accuracy, self.val_predictions):
+        val, ema = self.val_score.compute(), self.ema_score.compute() if self.ema is not None else None
+        labels, predicted = self.val_predictions.compute()
+        for metric in (self.val_score, self.ema_score, self.val_predictions):
             metric.reset()
-        self.log_dict({"val/loss": val.loss, "val/top1": val.top1, "val/top5": val.top5, "val/images": val.images})
+        values = val.metrics() | {"images": val.images}
+        self.log_dict({f"val/{name}": value for name, value in values.items()})
         if ema is not None:
-            self.log_dict({"val/ema_loss": ema.loss, "val/ema_top1": ema.top1, "val/ema_top5": ema.top5})
+            self.log_dict({f"val/ema_{name}": value for name, value in ema.metrics().items()})
         if not self.trainer.sanity_checking:  # a few batches before training
             self.validated, self.ema_validated = val, ema
-            self.predicted = labels.reshape(-1), guesses.reshape(-1)  # torchmetrics makes one image a scalar
-
-
-def _loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels, ignore_index=PADDING, reduction="sum")
+            self.predicted = torch.atleast_1d(labels), torch.atleast_1d(predicted)  # torchmetrics makes one a scalar

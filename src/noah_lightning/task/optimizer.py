@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import lightning.pytorch as pl
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import Lars, param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
@@ -17,7 +17,11 @@ from noah_lightning.errors import ConfigError, RunFailedEverywhere, one_line
 
 log = logging.getLogger("noah_lightning")
 MAX_SKIPPED_IN_A_ROW = 20  # enough for the float16 scaler to find its scale
-_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+    "lars": Lars,
+}
 
 
 def check_options(settings: OptimizerSettings) -> None:
@@ -35,7 +39,7 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
 
 def _make(settings: OptimizerSettings, parameters: list[Any], **arguments: Any) -> torch.optim.Optimizer:
     options = dict(settings.options)
-    if not {"fused", "foreach", "differentiable"} & options.keys():  # torch takes one of them
+    if settings.name != "lars" and not {"fused", "foreach", "differentiable"} & options.keys():  # one of them
         options["fused"] = True
     return _OPTIMIZERS[settings.name](parameters, lr=settings.lr, **options, **arguments)
 

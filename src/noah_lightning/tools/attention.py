@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from noah_lightning.analysis.attention_pictures import ClassMaps, draw_explanation
+from noah_lightning.analysis.attention_pictures import ClassMaps, Predictions, draw_explanation
 from noah_lightning.analysis.gallery import Card, gallery
 from noah_lightning.analysis.tables import Table
 from noah_lightning.errors import ConfigError, one_line, printable
@@ -67,11 +68,13 @@ def attention(trained: Trained, words: Sequence[str], output: Path, asked: Asked
     for image in images:
         with torch.no_grad():
             why = explain(trained.model, trained.normalize(image.pixels[None]))
-        rows = _rows(image, why, images.names, classes, contrast, asked.blocks)
-        _record(found, image, why, images.names, rows)
+        probabilities = why.logits[0].sigmoid() if trained.multilabel else why.logits[0].softmax(dim=0)
+        rows = _rows(image, why, images.names, classes, contrast, asked.blocks, probabilities)
+        best = _best(probabilities, images.names)
+        _record(found, image, best, images.names, rows)
         number = f"{len(cards):0{len(str(len(images) - 1))}}"
         cards.append(
-            Card(image.name, f"{number}_{_file_name(image.name)}.png", _draw(image, why, images.names, rows))
+            Card(image.name, f"{number}_{_file_name(image.name)}.png", _draw(image, best, images.names, rows))
         )
     page = gallery(trained.name, found.tables(), cards)
     files = {card.file: card.png for card in cards}
@@ -100,17 +103,18 @@ def _rows(
     classes: Sequence[int],
     contrast: Sequence[int],
     blocks: Sequence[int],
+    probabilities: Tensor,
 ) -> list[ClassMaps]:
     """The predicted, the true and the named classes, each once, and the contrast of two."""
     number = why.attention.shape[1]
     if wrong := [block for block in blocks if block > number]:
         raise ConfigError(f"--head {wrong[0]}: the head's attention has {number} blocks, numbered from 1")
     roles: dict[int, list[str]] = {int(why.logits[0].argmax()): ["predicted"]}
-    for role, several in (("true", [] if image.label is None else [image.label]), ("named", classes)):
+    for role, several in (("true", image.true), ("named", classes)):
         for k in several:
             if role not in roles.setdefault(k, []):
                 roles[k].append(role)
-    probabilities, rows = why.logits[0].softmax(dim=0), []
+    rows = []
     for k, given in roles.items():
         maps = {n: why.attention[0, n - 1, k] for n in blocks or range(1, min(number, MOST_BLOCKS) + 1)}
         title = f"{' and '.join(given)}: {names.names[k]}"
@@ -123,26 +127,26 @@ def _rows(
     return rows
 
 
-def _record(found: Found, image: NamedImage, why: Explanation, names: ClassNames, rows: Sequence[ClassMaps]) -> None:
+def _record(found: Found, image: NamedImage, best: Predictions, names: ClassNames, rows: Sequence[ClassMaps]) -> None:
     """Add the rows of an image to the tables."""
-    true = "" if image.label is None else names.names[image.label]
-    best = [f"{name} {100 * value:.1f} %" for name, value in _best(why, names)]
-    found.predictions.append([printable(image.name), true, *best])
+    true = ", ".join(names.names[k] for k in image.true)
+    predicted = [f"{name} {100 * value:.1f} %" for name, value in best]
+    found.predictions.append([printable(image.name), true, *predicted])
     for row in rows:
         values = [f"{value:.4f}".replace("-", "−") for value in (row.logit, float(row.contribution.sum()))]
         found.sums.append([printable(image.name), row.title, *values])
 
 
-def _best(why: Explanation, names: ClassNames) -> list[tuple[str, float]]:
-    values, classes = why.logits[0].softmax(dim=0).topk(min(TOP, why.logits.shape[1]))
+def _best(probabilities: Tensor, names: ClassNames) -> Predictions:
+    values, classes = probabilities.topk(min(TOP, len(probabilities)))
     return [(names.names[k], float(value)) for k, value in zip(classes.tolist(), values, strict=True)]
 
 
-def _draw(image: NamedImage, why: Explanation, names: ClassNames, rows: Sequence[ClassMaps]) -> bytes:
+def _draw(image: NamedImage, best: Predictions, names: ClassNames, rows: Sequence[ClassMaps]) -> bytes:
     """The picture of an image as PNG."""
-    true = None if image.label is None else names.names[image.label]
+    true = {names.names[k] for k in image.true}
     file = io.BytesIO()
-    draw_explanation(image.pixels, printable(image.name), _best(why, names), true, rows).savefig(file, dpi=100)
+    draw_explanation(image.pixels, printable(image.name), best, true, rows).savefig(file, dpi=100)
     return file.getvalue()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from noah_lightning.data import create_data
@@ -19,11 +20,11 @@ MOST = 500  # all of them go into one page
 
 @dataclass(frozen=True)
 class NamedImage:
-    """An image as the model sees it, and its true class if that is known."""
+    """An image as the model sees it, and its true classes, if known: one, or any number of multi-label data."""
 
     name: str
     pixels: Tensor  # uint8 (3, H, W)
-    label: int | None
+    true: Sequence[int] = ()
 
 
 class Images:
@@ -66,7 +67,7 @@ class Images:
             if isinstance(chosen, int):
                 assert self._validation is not None
                 pixels, label = self._validation[chosen]
-                yield NamedImage(f"val:{chosen}", pixels, int(label))
+                yield NamedImage(f"val:{chosen}", pixels, _classes(label))
             else:
                 file, folder = chosen
                 assert self._trained.read is not None
@@ -97,13 +98,19 @@ class Images:
             raise DataError(f"{path} does not exist; name image files, folders, or validation images such as val:0-7")
         return [(path, path.parent)]
 
-    def _true_class(self, file: Path, folder: Path) -> int | None:
+    def _true_class(self, file: Path, folder: Path) -> Sequence[int]:
         for parent in file.parents:
             if (name := parent.resolve().name) in self.names.labels:
-                return self.names.labels.index(name)
+                return [self.names.labels.index(name)]
             if parent == folder:
                 break
-        return None
+        return ()
+
+
+def _classes(label: int | Tensor) -> list[int]:
+    """The classes in a label of a data set: a number, or for multi-label data 1 for each class in the image (K,)."""
+    numbers = torch.as_tensor(label)
+    return numbers.nonzero().flatten().tolist() if numbers.ndim else [int(numbers)]
 
 
 def _validation_set(trained: Trained, word: str) -> LabeledImages:

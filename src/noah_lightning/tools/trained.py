@@ -35,6 +35,7 @@ class Trained:
         num_classes: K.
         labels: names of the classes, if they are known.
         data: settings of a run's data set.
+        multilabel: whether each class has a probability of its own, rather than all of them one distribution.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Trained:
     num_classes: int
     labels: Sequence[str] | None
     data: DataSettings | None = None
+    multilabel: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ def _of_folder(folder: Path, checkpoint: str, overrides: Sequence[str], ema: boo
         labels = ImageNetInfo().label_names()
     name = f"{folder}{weights}: {config.model.name}, head={config.head.name}"
     normalize = OnDevice(data.mean, data.std).normalize
-    return Trained(name, model, _file_reader(data, labels), normalize, data.num_classes, labels, data)
+    multilabel = config.recipe.loss != "cross_entropy"
+    return Trained(name, model, _file_reader(data, labels), normalize, data.num_classes, labels, data, multilabel)
 
 
 def _file_reader(data: DataSettings, labels: Sequence[str] | None) -> Callable[[Path], Tensor] | None:
