@@ -68,10 +68,11 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """Parser with the options of all benchmarks."""
+def make_parser(description: str, timed: bool = True) -> argparse.ArgumentParser:
+    """Parser with the options of all benchmarks; only what is ``timed`` has rounds."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--rounds", type=partial(at_least, 1), default=7, metavar="N", help="default: 7")
+    if timed:
+        parser.add_argument("--rounds", type=partial(at_least, 1), default=7, metavar="N", help="default: 7")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

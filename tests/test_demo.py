@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from conftest import TINY, Answer
-from noah_lightning.callbacks.attention_images import attention_of_guess, draw_comparison
+from noah_lightning.analysis.attention_pictures import draw_comparison
+from noah_lightning.callbacks.attention_images import attention_of_guess
 from noah_lightning.demo import verdict
 from noah_lightning.models.classifier import create_model
 from noah_lightning.models.feature_extractor import FeatureMapBackbone

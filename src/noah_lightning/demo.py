@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from noah_lightning.analysis.attention_pictures import draw_comparison
 from noah_lightning.analysis.tables import Table
-from noah_lightning.callbacks.attention_images import attention_of_guess, draw_comparison
+from noah_lightning.callbacks.attention_images import attention_of_guess
 from noah_lightning.config.compose import compose_config
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.data import create_data

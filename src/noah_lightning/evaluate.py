@@ -5,15 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from noah_lightning.callbacks.failures import failures_in_one_line
-from noah_lightning.config.plugins import load_plugins
 from noah_lightning.config.schema import OptimizerSettings, ScheduleSettings
 from noah_lightning.data import create_data
-from noah_lightning.errors import ConfigError
-from noah_lightning.models.classifier import compiled, load_model
-from noah_lightning.run_dir import RunDir
+from noah_lightning.models.classifier import compiled
 from noah_lightning.task import ClassificationTask, check_objective, make_objective
 from noah_lightning.task.objective import Score
-from noah_lightning.tools.convert import converted_config, is_converted, load_converted
+from noah_lightning.tools.trained import load_trained
 from noah_lightning.train import make_trainer
 
 HERE = ("trainer.devices=1", "trainer.num_nodes=1", "trainer.strategy=auto")  # in this process
@@ -35,15 +32,7 @@ def evaluate(folder: Path, checkpoint: str = "best", overrides: Sequence[str] = 
         UserError: neither a run nor a converted model, weights that do not fit, or missing data.
         RunFailed: out of memory, or a DataLoader worker died.
     """
-    if is_converted(folder):
-        if ema or checkpoint != "best":
-            raise ConfigError(f"{folder} is a converted model: it has no checkpoints to choose from")
-        config = converted_config(folder, [*overrides, *HERE])
-        model = load_converted(folder, config)
-    else:
-        config = RunDir(folder).config([*overrides, *HERE])
-        load_plugins(config.plugins)
-        model = load_model(folder, config, checkpoint, ema)
+    config, model = load_trained(folder, checkpoint, [*overrides, *HERE], ema)
     data = create_data(**config.data.arguments())
     check_objective(config.recipe, data.multilabel, config.data.name)
     task = ClassificationTask(  # nothing is trained

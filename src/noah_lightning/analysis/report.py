@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterable
-from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 
 from rich import get_console
 
 from noah_lightning.analysis.groups import Group
+from noah_lightning.analysis.page import render
 from noah_lightning.analysis.ranking import Ranking
 from noah_lightning.analysis.statistics import LEVEL, RESAMPLES, Comparison, Entry
 from noah_lightning.analysis.summary import p_value, remarks, signed, summary
@@ -131,15 +131,12 @@ def csv(comparison: Comparison) -> str:
 
 def html(comparison: Comparison) -> str:
     """A self-contained page: summary, tables, figures, remarks, configurations."""
-    from jinja2 import Environment, StrictUndefined
-
     from noah_lightning.analysis.figures import draw_figures  # matplotlib takes half a second to import
 
     entries = comparison.entries
     pictures = groupby(draw_figures(comparison), key=lambda picture: picture.heading)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string((files("noah_lightning.analysis") / "page.html").read_text(encoding="utf-8"))
-    return page.render(
+    return render(
+        "page.html",
         title=f"Comparison of {count(len(entries), 'group')}",
         summary=summary(comparison),
         main_table=main_table(comparison) if entries else None,

@@ -63,6 +63,24 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--checkpoint", choices=("best", "last"), default="best", help="default: best")
     command.add_argument("--ema", action="store_true", help="the average of the weights (of a run with recipe.ema)")
 
+    about = "show what decides the logits: attention and contributions over images"
+    command = add(attention, about, "; a PNG for each image and a page of all, which opens offline")
+    about = "a run, a folder of noah convert, a row of the paper, or a timm model with its pretrained weights"
+    command.add_argument("model", metavar="RUN_OR_MODEL", help=about)
+    about = "files, folders, validation images such as val:0-7, or settings such as data.root=/data/imagenet"
+    command.add_argument("images", nargs="+", metavar="IMAGE", help=about)
+    command.add_argument("--output", type=Path, metavar="DIR", help="a new folder; default: runs/DATE/TIME_attention")
+    about = "draw this class too; can be repeated"
+    command.add_argument("--class", action="append", default=[], dest="classes", metavar="NAME_OR_INDEX", help=about)
+    about = "draw only this attention block, from 1; can be repeated"
+    command.add_argument("--head", action="append", type=_positive, default=[], metavar="N", help=about)
+    about = "draw what speaks for class A rather than B"
+    command.add_argument("--contrast", nargs=2, metavar=("A", "B"), help=about)
+    command.add_argument("--checkpoint", choices=("best", "last"), default="best", help="of a run; default: best")
+    command.add_argument("--ema", action="store_true", help="the average of the weights (of a run with recipe.ema)")
+    command.add_argument("--weights", type=Path, metavar="FILE", help="of a timm model, instead of pretrained ones")
+    command.set_defaults(overrides=[])
+
     about = "resume an interrupted run from its last checkpoint"
     command = add(resume, about, "; it ends exactly as if it had not been interrupted")
     command.add_argument("folder", type=Path, metavar="RUN", help="the run's directory")
@@ -169,6 +187,25 @@ def evaluate(arguments: argparse.Namespace) -> None:
     score = evaluate(arguments.folder, arguments.checkpoint, arguments.overrides, arguments.ema)
     weights = f"{arguments.checkpoint}, ema" if arguments.ema else arguments.checkpoint
     print(printable(f"{arguments.folder} ({weights})  val {score}"))
+
+
+def attention(arguments: argparse.Namespace) -> None:
+    from datetime import datetime
+
+    from noah_lightning.loggers import console
+    from noah_lightning.tools.attention import GALLERY, Asked, attention
+    from noah_lightning.tools.trained import open_trained
+
+    console.start_logging()
+    settings = [word for word in arguments.images if "=" in word and not Path(word).exists()]
+    words = [word for word in arguments.images if word not in settings]
+    overrides = [*settings, *arguments.overrides]
+    trained = open_trained(arguments.model, arguments.checkpoint, overrides, arguments.ema, arguments.weights)
+    output = arguments.output or Path("runs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S}_attention"
+    asked = Asked(arguments.classes, arguments.head, arguments.contrast)
+    for table in attention(trained, words, output, asked).tables():
+        table.show()
+    print(printable(f"gallery  {output / GALLERY}"))
 
 
 def resume(arguments: argparse.Namespace) -> None:

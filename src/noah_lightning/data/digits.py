@@ -129,13 +129,16 @@ class DigitsDataModule(ImageDataModule):
     Settings = DigitsSettings
     settings: DigitsSettings
 
-    def build(self, split: Split) -> DigitsDataset:
+    def layout(self, split: Split) -> Layout:
+        """Where the digit and the fragments of each image of a split are."""
         settings = self.settings
-        glyphs, labels = load_glyphs(settings.digit_size)
-        train, val = split_sources(labels, settings.seed)
+        train, val = split_sources(load_glyphs(settings.digit_size)[1], settings.seed)
         if split == "train":
-            layout = draw_layout(train, settings.train_images, TRAIN, settings)
-        else:
-            layout = draw_layout(val, settings.val_images, VAL, settings)
+            return draw_layout(train, settings.train_images, TRAIN, settings)
+        return draw_layout(val, settings.val_images, VAL, settings)
+
+    def build(self, split: Split) -> DigitsDataset:
+        settings, layout = self.settings, self.layout(split)
+        glyphs, labels = load_glyphs(settings.digit_size)
         images = render(glyphs, layout, settings.image_size, settings.fragment_size)
         return DigitsDataset(torch.from_numpy(images), torch.from_numpy(labels[layout.source]))

@@ -124,6 +124,15 @@ def walk(split: Path, name: str, report: Report) -> Iterator[tuple[str, list[str
         left += [os.path.join(relative, entry) for entry, kind in kinds if kind == "folder"]
 
 
+def images_in(folder: Path) -> list[Path]:
+    """Sorted images in a folder and those in it; raises DataError for what :func:`scan` refuses, and for none."""
+    found = [folder / inside / file for inside, files in walk(folder, "", _refuse) for file in files]
+    images = sorted(path for path in found if has_file_allowed_extension(path.name, IMG_EXTENSIONS))
+    if not images:
+        raise DataError(f"{folder} has no images; images are {', '.join(IMG_EXTENSIONS)}")
+    return images
+
+
 def _kind(entry: os.DirEntry[str]) -> str:
     """A folder, a file or a special file, which may block whoever opens it; a link that leads nowhere is a file."""
     try:

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2.functional import resized_crop
+from torchvision.transforms.v2.functional import resized_crop, to_pil_image
 
 from noah_lightning.config.choices import AugmentSettings
 from noah_lightning.data.image import Picture
@@ -81,6 +81,12 @@ def eval_transform(image_size: int, crop_ratio: float, interpolation: str) -> Tr
     """
     resize = v2.Resize(math.floor(image_size / crop_ratio), InterpolationMode(interpolation), antialias=True)
     return v2.Compose([Picture.pixels, resize, v2.CenterCrop(image_size)])
+
+
+def timm_transform(data_config: Mapping[str, Any]) -> Transform:
+    """timm's own validation transform for what ``timm.data.resolve_data_config`` returns, up to the normalization."""
+    prepare = create_transform(**data_config, is_training=False, use_prefetcher=True)  # ends in bytes
+    return lambda picture: prepare(to_pil_image(picture.pixels()))
 
 
 class OnDevice:

@@ -60,11 +60,7 @@ class FeatureMapBackbone(nn.Module):
 
     def positions(self, output: Tensor) -> Tensor:
         """The output as features (B, C, L)."""
-        if output.ndim == 3:
-            return output[:, self.prefix_tokens :].transpose(1, 2)  # (B, T, C) -> (B, C, L)
-        if output.shape[1] != self.out_channels:
-            output = output.movedim(3, 1)  # (B, H, W, C) -> (B, C, H, W)
-        return output.flatten(2)
+        return as_positions(output, self.out_channels, self.prefix_tokens)
 
     @property
     def prefix_tokens(self) -> int:
@@ -74,6 +70,15 @@ class FeatureMapBackbone(nn.Module):
         """Parameters that the model's authors do not decay, such as position embeddings."""
         spared = getattr(self.model, "no_weight_decay", set)
         return {f"model.{name}" for name in spared()}
+
+
+def as_positions(output: Tensor, channels: int, prefix_tokens: int) -> Tensor:
+    """A map (B, C, H, W) or (B, H, W, C), or tokens (B, T, C), less the prefix tokens, as (B, C, L)."""
+    if output.ndim == 3:
+        return output[:, prefix_tokens:].transpose(1, 2)  # (B, T, C) -> (B, C, L)
+    if output.shape[1] != channels:
+        output = output.movedim(3, 1)  # (B, H, W, C) -> (B, C, H, W)
+    return output.flatten(2)
 
 
 def make_backbone(

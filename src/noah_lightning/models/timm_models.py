@@ -92,6 +92,11 @@ def default_image_size(name: str) -> tuple[int, int]:
     return tuple(_default_cfg(name).input_size[1:])
 
 
+def default_num_classes(name: str) -> int:
+    """Number of classes that the pretrained weights have; 0 without a classifier."""
+    return int(_default_cfg(name).num_classes)
+
+
 def build_on_meta(name: str, num_classes: int = 0, **model_args: Any) -> nn.Module:
     """The same model without memory behind its weights: cheap to build, to run and to look at."""
     with torch.device("meta"):
