@@ -234,7 +234,7 @@ def test_the_folder_in_use_is_that_of_the_clone() -> None:
 
 
 def test_the_result_has_the_groups_and_no_hydra() -> None:
-    groups = {"seed", "plugins", "model", "head", "data", "recipe", "trainer", "checkpoint", "logger"}
+    groups = {"seed", "plugins", "model", "head", "data", "recipe", "trainer", "checkpoint", "attention", "logger"}
     assert composed().model_dump().keys() == groups
 
 
@@ -694,7 +694,7 @@ def test_logger_files_name_themselves(name: str) -> None:
 
 def test_wandbs_file_holds_arguments_of_wandbs_logger() -> None:
     known = parameters(WandbLogger) | parameters(import_module("wandb").init)
-    assert read("logger", "wandb").keys() - {"picture_every_n_epochs"} <= known
+    assert read("logger", "wandb").keys() <= known
 
 
 def test_hydras_compose_works_with_nothing_but_the_import(jpeg_tree: Path) -> None:

@@ -115,7 +115,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a W&B run of five epochs of two steps; tests only read it."""
     words = ["head=noah", "logger=wandb", "logger.tags=[mine,noah]", "logger.entity=us", "logger.project=heads"]
-    often = ["trainer.max_epochs=5", "trainer.log_every_n_steps=1", "logger.picture_every_n_epochs=2"]
+    often = ["trainer.max_epochs=5", "trainer.log_every_n_steps=1", "attention.picture_every_n_epochs=2"]
     run_dir = tmp_path_factory.mktemp("logged") / "run"
     with pytest.MonkeyPatch.context() as patch:
         go_offline(patch)
@@ -124,9 +124,14 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-def validations(run: Path) -> list[float]:
+def column(run: Path, name: str) -> list[float]:
+    """The values of a metric, without rows that have none; empty without such a metric."""
     with (run / "metrics.csv").open() as file:
-        return [float(row["val/top1"]) for row in csv.DictReader(file) if row["val/top1"]]
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def validations(run: Path) -> list[float]:
+    return column(run, "val/top1")
 
 
 def test_tensorboard_gets_what_the_csv_gets(noah: Noah) -> None:
@@ -210,6 +215,9 @@ def test_wandb_gets_each_epochs_metrics_and_what_the_heads_attention_looks_like(
     assert len(speeds) == 5
     assert min(speeds) < RunDir(logged).results().images_per_second < max(speeds)
     assert len([row for row in told.history if "train/lr" in row]) == 10, "each step"
+    validated = [row for row in told.history if "val/top1" in row]
+    for name in ("val/attention_entropy", "val/attention_diversity"):
+        assert [row[name] for row in validated] == pytest.approx(column(logged, name))
     pictures = [row for row in told.history if "val/attention/filenames" in row]
     assert [row["val/attention/captions"] for row in pictures] == [["epoch 2"], ["epoch 4"], ["epoch 5"]]
     assert [row["trainer/global_step"] for row in pictures] == [3, 7, 9], "those of the epochs' metrics"
@@ -224,7 +232,7 @@ def test_pictures_do_not_change_training(noah: Noah) -> None:
     words = ["head=noah", "logger=wandb", "head.dropout=0.5", "recipe.mixing.mixup=0.2"]
     for every in (0, 1):
         answer = noah(
-            "train", *QUICK, *words, f"logger.picture_every_n_epochs={every}", f"hydra.run.dir=every{every}"
+            "train", *QUICK, *words, f"attention.picture_every_n_epochs={every}", f"hydra.run.dir=every{every}"
         )
         assert answer.status == 0, answer.err
     weights = [torch.load(f"every{n}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for n in (0, 1)]
@@ -395,6 +403,7 @@ def test_of_several_processes_one_writes(noah: Noah, monkeypatch: pytest.MonkeyP
     assert told.exit_code == 0
     assert "best/top1" in told.summary
     assert len(list(Path("run").rglob("attention_*.png"))) == 1
+    assert len(column(Path("run"), "val/attention_entropy")) == 1
 
 
 def test_the_id_is_that_of_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,9 @@ BAD: dict[str, tuple[str, ...]] = {
     "head.init": (*NO_WORD, "timm"),
     "head.kernel": (*NO_WORD, "triton"),
     "logger.name": (*NO_WORD, "mlflow"),
+    "attention.curve_images": (*NO_WHOLE, "1025"),
+    "attention.picture_every_n_epochs": NO_WHOLE,
+    "attention.picture_images": (*NO_WHOLE, "0", "33"),
     "data.name": (*NO_WORD, "digit"),
     "data.num_classes": (*NO_WHOLE, "0", "11"),
     "data.mean": (*NO_NUMBER, "[1,1]"),
@@ -137,7 +140,6 @@ WANDB = {
     "logger.group": ("3", "[1]", "true"),
     "logger.tags": ("3", "abc", "true", f"[{'x' * 65}]"),
     "logger.mode": ("3", "[1]", "true", "onlin"),
-    "logger.picture_every_n_epochs": NO_WHOLE,
 }
 PHOTOS = {
     "data.root": ("3", "[1]", "true", "/nowhere", "null", f"/{'x' * 300}", "~nobody-by-this-name/x"),
@@ -403,7 +405,7 @@ def test_the_defaults_of_the_schema_are_those_of_the_files(group: str, file: str
         ["head.dropout=0", "recipe.optimizer.lr=1", "recipe.schedule.milestones=[30,60,99.5]", "seed=4294967295"],
         ["recipe.schedule.name=cosine", "recipe.schedule.warmup_epochs=100", "recipe.ema=0.5"],
         ["recipe=deit", "model.weights=/some/file", "model.class_token=true", "head.head_split=false"],
-        ["logger=wandb", "logger.tags=[first,2]", "logger.picture_every_n_epochs=0"],
+        ["logger=wandb", "logger.tags=[first,2]", "attention.picture_every_n_epochs=0"],
     ],
 )
 def test_what_is_legitimate_passes(words: list[str]) -> None:

@@ -177,7 +177,7 @@ def test_default_run_directory_is_named_after_model_and_head(noah: Noah, tmp_pat
         (["experiment=demo", "recipe.batch_size=none"], ["recipe.batch_size='none'"]),
         (["experiment=demo", "logger.name=tensorbord"], ["tensorbord", "tensorboard"]),
         (["head.head_num"], ["head.head_num"]),
-        (["experiment=demo", "head=null"], ["head=null", "gap, noah"]),
+        (["experiment=demo", "head=null"], ["head=null", "gap, gem"]),
         (["experiment=demo", "data=3"], ["data=3", "digits"]),
         (["experiment=demo", "recipe.schedule=null"], ["recipe.schedule=null", "group"]),
         (["experiment=demo", "model.args=3"], ["model.args=3", "group"]),

@@ -3,7 +3,7 @@
 config.yaml                the resolved configuration; paths in it are absolute
 config-until-step-N.yaml   the configuration before ``noah resume --force`` changed it
 train.log                  the console output
-metrics.csv                losses, accuracies and learning rates
+metrics.csv                losses, accuracies, learning rates and curves of the attention
 checkpoints/best.ckpt      the epoch with the highest validation accuracy, or mean average precision
 checkpoints/best_ema.ckpt  the same for the average of the weights
 checkpoints/last.ckpt      the latest state; a link to step-<steps>.ckpt until the run has finished

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from noah_lightning.callbacks.attention_images import AttentionPicture
+from noah_lightning.callbacks.attention_curves import attention_callbacks
 from noah_lightning.callbacks.batch_split import BatchSplit, check_batch, size_warnings
 from noah_lightning.callbacks.checkpoints import (
     BestRecord,
@@ -35,7 +35,7 @@ from noah_lightning.distributed.environment import keep_freed_memory, processes_
 from noah_lightning.distributed.signals import Stopped, StopRequest, use_our_signal_handlers
 from noah_lightning.errors import ConfigError, RunFailed, UserError, count, one_line, shell_word
 from noah_lightning.loggers import console
-from noah_lightning.loggers.factory import WandbRun, close_loggers, make_loggers
+from noah_lightning.loggers.factory import close_loggers, make_loggers
 from noah_lightning.models.classifier import build_model, compiled
 from noah_lightning.models.cost import count_parameters
 from noah_lightning.models.frozen import freeze
@@ -203,7 +203,7 @@ def make_callbacks(
     stop: StopRequest,
 ) -> list[Callback]:
     """Callbacks of the trainer, including ``report``; after each step they check ``stop``."""
-    pictures, monitor = getattr(config.logger, "picture_every_n_epochs", 0), make_objective(config.recipe).monitor
+    monitor = make_objective(config.recipe).monitor
     callbacks: list[Callback] = [
         NonFiniteCheck(),  # before callbacks that save
         report,
@@ -213,9 +213,7 @@ def make_callbacks(
     if config.recipe.ema is not None:
         callbacks.append(BestWeights(run_dir, "best_ema", f"val/ema_{monitor}"))
     callbacks.append(Checkpoints(run_dir, config.checkpoint, BatchSplit.of(config, data), stop))
-    if pictures and config.head.name == "noah" and not data.multilabel:  # they show the class of an image
-        callbacks += [AttentionPicture(logger, data, pictures) for logger in loggers if isinstance(logger, WandbRun)]
-    return callbacks
+    return callbacks + attention_callbacks(config, loggers, data)
 
 
 def make_trainer(config: RunConfig, run_dir: Path, **arguments: Any) -> pl.Trainer:

@@ -93,11 +93,11 @@ def _word_order(word: str) -> tuple[str, float, str]:
 
 
 def _shared(settings: Settings) -> dict[str, Any]:
-    """Settings without seeds and logger, and without ``model.noah``, the defaults of ``head``."""
+    """Settings without seeds, without what is only logged, and without ``model.noah``, the defaults of ``head``."""
     return {
         key: value
         for key, value in settings.items()
-        if key not in ("seed", "data.seed") and not key.startswith(("logger.", "model.noah."))
+        if key not in ("seed", "data.seed") and not key.startswith(("logger.", "attention.", "model.noah."))
     }
 
 

@@ -1,61 +1,91 @@
-"""Pictures of what a NOAH head attends to, logged to W&B during training."""
+"""Pictures of what a head attends to, logged during training."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from noah_lightning.analysis.attention_pictures import draw_attention
 from noah_lightning.data.datamodule import ImageDataModule
+from noah_lightning.data.loader import Label
 from noah_lightning.distributed.environment import rank
+from noah_lightning.loggers.factory import log_picture
 from noah_lightning.models.classifier import Classifier
 from noah_lightning.task import ClassificationTask
 
+Summary = TypeVar("Summary")
 
-class AttentionPicture(Callback):
-    """Logs ``val/attention`` to W&B: a few validation images under the attention of their most probable class.
+AT_ONCE = 8  # images explained at a time, as attention (B, N, K, L) is large for many classes
 
-    Only rank 0 draws, without any collective. The modules' modes and the random number generators are restored, so
-    a run with pictures trains exactly as one without.
+
+class AttentionCallback(Callback):
+    """Base class of callbacks that explain the same validation images every time, evenly spaced over the set.
+
+    Only rank 0 explains them, without any collective. The modules' modes and the random number generators are
+    restored, so a run trains exactly as one without the callback.
 
     Args:
-        logger: W&B logger.
-        data: the same images, evenly spaced over its validation set, are drawn every time.
-        every: epochs between two pictures; the last epoch always has one.
-        count: number of images.
+        data: whose validation images are explained.
+        count: number of images; they stay in memory, as bytes.
     """
 
-    def __init__(self, logger: WandbLogger, data: ImageDataModule, every: int, count: int = 6) -> None:
-        self.logger, self.data, self.every, self.count = logger, data, every, count
+    def __init__(self, data: ImageDataModule, count: int) -> None:
+        self.data, self.count = data, count
+        self._samples: list[tuple[Tensor, Label]] = []
+
+    def samples(self) -> tuple[Tensor, list[Label]]:
+        """uint8 (count, 3, H, W) and their labels; fewer if the validation set has fewer."""
+        dataset = self.data.val_dataset
+        assert dataset is not None
+        if not self._samples:
+            count = min(self.count, len(dataset))
+            self._samples = [dataset[i * len(dataset) // count] for i in range(count)]
+        return torch.stack([image for image, _ in self._samples]), [label for _, label in self._samples]
+
+    def explain(
+        self, trainer: pl.Trainer, task: pl.LightningModule, summarize: Callable[[Classifier, Tensor], Summary]
+    ) -> list[Summary]:
+        """``summarize`` of the model and the normalized images, for :data:`AT_ONCE` images at a time."""
+        assert isinstance(task, ClassificationTask)
+        model, precision = task.model, trainer.precision_plugin
+        assert isinstance(model, Classifier)
+        summaries = []
+        with isolate_rng(), evaluating(model), torch.no_grad():
+            for images in self.samples()[0].split(AT_ONCE):
+                normalized = precision.convert_input(self.data.on_device.normalize(images.to(task.device)))
+                with precision.forward_context():
+                    summaries.append(summarize(model, normalized))
+        return summaries
+
+
+class AttentionPicture(AttentionCallback):
+    """Logs ``val/attention``: a few single-label validation images under the attention of their most probable class.
+
+    Args:
+        data, count: as of the base class.
+        every: epochs between two pictures; the last epoch always has one.
+    """
+
+    def __init__(self, data: ImageDataModule, count: int, every: int) -> None:
+        super().__init__(data, count)
+        self.every = every
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, ClassificationTask)
         epoch = trainer.current_epoch + 1
         if rank() > 0 or (epoch % self.every and epoch != trainer.max_epochs):
             return
-        model, precision = pl_module.model, trainer.precision_plugin
-        assert isinstance(model, Classifier)
-        with isolate_rng(), evaluating(model), torch.no_grad():
-            images, labels = self._images()
-            normalized = precision.convert_input(self.data.on_device.normalize(images.to(pl_module.device)))
-            with precision.forward_context():
-                guesses, attention = attention_of_guess(model, normalized)
-            picture = draw_attention(images, labels, guesses.tolist(), self.data.class_names, attention.float().cpu())
+        guesses, attention = map(torch.cat, zip(*self.explain(trainer, pl_module, attention_of_guess), strict=True))
+        images, labels = self.samples()
+        classes, names = [int(label) for label in labels], self.data.class_names
+        picture = draw_attention(images, classes, guesses.tolist(), names, attention.float().cpu())
         step = trainer.global_step - 1  # that of the epoch's metrics
-        self.logger.log_image("val/attention", [picture], step=step, caption=[f"epoch {epoch}"])
-
-    def _images(self) -> tuple[Tensor, list[int]]:
-        """uint8 (count, 3, H, W), evenly spaced over the validation set, and their labels."""
-        dataset = self.data.val_dataset
-        assert dataset is not None
-        count = min(self.count, len(dataset))
-        samples = [dataset[i * len(dataset) // count] for i in range(count)]
-        return torch.stack([image for image, _ in samples]), [int(label) for _, label in samples]
+        for logger in trainer.loggers:
+            log_picture(logger, "val/attention", picture, step, caption=f"epoch {epoch}")
 
 
 def attention_of_guess(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -215,7 +215,6 @@ class WandbLoggerSettings(Group):
     group: Text | None = None
     tags: list[ShortText | int] | None = Field(default_factory=list)
     mode: Literal["online", "offline", "disabled"] | None = None
-    picture_every_n_epochs: NonNegativeInt = 10
 
 
 # RunConfig parses each with the class of the given name; other names are those of plug-ins.

@@ -21,7 +21,10 @@ LARGEST, DEEPEST = 1_000_000, 20  # bytes, and levels of nesting; our files have
 NEEDED = ("model", "head", "data", "recipe", "trainer")
 PATHS = (("data", "root"), ("model", "weights"))  # settings that name files
 # Settings that may change when a run resumes.
-FREE = ("data.root", "data.num_workers", "data.max_unreadable", "trainer.nonfinite", "logger.mode")
+FREE = (
+    *("data.root", "data.num_workers", "data.max_unreadable", "trainer.nonfinite", "logger.mode"),
+    *("attention.curve_images", "attention.picture_every_n_epochs", "attention.picture_images"),
+)
 # Settings that divide a step, which may change with --force.
 SPLIT = (
     *("recipe.batch_size", "data.batch_size", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
@@ -65,6 +68,10 @@ def read_recorded(path: Path) -> dict[str, Any]:
     data = content["data"]
     if isinstance(data, dict) and data.get("name") in ("imagefolder", "imagenet", "packed"):
         data.setdefault("exif_orientation", False)  # a run from before the setting read all images as stored
+    if "attention" not in content:  # a run from before the group, with pictures in W&B only, and no curves
+        logger = content.get("logger")
+        every = logger.pop("picture_every_n_epochs", 0) if isinstance(logger, dict) else 0
+        content["attention"] = {"curve_images": 0, "picture_every_n_epochs": every}
     return content
 
 

@@ -45,6 +45,12 @@ class CheckpointSettings(Group):
     keep: PositiveInt = 2
 
 
+class AttentionSettings(Group):
+    curve_images: Annotated[int, Field(ge=0, le=1024)] = 64  # they stay in memory
+    picture_every_n_epochs: NonNegativeInt = 10
+    picture_images: Annotated[int, Field(ge=1, le=32)] = 6  # matplotlib draws at most 65,536 pixels
+
+
 class OptimizerSettings(Group):
     name: Literal["sgd", "adamw", "lars"]
     lr: NonNegative
@@ -193,6 +199,7 @@ class RunConfig(Group):
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     plugins: list[Text] = Field(default_factory=list)
     checkpoint: CheckpointSettings = CheckpointSettings()
+    attention: AttentionSettings = AttentionSettings()
     recipe: RecipeSettings
     trainer: TrainerSettings
     model: ModelSettings

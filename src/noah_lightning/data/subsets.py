@@ -54,8 +54,9 @@ def labels_of(images: Any) -> Ints:
 def hold_out(images: Any, share: float, seed: int, multilabel: bool = False) -> tuple[Ints, Ints]:
     """Sorted numbers of the images that stay for training, and of those held out of it.
 
-    Of each class the ``share`` is held out, rounded, and at least one image. Which ones depends on the labels and on
-    ``seed`` only. Of ``multilabel`` images it is the share of all. Raises DataError if a class has a single image, or none would stay.
+    Of each class the ``share`` is held out, rounded, and at least one image; of ``multilabel`` images it is the share
+    of all. Which ones depends on the labels and on ``seed`` only. Raises DataError if a class has a single image, or
+    none would stay.
     """
     labels = np.zeros(len(images), np.int64) if multilabel else labels_of(images)
     rng = np.random.default_rng([seed, _HOLDING_OUT])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
@@ -34,6 +35,19 @@ def close_loggers(loggers: Sequence[Logger], results: Results | None) -> None:
     for logger in loggers:
         if isinstance(logger, WandbRun):
             logger.close(results)
+
+
+def takes_pictures(logger: Logger) -> bool:
+    """Whether :func:`log_picture` does anything; metrics.csv has no place for a picture."""
+    return isinstance(logger, TensorBoardLogger | WandbLogger)
+
+
+def log_picture(logger: Logger, name: str, picture: np.ndarray, step: int, caption: str) -> None:
+    """Log an RGB picture, uint8 (height, width, 3), to TensorBoard or W&B; ``caption`` is for W&B."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, picture, step, dataformats="HWC")
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(name, [picture], step=step, caption=[caption])
 
 
 class WandbRun(WandbLogger):

@@ -109,11 +109,12 @@ def make_backbone(
         class_token = reads_class_token or (weights.class_token if weights else pretrained)
     with torch.enable_grad():
         on_meta, output, model_args = _find_map(name, class_token, model_args)
+        read = output if reads_class_token else on_meta.positions(output)
     if reads_class_token and getattr(on_meta.model, "cls_token", None) is None:
         raise HeadSettingError(
             f"{name} has no class token for the head to read; use head=avg, or a ViT with its token"
         )
-    used = _parameters_behind(output if reads_class_token else on_meta.positions(output))
+    used = _parameters_behind(read)
     if weights and weights.of_classifier and on_meta.last_stage:  # its later layers were pruned, and will be here too
         kept, every = on_meta.model.state_dict(), build_on_meta(name, **model_args).state_dict()
         weights.fill({key: torch.zeros(tensor.shape) for key, tensor in every.items() if key not in kept})
