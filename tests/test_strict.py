@@ -68,6 +68,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "recipe.optimizer.name": (*NO_WORD, "adam"),
     "recipe.optimizer.lr": (*NO_NUMBER, "inf"),
     "recipe.optimizer.lr_batch": (*NO_WHOLE, "0"),
+    "recipe.optimizer.lr_choices": ("abc", "0.1", "[0]", "[abc]"),
     "recipe.optimizer.weight_decay": (*NO_NUMBER, "inf"),
     "recipe.optimizer.decay": (*NO_WORD, "some"),
     "recipe.optimizer.options": ("abc", "3", "[1]", "{momentun:0.9}", "{betas:[2,2]}", "{betas:abc}", "{eps:-1}"),

@@ -224,7 +224,10 @@ def test_the_task_is_what_the_recipe_says() -> None:
     assert task.schedule == ScheduleSettings(
         name="cosine", per="epoch", warmup_epochs=5, warmup_lr=1e-6, final_lr=1e-5, lag=1
     )
-    assert task.label_smoothing == 0.1
+    assert task.objective.loss.keywords == {"label_smoothing": 0.0}  # mixing smooths its own targets
+    plain = compose_config(["recipe=deit", "data.num_classes=12", "recipe.mixing.mixup=0", "recipe.mixing.cutmix=0"])
+    smoothed = make_task(plain, nn.Linear(2, 2), batch=256)
+    assert smoothed.objective.loss.keywords == {"label_smoothing": 0.1}
     assert task.ema.decay == 0.99996
     expected = BatchMixing(MixingSettings(mixup=0.8, cutmix=1.0, switch=0.5), num_classes=12, label_smoothing=0.1)
     assert vars(task.mixing) == vars(expected)

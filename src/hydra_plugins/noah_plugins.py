@@ -19,6 +19,10 @@ class LocalLauncher(launchers.LocalLauncher):
     """``hydra/launcher=local``."""
 
 
+class SideBySideLauncher(launchers.SideBySideLauncher):
+    """``hydra/launcher=side_by_side``."""
+
+
 class SlurmLauncher(clusters.SlurmLauncher):
     """``hydra/launcher=slurm``."""
 
@@ -38,6 +42,14 @@ class SweeperConf:
 @dataclass
 class LocalConf:
     _target_: str = "hydra_plugins.noah_plugins.LocalLauncher"
+
+
+@dataclass
+class SideBySideConf:
+    _target_: str = "hydra_plugins.noah_plugins.SideBySideLauncher"
+    store: str = "runs/.features"  # folder of the features
+    store_gb: float = 20  # gigabytes that it may take; the least recently used features are removed for new ones
+    holdout: float = 0.1  # share of the training images on which recipe.optimizer.lr_choices are compared
 
 
 @dataclass
@@ -66,6 +78,7 @@ class RayConf:
 for group, name, node in (
     ("hydra/sweeper", "noah", SweeperConf),
     ("hydra/launcher", "local", LocalConf),
+    ("hydra/launcher", "side_by_side", SideBySideConf),
     ("hydra/launcher", "slurm", SlurmConf),
     ("hydra/launcher", "ray", RayConf),
 ):

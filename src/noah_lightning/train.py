@@ -61,6 +61,10 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
     """
     load_plugins(config.plugins)
     check_options(config.recipe.optimizer)
+    if config.recipe.optimizer.lr_choices and not resume:
+        raise ConfigError(
+            "recipe.optimizer.lr_choices is for hydra/launcher=side_by_side with -m; here set recipe.optimizer.lr"
+        )
     asked, device = str(config.trainer.precision), config.trainer.accelerator
     on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
     if asked in HALF and on_cpu and not (run_dir / CONFIG).exists():  # runs of earlier versions resume

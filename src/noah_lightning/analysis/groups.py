@@ -93,11 +93,16 @@ def _word_order(word: str) -> tuple[str, float, str]:
 
 
 def _shared(settings: Settings) -> dict[str, Any]:
-    """Settings without seeds, without what is only logged, and without ``model.noah``, the defaults of ``head``."""
+    """Settings that tell groups apart: without seeds, what is only logged, and a learning rate that was chosen.
+
+    Nor ``model.noah``, the defaults of ``head``.
+    """
+    chosen = ("recipe.optimizer.lr",) if settings.get("recipe.optimizer.lr_choices") else ()
+    left_out = ("seed", "data.seed", *chosen)
     return {
         key: value
         for key, value in settings.items()
-        if key not in ("seed", "data.seed") and not key.startswith(("logger.", "attention.", "model.noah."))
+        if key not in left_out and not key.startswith(("logger.", "attention.", "model.noah."))
     }
 
 

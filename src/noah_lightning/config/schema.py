@@ -55,6 +55,7 @@ class OptimizerSettings(Group):
     name: Literal["sgd", "adamw", "lars"]
     lr: NonNegative
     lr_batch: PositiveInt | None = None
+    lr_choices: list[Positive] = Field(default_factory=list)
     weight_decay: NonNegative = 0.0
     decay: Literal["all", "matrices"] = "all"
     options: dict[str, Any] = Field(default_factory=dict)

@@ -148,8 +148,11 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Training batches, shuffled in each epoch; order and augmentation depend only on seed, epoch and batch."""
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        batches = self.train_batches(epoch, self._rank_of()[0], self._batches_done())
+        return self.train_loader(self.trainer.current_epoch if self.trainer else 0, self._batches_done())
+
+    def train_loader(self, epoch: int, first: int = 0) -> DataLoader[Batch]:
+        """The training batches of this process in an epoch, starting with batch ``first``."""
+        batches = self.train_batches(epoch, self._rank_of()[0], first)
         return TrainLoader(DrawnImages(self.train_dataset, self.max_unreadable), batches, **self._loading())
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -19,6 +19,8 @@ from noah_lightning.run_dir import CHECKPOINTS
 
 StateDict = dict[str, Tensor]
 
+BACKBONE, WITHOUT_BACKBONE = "backbone.ckpt", "without_backbone"  # beside a checkpoint that has this entry
+
 IN_FOLDERS = (f"{CHECKPOINTS}/best.ckpt", "model.safetensors")  # of a run, and of a converted or saved model
 RAW, AVERAGED = "model.", "ema.module."  # prefixes in the checkpoints of a run
 _WRAPPERS = (RAW, AVERAGED, "module.", "_orig_mod.")  # the last two: parallel and compiled training
@@ -101,7 +103,10 @@ def read_weights(path: str | Path, averaged: bool | None = None) -> Weights:
         if not inside:
             raise WeightsError(f"no weights file at {path}: it is a folder without {' or '.join(IN_FOLDERS)}")
         path = inside[0]
-    state = state_dict_in(read_file(path), path)
+    content = read_file(path)
+    state = state_dict_in(content, path)
+    if content.get(WITHOUT_BACKBONE):  # of a head that was trained on stored features
+        state |= state_dict_in(read_file(path.with_name(BACKBONE)), path.with_name(BACKBONE))
     has_average = any(name.startswith(AVERAGED) for name in state)
     if averaged and not has_average:
         raise WeightsError(f"{path} has no average of the weights")

@@ -114,6 +114,6 @@ class Report:
         if best:
             say(f"best     {best}")
         if failed:
-            for line in sorted(self._failed, key=lambda line: int(line.split()[1])):
+            for line in sorted(self._failed, key=lambda line: int(line.split()[1].rstrip(":"))):
                 say(line, sys.stderr)
             raise RunFailed(f"{failed} of {self.total} jobs failed; sweep.resume=true resumes them")

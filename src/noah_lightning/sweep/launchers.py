@@ -161,6 +161,15 @@ class LocalLauncher(Launcher):
                 _end(process, receiver)
 
 
+class SideBySideLauncher(Launcher):
+    """Trains the heads of all jobs side by side in this process, on one frozen backbone."""
+
+    def run(self, jobs: Iterator[Job]) -> Outcomes:
+        from noah_lightning.sweep.side_by_side import SideBySideSweep  # imports torch
+
+        yield from SideBySideSweep(self.config, self.options).run(jobs)
+
+
 def start(payload: bytes, gpus: Sequence[str], quiet: bool) -> tuple[BaseProcess, Connection]:
     """Start a job in a process forked from a server that has imported everything once.
 
