@@ -5,6 +5,7 @@ import gc
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -43,6 +44,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def in_a_fork(work: Callable[[], None]) -> None:
+    """Run a part of a test in a forked process, for what would leave its traces in this one.
+
+    Once torch has compiled a backward pass, processes that are forked later can have none.
+    """
+    gc.collect()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:
+            os.write(writer, traceback.format_exc().encode()[-4000:])
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        failure = file.read()
+    os.waitpid(pid, 0)
+    assert not failure, failure
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
+from torch import Tensor
 
 import faults
 from conftest import TINY, Answer, FinishedRun, call_noah
@@ -22,8 +22,7 @@ from noah_lightning.callbacks.attention_curves import _measure, attention_divers
 from noah_lightning.config.heads import SETTINGS
 from noah_lightning.config.recorded import parse_recorded
 from noah_lightning.data import create_data
-from noah_lightning.heads import head_class, register_head
-from noah_lightning.heads.base import AttentiveHead
+from noah_lightning.heads import head_class
 from noah_lightning.models.classifier import Classifier, create_model, load_model
 from noah_lightning.run_dir import RunDir
 from test_loggers import column
@@ -35,19 +34,6 @@ ENTROPY, DIVERSITY = "val/attention_entropy", "val/attention_diversity"
 WORDS = [*TINY, "data.image_size=128", "head.dropout=0.5", "recipe.mixing.mixup=0.2", "recipe.ema=0.5"]
 WATCHED = ["attention.curve_images=11", "attention.picture_every_n_epochs=1", "attention.picture_images=3"]
 UNWATCHED = ["attention.curve_images=0", "attention.picture_every_n_epochs=0"]
-
-
-@register_head("two_queries")
-class TwoQueries(AttentiveHead):
-    """Attention of two learned queries, the same for all classes."""
-
-    def __init__(self, in_channels: int, num_classes: int) -> None:
-        super().__init__(in_channels, num_classes)
-        self.queries = nn.Linear(in_channels, 2)
-
-    def attend(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        attention = self.queries(features.movedim(1, 2)).softmax(dim=1).movedim(1, 2)  # (B, 2, L)
-        return attention, features.unflatten(1, (2, -1))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +90,7 @@ def tiny(head: str, **settings: object) -> Classifier:
 
 
 def test_attention_that_all_classes_share_is_measured_once_with_the_same_result() -> None:
-    images, model = torch.randn(3, 3, 96, 96), tiny("two_queries")
+    images, model = torch.randn(3, 3, 96, 96), tiny("ep", queries=2)
     with torch.no_grad():
         measured, attention = _measure(model, images), model.explain(images).attention
     assert attention.shape == (3, 2, 7, 9)
@@ -205,7 +191,7 @@ def test_training_is_the_same_with_and_without_and_resumed(
 
 
 def test_a_head_that_takes_derivatives_to_explain_has_curves(noah: Noah) -> None:
-    words = ["head=plugin", "head.name=two_queries", "trainer.max_epochs=1", "trainer.precision=bf16-mixed"]
+    words = ["head=ep", "head.queries=2", "trainer.max_epochs=1", "trainer.precision=bf16-mixed"]
     answer = noah("train", *TINY, *words, "hydra.run.dir=run")
     assert answer.status == 0, answer.err
     assert 0 < column(Path("run"), ENTROPY)[0] <= 1

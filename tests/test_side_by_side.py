@@ -138,7 +138,7 @@ def test_a_killed_sweep_resumes_with_the_same_result(noah: Noah, backbone: str, 
         "seed=0,1",
         backbone,
         "recipe.optimizer.lr_choices=[0.1,1.0]",
-        "recipe.epochs=40",
+        "recipe.epochs=16",
         "checkpoint.every_minutes=1e-9",
     )
     command = ("train", "-m", *LAB, *words)

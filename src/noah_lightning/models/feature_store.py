@@ -129,7 +129,8 @@ class FeatureStore:
 
     def _read(self, path: Path, split: str) -> Features:
         files = sorted(path.glob(f"{split}-[0-9].npy"))
-        return Features(tuple(np.load(file, mmap_mode="r") for file in files), np.load(path / f"{split}-labels.npy"))
+        arrays = tuple(np.load(file, mmap_mode="r", allow_pickle=False) for file in files)
+        return Features(arrays, np.load(path / f"{split}-labels.npy", allow_pickle=False))
 
 
 def _datasets(data: ImageDataModule) -> dict[str, LabeledImages]:
