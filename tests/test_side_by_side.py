@@ -1,5 +1,6 @@
 """hydra/launcher=side_by_side: many heads on the stored features of one frozen backbone."""
 
+import json
 import os
 import signal
 import time
@@ -18,6 +19,7 @@ from noah_lightning.data import create_data
 from noah_lightning.models.feature_store import Features, FeatureStore, fingerprint
 from noah_lightning.models.weights import read_weights
 from noah_lightning.run_dir import CHECKPOINTS, RunDir
+from noah_lightning.sweep import probes
 from noah_lightning.sweep.nearest import nearest_neighbors
 
 Noah = Callable[..., Answer]
@@ -100,6 +102,41 @@ def test_the_learning_rate_is_chosen_on_held_out_training_images(noah: Noah, bac
     rates = [RunDir(Path(f"s/{number}")).settings["recipe.optimizer.lr"] for number in range(4)]
     assert rates == [0.1] * 4
     assert answer.out.count("rate     0.1 for head=") == 2
+
+
+def test_heads_in_memory_are_limited_while_learning_rates_are_chosen(noah: Noah, backbone: str) -> None:
+    """Six heads at a time: two settings with three rates each, then six of the eight runs."""
+    words = ("head=avg,max,gem,noah", "seed=0,1", backbone, "recipe.optimizer.lr_choices=[0.1,0.3,1.0]")
+    answer = lab(noah, *words, "sweep.jobs=6")
+    assert answer.status == 0, answer.err
+    lines = answer.out.splitlines()
+    assert sum(line.startswith("learning rates of 2 settings  epoch 2/2") for line in lines) == 2
+    assert [sum(line.startswith(f"{heads} heads  epoch 2/2") for line in lines) for heads in (6, 2)] == [1, 1]
+    unlimited = noah("train", "-m", *LAB, "sweep.dir=t", *words)
+    assert unlimited.status == 0, unlimited.err
+    for number in range(8):
+        assert RunDir(Path(f"s/{number}")).settings == RunDir(Path(f"t/{number}")).settings
+        for key, tensor in weights(Path(f"s/{number}")).items():
+            torch.testing.assert_close(weights(Path(f"t/{number}"))[key], tensor, rtol=0, atol=0)
+
+
+def test_progress_is_shown_between_the_heads_of_one_batch(
+    noah: Noah, backbone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "EVERY", 0.0)
+    answer = lab(noah, "head=avg,noah", "seed=0", backbone, NO_CHOICE)
+    for line in ("1 model built", "2 heads  epoch 1  batch 1/3", "2 heads  epoch 1  validation"):
+        assert sum(each.startswith(line) for each in answer.out.splitlines()) >= (1 if "built" in line else 2), line
+
+
+def test_how_long_features_took_is_recorded(noah: Noah, backbone: str) -> None:
+    assert lab(noah, "head=avg", "seed=0", backbone, NO_CHOICE).status == 0
+    [file] = Path("s/.side_by_side").glob("*-references.json")
+    facts = json.loads(file.read_text())
+    assert facts["features"]["images"] == 136
+    assert facts["features"]["bytes"] == 136 * 128 * 9 * 4
+    assert facts["features"]["seconds"] > 0
+    assert facts["knn"]["images"] == 40
 
 
 def test_features_are_stored_once_for_all_that_read_the_same(noah: Noah, backbone: str) -> None:

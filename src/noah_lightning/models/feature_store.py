@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ log = logging.getLogger("noah_lightning")
 
 Extract = Callable[[Tensor], tuple[Tensor, ...]]  # images uint8 (B, 3, H, W) to the inputs of a head
 SPLITS = ("train", "val")
+FACTS = "computed.json"  # in a folder of the store: images, bytes and seconds
+EVERY = 20.0  # seconds between two lines of progress
 SAMPLED = 64  # images that identify a data set whose images are not files
 
 
@@ -85,13 +88,19 @@ class FeatureStore:
                 return None
             log.info("features %s will be written %s", gigabytes, where)
             try:
-                self._write(path, data, extract)
+                self._write(path, data, extract, size)
             except OSError as error:
                 raise RunFailed(f"{self.folder} cannot be written ({one_line(error)})") from error
         else:
             log.info("features read from %s", path)
         os.utime(path)  # used now
         return {split: self._read(path, split) for split in SPLITS}
+
+    def facts(self, key: str) -> dict[str, Any]:
+        """Images, bytes and seconds of features in the store, as they were computed; {} where it is not known."""
+        path = self.folder / key / FACTS
+        facts: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return facts
 
     def _needed(self, data: ImageDataModule, extract: Extract) -> int:
         """Bytes of the features of all images, from those of one."""
@@ -117,12 +126,15 @@ class FeatureStore:
         free = shutil.disk_usage(self.folder).free
         return f"{free / 1e9:,.2f} GB free in {self.folder}" if size > free else ""
 
-    def _write(self, path: Path, data: ImageDataModule, extract: Extract) -> None:
+    def _write(self, path: Path, data: ImageDataModule, extract: Extract, size: int) -> None:
         partial = path.with_name(f".{path.name}.{os.getpid()}")
+        started = time.perf_counter()
         partial.mkdir(parents=True)
         try:
             for split, dataset in _datasets(data).items():
                 _write_split(partial, split, data, dataset, extract)
+            images, seconds = sum(map(len, _datasets(data).values())), time.perf_counter() - started
+            (partial / FACTS).write_text(json.dumps({"images": images, "bytes": size, "seconds": seconds}))
             partial.rename(path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -147,7 +159,7 @@ def in_order(data: ImageDataModule, dataset: Any, batch_size: int) -> Iterator[t
 
 def _write_split(folder: Path, split: str, data: ImageDataModule, dataset: LabeledImages, extract: Extract) -> None:
     arrays: list[np.ndarray] = []
-    labels, done, count = [], 0, len(dataset)
+    labels, done, count, said = [], 0, len(dataset), time.perf_counter()
     for images, targets in in_order(data, dataset, data.batch_size):
         inputs = [tensor.cpu().numpy() for tensor in extract(images)]
         if not arrays:
@@ -158,8 +170,9 @@ def _write_split(folder: Path, split: str, data: ImageDataModule, dataset: Label
         for array, part in zip(arrays, inputs, strict=True):
             array[done : done + len(part)] = part
         labels.append(targets.numpy())
-        before, done = done, done + len(images)
-        if 10 * done // count > 10 * before // count:
+        done += len(images)
+        if done == count or time.perf_counter() - said > EVERY:
+            said = time.perf_counter()
             log.info("features %s images %s of %s", split, f"{done:,}", f"{count:,}")
     for array in arrays:
         array.flush()  # type: ignore[attr-defined]  # memory-mapped

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -90,38 +91,49 @@ class Group:
             log.info(
                 "k-NN     val top-1 %.3f %% (%s of %s), on pooled features", 100 * correct / images, correct, images
             )
-            facts = {"knn": {"correct": correct, "images": images}}
-            write_whole(self.folder / f"{self.key}-{REFERENCES}", lambda file: file.write(json.dumps(facts).encode()))
+            facts = {"knn": {"correct": correct, "images": images}, "features": store.facts(self.key)}
+            _write_json(self.folder / f"{self.key}-{REFERENCES}", facts)
 
-    def choose_learning_rates(self, share: float) -> None:
-        """Give each setting the best of its choices, tried on a held-out ``share`` of the training images."""
+    def choose_learning_rates(self, share: float, at_a_time: int | None) -> None:
+        """Give each setting the best of its choices, tried on a held-out ``share`` of the training images.
+
+        At most ``at_a_time`` heads are in memory, but all choices of a setting; None: no limit.
+        """
         settings: dict[str, list[Member]] = {}
         for member in self.members:
             if member.config.recipe.optimizer.lr_choices:
                 settings.setdefault(member.setting, []).append(member)
         path = self.folder / f"{self.key}-{CHOSEN}"
         chosen: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
-        tried = {setting: members[0] for setting, members in settings.items() if setting not in chosen}
-        if tried:
-            pairs = [(key, rate) for key in tried for rate in tried[key].config.recipe.optimizer.lr_choices]
-            probes = [self._probe(_with_rate(tried[setting], rate)) for setting, rate in pairs]
-            loop = SideBySide(probes, self._source(share), self.fabric, after_step=self._check_stop)
-            loop.run(f"learning rates of {count(len(tried), 'setting')}")
-            for setting, member in tried.items():
-                ratings = {
-                    rate: probe.best.score.rating
-                    for (own, rate), probe in zip(pairs, probes, strict=True)
-                    if own == setting and probe.best.score and probe not in loop.failed
-                }
-                if not ratings:
-                    raise RunFailed(f"{member.job}: the loss is not finite with any of the learning rates")
-                best = max(ratings, key=lambda rate: (ratings[rate], -rate))
-                chosen[setting] = {"lr": best, "job": " ".join(member.job.changes), "ratings": ratings}
-            write_whole(path, lambda file: file.write(json.dumps(chosen, indent=1).encode()))
+        waiting = iter([(setting, members[0]) for setting, members in settings.items() if setting not in chosen])
+        most = max((len(members[0].config.recipe.optimizer.lr_choices) for members in settings.values()), default=1)
+        chunk_size = max(1, at_a_time // most) if at_a_time else None
+        while tried := dict(islice(waiting, chunk_size)):
+            chosen |= self._best_rates(tried, share)
+            _write_json(path, chosen)
         for setting, members in settings.items():
             log.info("rate     %g for %s", chosen[setting]["lr"], " ".join(members[0].job.changes))
             for member in members:
                 member.config = _with_rate(member, chosen[setting]["lr"]).config
+
+    def _best_rates(self, tried: dict[str, Member], share: float) -> dict[str, dict[str, Any]]:
+        """The best learning rate of each setting, with the ratings of all."""
+        pairs = [(key, rate) for key in tried for rate in tried[key].config.recipe.optimizer.lr_choices]
+        probes = [self._probe(_with_rate(tried[setting], rate)) for setting, rate in pairs]
+        loop = SideBySide(probes, self._source(share), self.fabric, after_step=self._check_stop)
+        loop.run(f"learning rates of {count(len(tried), 'setting')}")
+        best: dict[str, dict[str, Any]] = {}
+        for setting, member in tried.items():
+            ratings = {
+                rate: probe.best.score.rating
+                for (own, rate), probe in zip(pairs, probes, strict=True)
+                if own == setting and probe.best.score and probe not in loop.failed
+            }
+            if not ratings:
+                raise RunFailed(f"{member.job}: the loss is not finite with any of the learning rates")
+            rate = max(ratings, key=lambda rate: (ratings[rate], -rate))
+            best[setting] = {"lr": rate, "job": " ".join(member.job.changes), "ratings": ratings}
+        return best
 
     def train(self, members: Sequence[Member], saved: dict[str, Any] | None, path: Path) -> Outcomes:
         """Train heads side by side, from a ``saved`` state or from their start; the state is saved in ``path``."""
@@ -212,6 +224,10 @@ class Group:
     def _check_stop(self) -> None:
         if self.stop.signal:
             raise Stopped(self.stop.signal)
+
+
+def _write_json(path: Path, content: object) -> None:
+    write_whole(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
 
 def _with_rate(member: Member, rate: float) -> Member:

@@ -26,7 +26,7 @@ from noah_lightning.task.objective import Score
 Inputs = tuple[Tensor, ...]
 Batch = tuple[Inputs, Tensor]
 TIMED = 20  # batches whose duration is measured, after the first one
-EVERY = 30.0  # seconds between two lines within an epoch
+EVERY = 25.0  # seconds between two lines of progress
 
 
 class Source(Protocol):
@@ -81,6 +81,19 @@ class ComputedFeatures:
     def validation(self) -> Iterator[Batch]:
         for images, labels in in_order(self.data, self.data.val_dataset, self.data.batch_size):
             yield self.features(self.normalize(images)), labels
+
+
+class Progress:
+    """Tells when a line of progress is due: at the first call after EVERY seconds without one."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def due(self) -> bool:
+        due = time.perf_counter() - self._last > EVERY
+        if due:
+            self._last = time.perf_counter()
+        return due
 
 
 @dataclass
@@ -209,16 +222,15 @@ class SideBySide:
     def run(self, title: str) -> None:
         """Train from the current position to the end; ``title`` names the heads in the lines of progress."""
         trainer = self.probes[0].config.trainer
-        self._started, self._first = time.perf_counter(), (self.epoch, self.batch)
+        self._started, self._first, self._progress = time.perf_counter(), (self.epoch, self.batch), Progress()
         while self.epoch < trainer.max_epochs and self.probes:
             self._train_epoch(title)
             due = (self.epoch + 1) % trainer.check_val_every_n_epoch == 0
-            self._end_epoch(title, self._validate() if due else None)
+            self._end_epoch(title, self._validate(title) if due else None)
             self.after_step()
 
     def _train_epoch(self, title: str) -> None:
         batches, seed = self.source.batches(), self.probes[0].config.data.seed
-        said = time.perf_counter()
         for inputs, labels in self.source.train(self.epoch, self.batch):
             inputs, labels = self._on_device(inputs, labels)
             now = self.epoch + self.batch / batches
@@ -226,16 +238,14 @@ class SideBySide:
                 seed_training_step(seed, 0, self.epoch, self.batch)  # the same dropout as in a run of its own
                 with self._measured(probe, len(labels)):
                     probe.step(inputs, labels, now)
+                if self._progress.due():
+                    done = f"epoch {self.epoch + 1}  batch {self.batch + 1}/{batches}"
+                    log.info("%s  %s  %s left", title, done, self._left())
             self.batch += 1
-            if time.perf_counter() - said > EVERY:
-                said = time.perf_counter()
-                log.info(
-                    "%s  epoch %d  batch %d/%d  %s left", title, self.epoch + 1, self.batch, batches, self._left()
-                )
             if self.batch < batches:
                 self.after_step()
 
-    def _validate(self) -> list[Predictions]:
+    def _validate(self, title: str) -> list[Predictions]:
         predictions = [Predictions(probe.objective.predict) for probe in self.probes]
         for probe in self.probes:
             probe.head.eval()
@@ -243,6 +253,8 @@ class SideBySide:
             inputs, labels = self._on_device(inputs, labels)
             for probe, kept in zip(self.probes, predictions, strict=True):
                 probe.validate(inputs, labels, kept)
+                if self._progress.due():
+                    log.info("%s  epoch %d  validation", title, self.epoch + 1)
         for probe in self.probes:
             probe.head.train()
         return predictions

@@ -22,7 +22,7 @@ from noah_lightning.config.schema import RunConfig
 from noah_lightning.data import create_data
 from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.distributed.signals import StopRequest
-from noah_lightning.errors import ConfigError, RunFailed, UserError, WeightsError
+from noah_lightning.errors import ConfigError, RunFailed, UserError, WeightsError, count
 from noah_lightning.loggers import console
 from noah_lightning.loggers.console import log
 from noah_lightning.models.classifier import build_model
@@ -34,6 +34,7 @@ from noah_lightning.sweep.job import make_ready
 from noah_lightning.sweep.launchers import Outcomes
 from noah_lightning.sweep.plan import Job
 from noah_lightning.sweep.probe_group import Group, Member
+from noah_lightning.sweep.probes import Progress
 from noah_lightning.task import check_objective
 
 FOLDER = ".side_by_side"
@@ -84,7 +85,10 @@ class SideBySideSweep:
         console.start_logging()
         groups: dict[str, Group] = {}
         with self.stop.listening():
-            for job in jobs:
+            progress = Progress()
+            for number, job in enumerate(jobs):
+                if progress.due():
+                    log.info("%s built", count(number, "model"))
                 try:
                     self._add(job, groups)
                 except UserError as error:
@@ -126,7 +130,7 @@ class SideBySideSweep:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             group.store(FeatureStore(Path(options["store"]), int(options["store_gb"] * 1e9)))
-            group.choose_learning_rates(options["holdout"])
+            group.choose_learning_rates(options["holdout"], self.config.sweep.jobs)
         except (UserError, RunFailed) as error:
             for member in group.members:
                 yield member.job, error
