@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import Any, get_args
 
 from benchmarks.report import at_least, machine
 from benchmarks.study_report import FACTS, write_document
@@ -53,10 +53,10 @@ class Size:
 FULL = Size(
     heads=(*FIRST, *(name for name in head_names() if name not in (*FIRST, *LAST)), *LAST),
     seeds=5,
-    images=1000,
+    images=500,
     val_images=2000,
     image_size=128,
-    epochs=10,
+    epochs=8,
     rates=(0.03, 0.1, 0.3, 1.0),
     head_nums=(1, 2, 4, 8, 16),
     key_ratios=(0.125, 0.25, 0.5, 0.75),
@@ -121,8 +121,6 @@ def study(parts: dict[str, list[str]], output: Path, command: str) -> int:
     Raises:
         SystemExit: a sweep was stopped by a signal, or its command has a mistake.
     """
-    path = output / FACTS
-    facts: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"seconds": {}}
     worst = 0
     for name, words in parts.items():
         folder = output / name
@@ -131,17 +129,19 @@ def study(parts: dict[str, list[str]], output: Path, command: str) -> int:
         before, started = _finished(folder), time.perf_counter()
         status = cli.main(["train", "-m", *words, f"sweep.dir={folder}", *resume])
         if _finished(folder) > before:
-            facts["seconds"][name] = facts["seconds"].get(name, 0) + time.perf_counter() - started
-            facts |= {"machine": machine(), "date": date.today().isoformat(), "command": command}
-            write_whole(path, partial(_write_json, facts))
+            _record(output / FACTS, command, name, time.perf_counter() - started)
         if status == MISTAKE or status >= STOPPED:
             sys.exit(status)
         worst = max(worst, status)
     return worst
 
 
-def _write_json(content: object, file: BinaryIO) -> None:
-    file.write(json.dumps(content, indent=1).encode())
+def _record(path: Path, command: str, part: str, seconds: float) -> None:
+    """Add the time of a part to the facts in ``path``, and replace the others."""
+    facts: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"seconds": {}}
+    facts["seconds"][part] = facts["seconds"].get(part, 0) + seconds
+    facts |= {"machine": machine(), "date": date.today().isoformat(), "command": command}
+    write_whole(path, lambda file: file.write(json.dumps(facts, indent=1).encode()))
 
 
 def _finished(folder: Path) -> int:
@@ -168,7 +168,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tune-seeds", type=integer, metavar="N", help="seeds of each fine-tuned head")
     parser.add_argument("--tune-images", type=integer, metavar="N", help="training images of fine-tuning")
     parser.add_argument(
-        "--jobs", type=integer, default=25, metavar="N", help="heads in memory at a time; default: 25"
+        "--jobs", type=integer, default=10, metavar="N", help="heads in memory at a time; default: 10"
     )
     options = parser.parse_args()
     options.document = options.document or options.output / "study.md"

@@ -18,7 +18,9 @@ def test_report(monkeypatch: pytest.MonkeyPatch) -> None:
     report = json.loads(answer.out[answer.out.index("{\n") :])
     demos, heads = sum(each["seconds"] for each in report["figures"][:2]), report["figures"][2]["seconds"]
     assert [each["what"] for each in report["figures"]] == ["demo, head=gap", "demo, head=noah", "head_lab, 2 heads"]
-    assert report["conclusions"][0].startswith(f"2 heads take {heads / demos:.2f} of the time of the two demos; top-1")
+    assert report["conclusions"][0].startswith(
+        f"2 heads take {heads / demos:.2f} of the time of the two demos; top-1"
+    )
 
 
 def test_mistakes_are_one_line() -> None:

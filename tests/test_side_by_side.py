@@ -105,13 +105,14 @@ def test_the_learning_rate_is_chosen_on_held_out_training_images(noah: Noah, bac
 
 
 def test_heads_in_memory_are_limited_while_learning_rates_are_chosen(noah: Noah, backbone: str) -> None:
-    """Six heads at a time: two settings with three rates each, then six of the eight runs."""
+    """Six heads at a time: the rates of two of their three settings, those of the third, six runs; then the rest."""
     words = ("head=avg,max,gem,noah", "seed=0,1", backbone, "recipe.optimizer.lr_choices=[0.1,0.3,1.0]")
     answer = lab(noah, *words, "sweep.jobs=6")
     assert answer.status == 0, answer.err
     lines = answer.out.splitlines()
-    assert sum(line.startswith("learning rates of 2 settings  epoch 2/2") for line in lines) == 2
-    assert [sum(line.startswith(f"{heads} heads  epoch 2/2") for line in lines) for heads in (6, 2)] == [1, 1]
+    last = [line.partition("  epoch 2/2")[0] for line in lines if "  epoch 2/2" in line]
+    searches = [f"learning rates of {settings}" for settings in ("2 settings", "1 setting")]
+    assert last == [*searches, "6 heads", searches[1], "2 heads"]
     unlimited = noah("train", "-m", *LAB, "sweep.dir=t", *words)
     assert unlimited.status == 0, unlimited.err
     for number in range(8):
@@ -221,6 +222,13 @@ def test_a_head_that_diverges_does_not_end_the_others(noah: Noah, backbone: str)
     assert "the loss is not finite; try a smaller recipe.optimizer.lr" in answer.err
     assert RunDir(Path("s/0")).outcome is not None
     assert RunDir(Path("s/1")).outcome is None
+
+
+def test_a_head_without_a_possible_learning_rate_does_not_end_the_others(noah: Noah, backbone: str) -> None:
+    answer = lab(noah, "head=avg", "recipe.optimizer.lr_choices=[1e40],[0.1]", backbone, "seed=0,1")
+    assert answer.status == 1
+    assert "the loss is not finite with any of recipe.optimizer.lr_choices" in answer.err
+    assert [Path(f"s/{number}/results.json").exists() for number in range(4)] == [False, True, False, True]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from noah_lightning.sweep.probes import ComputedFeatures, Probe, SideBySide, Sou
 CHOSEN, REFERENCES = "learning_rates.json", "references.json"
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
     """A job with its configuration, which has the chosen learning rate, and its head."""
 
@@ -94,30 +94,41 @@ class Group:
             facts = {"knn": {"correct": correct, "images": images}, "features": store.facts(self.key)}
             _write_json(self.folder / f"{self.key}-{REFERENCES}", facts)
 
-    def choose_learning_rates(self, share: float, at_a_time: int | None) -> None:
+    def choose_learning_rates(
+        self, members: Sequence[Member], share: float, at_a_time: int | None
+    ) -> list[tuple[Member, RunFailed]]:
         """Give each setting the best of its choices, tried on a held-out ``share`` of the training images.
 
         At most ``at_a_time`` heads are in memory, but all choices of a setting; None: no limit.
+
+        Returns:
+            Members whose loss was not finite with any of their choices.
         """
         settings: dict[str, list[Member]] = {}
-        for member in self.members:
+        for member in members:
             if member.config.recipe.optimizer.lr_choices:
                 settings.setdefault(member.setting, []).append(member)
         path = self.folder / f"{self.key}-{CHOSEN}"
         chosen: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
-        waiting = iter([(setting, members[0]) for setting, members in settings.items() if setting not in chosen])
-        most = max((len(members[0].config.recipe.optimizer.lr_choices) for members in settings.values()), default=1)
+        waiting = iter([(setting, found[0]) for setting, found in settings.items() if setting not in chosen])
+        most = max((len(found[0].config.recipe.optimizer.lr_choices) for found in settings.values()), default=1)
         chunk_size = max(1, at_a_time // most) if at_a_time else None
         while tried := dict(islice(waiting, chunk_size)):
             chosen |= self._best_rates(tried, share)
             _write_json(path, chosen)
-        for setting, members in settings.items():
-            log.info("rate     %g for %s", chosen[setting]["lr"], " ".join(members[0].job.changes))
-            for member in members:
+        failed = []
+        for setting, found in settings.items():
+            if setting not in chosen:
+                error = RunFailed("the loss is not finite with any of recipe.optimizer.lr_choices")
+                failed += [(member, error) for member in found]
+                continue
+            log.info("rate     %g for %s", chosen[setting]["lr"], " ".join(found[0].job.changes))
+            for member in found:
                 member.config = _with_rate(member, chosen[setting]["lr"]).config
+        return failed
 
     def _best_rates(self, tried: dict[str, Member], share: float) -> dict[str, dict[str, Any]]:
-        """The best learning rate of each setting, with the ratings of all."""
+        """The best learning rate of each setting for which one is possible, with the ratings of all."""
         pairs = [(key, rate) for key in tried for rate in tried[key].config.recipe.optimizer.lr_choices]
         probes = [self._probe(_with_rate(tried[setting], rate)) for setting, rate in pairs]
         loop = SideBySide(probes, self._source(share), self.fabric, after_step=self._check_stop)
@@ -129,10 +140,9 @@ class Group:
                 for (own, rate), probe in zip(pairs, probes, strict=True)
                 if own == setting and probe.best.score and probe not in loop.failed
             }
-            if not ratings:
-                raise RunFailed(f"{member.job}: the loss is not finite with any of the learning rates")
-            rate = max(ratings, key=lambda rate: (ratings[rate], -rate))
-            best[setting] = {"lr": rate, "job": " ".join(member.job.changes), "ratings": ratings}
+            if ratings:
+                rate = max(ratings, key=lambda rate: (ratings[rate], -rate))  # called at once
+                best[setting] = {"lr": rate, "job": " ".join(member.job.changes), "ratings": ratings}
         return best
 
     def train(self, members: Sequence[Member], saved: dict[str, Any] | None, path: Path) -> Outcomes:

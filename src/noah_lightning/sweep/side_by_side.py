@@ -130,25 +130,29 @@ class SideBySideSweep:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             group.store(FeatureStore(Path(options["store"]), int(options["store_gb"] * 1e9)))
-            group.choose_learning_rates(options["holdout"], self.config.sweep.jobs)
         except (UserError, RunFailed) as error:
             for member in group.members:
                 yield member.job, error
             return
         new = group.members
         for path in sorted(self.folder.glob(f"{group.key}-*.state")):
-            saved, members = self._saved(path, new)
+            saved, members = self._saved(path, group, new)
             new = [member for member in new if member not in members]
             if members:
                 yield from group.train(members, saved, path)
-        for member in new:
-            if self.config.sweep.resume:
-                make_ready(member.config, member.job.run_dir, str(member.job))
         at_a_time, waiting = self.config.sweep.jobs, iter(new)
         while chunk := list(islice(waiting, at_a_time)):
-            yield from group.train(chunk, None, self.folder / f"{group.key}-{chunk[0].job.number}.state")
+            failed = group.choose_learning_rates(chunk, options["holdout"], at_a_time)
+            for member, reason in failed:
+                yield member.job, reason
+                chunk.remove(member)
+            for member in chunk:
+                if self.config.sweep.resume:
+                    make_ready(member.config, member.job.run_dir, str(member.job))
+            if chunk:
+                yield from group.train(chunk, None, self.folder / f"{group.key}-{chunk[0].job.number}.state")
 
-    def _saved(self, path: Path, members: list[Member]) -> tuple[dict[str, Any], list[Member]]:
+    def _saved(self, path: Path, group: Group, members: list[Member]) -> tuple[dict[str, Any], list[Member]]:
         """The state in a file, and the members that resume from it."""
         try:
             saved = read_checkpoint(path)
@@ -156,6 +160,7 @@ class SideBySideSweep:
             log.warning("%s; its heads restart from scratch", error)
             return {}, []
         inside = [member for member in members if str(member.job.number) in saved["probes"]]
+        group.choose_learning_rates(inside, self.options["holdout"], self.config.sweep.jobs)  # recorded before
         for member in inside:
             make_ready(member.config, member.job.run_dir, str(member.job))  # sets another attempt aside
         return saved, [member for member in inside if (member.job.run_dir / CONFIG).exists()]
