@@ -43,6 +43,8 @@ class Size:
     head_nums: tuple[int, ...]
     key_ratios: tuple[float, ...]
     grid_seeds: int
+    long_heads: tuple[str, ...]
+    long_epochs: int
     tune_heads: tuple[str, ...]
     tune_seeds: int
     tune_images: int
@@ -61,6 +63,8 @@ FULL = Size(
     head_nums=(1, 2, 4, 8, 16),
     key_ratios=(0.125, 0.25, 0.5, 0.75),
     grid_seeds=3,
+    long_heads=("gap", "noah", "avg", "avgmax", "gem", "csra", "ep"),
+    long_epochs=40,
     tune_heads=("gap", "avg", "noah", "ep", "map", "csra"),
     tune_seeds=3,
     tune_images=1000,
@@ -79,6 +83,8 @@ QUICK = replace(
     head_nums=(1, 4),
     key_ratios=(0.25, 0.5),
     grid_seeds=2,
+    long_heads=QUICK_HEADS,
+    long_epochs=2,
     tune_heads=QUICK_HEADS,
     tune_seeds=1,
     tune_images=200,
@@ -91,9 +97,9 @@ def sweeps(size: Size, options: argparse.Namespace) -> dict[str, list[str]]:
     common = ["model=timm", f"model.name={options.model}", f"model.weights={options.weights.resolve()}"]
     common += ["data=fashion_mnist", f"data.root={options.data.resolve()}", f"data.val_images={size.val_images}"]
     lab = [*common, "experiment=head_lab", f"data.image_size={size.image_size}", f"data.train_images={size.images}"]
-    lab += [f"recipe.epochs={size.epochs}", f"recipe.optimizer.lr_choices=[{_listed(size.rates)}]"]
+    lab += [f"recipe.optimizer.lr_choices=[{_listed(size.rates)}]", "recipe.batch_size=64"]
     # One validation, after the last epoch: no epoch is chosen on the images that count.
-    lab += ["recipe.batch_size=64", f"trainer.check_val_every_n_epoch={size.epochs}"]
+    lab += ["trainer.check_val_every_n_epoch=${recipe.epochs}"]
     lab += ["hydra.launcher.holdout=0.2", f"hydra.launcher.store={options.output.resolve() / 'features'}"]
     lab += [f"sweep.jobs={options.jobs}"]
     tune = [*common, f"data.image_size={size.tune_size}", f"data.train_images={size.tune_images}", "data.seed=0"]
@@ -103,10 +109,13 @@ def sweeps(size: Size, options: argparse.Namespace) -> dict[str, list[str]]:
     tune += [f"trainer.check_val_every_n_epoch={size.tune_epochs}", "attention.curve_images=0"]
     grid = [f"head.head_num={_listed(size.head_nums)}", f"head.key_ratio={_listed(size.key_ratios)}"]
     seeds = f"seed={_listed(range(size.grid_seeds))}"
+    short, both = f"recipe.epochs={size.epochs}", f"recipe.epochs={size.epochs},{size.long_epochs}"
+    inits = f"head.init={_listed(get_args(NoahInit))}"
     return {
-        "frozen": [*lab, f"head={_listed(size.heads)}", f"seed={_listed(range(size.seeds))}"],
-        "grid": [*lab, "head=noah", *grid, seeds],
-        "init": [*lab, "head=noah", f"head.init={_listed(get_args(NoahInit))}", seeds],
+        "frozen": [*lab, short, f"head={_listed(size.heads)}", f"seed={_listed(range(size.seeds))}"],
+        "long": [*lab, f"recipe.epochs={size.long_epochs}", f"head={_listed(size.long_heads)}", seeds],
+        "init": [*lab, both, "head=noah", inits, seeds],
+        "grid": [*lab, short, "head=noah", *grid, seeds],
         "tuned": [*tune, f"head={_listed(size.tune_heads)}", f"seed={_listed(range(size.tune_seeds))}"],
     }
 
@@ -115,7 +124,7 @@ def _listed(values: Any) -> str:
     return ",".join(map(str, values))
 
 
-def study(parts: dict[str, list[str]], output: Path, command: str) -> int:
+def study(parts: dict[str, list[str]], output: Path) -> int:
     """Train the jobs of each part that have not finished, and record the time; returns the highest exit status.
 
     Raises:
@@ -129,18 +138,18 @@ def study(parts: dict[str, list[str]], output: Path, command: str) -> int:
         before, started = _finished(folder), time.perf_counter()
         status = cli.main(["train", "-m", *words, f"sweep.dir={folder}", *resume])
         if _finished(folder) > before:
-            _record(output / FACTS, command, name, time.perf_counter() - started)
+            _record(output / FACTS, name, time.perf_counter() - started)
         if status == MISTAKE or status >= STOPPED:
             sys.exit(status)
         worst = max(worst, status)
     return worst
 
 
-def _record(path: Path, command: str, part: str, seconds: float) -> None:
-    """Add the time of a part to the facts in ``path``, and replace the others."""
+def _record(path: Path, part: str, seconds: float) -> None:
+    """Add the time of a part to the facts in ``path``, with date and machine."""
     facts: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"seconds": {}}
     facts["seconds"][part] = facts["seconds"].get(part, 0) + seconds
-    facts |= {"machine": machine(), "date": date.today().isoformat(), "command": command}
+    facts |= {"machine": machine(), "date": date.today().isoformat()}
     write_whole(path, lambda file: file.write(json.dumps(facts, indent=1).encode()))
 
 
@@ -162,7 +171,7 @@ def parse() -> argparse.Namespace:
         "--quick", action="store_true", help="few heads and images, one epoch: a trial of the command"
     )
     parser.add_argument("--report", action="store_true", help="write the document only, from the runs that there are")
-    parser.add_argument("--parts", metavar="A,B", help="frozen, grid, init, tuned; default: all")
+    parser.add_argument("--parts", metavar="A,B", help="frozen, long, init, grid, tuned; default: all")
     parser.add_argument("--images", type=integer, metavar="N", help="training images of the frozen parts")
     parser.add_argument("--tune-heads", metavar="A,B", help="heads that are fine-tuned; all: every head")
     parser.add_argument("--tune-seeds", type=integer, metavar="N", help="seeds of each fine-tuned head")
@@ -190,7 +199,7 @@ def chosen_size(options: argparse.Namespace) -> Size:
 
 
 def main() -> None:
-    options, command = parse(), " ".join(["python -m benchmarks.study", *sys.argv[1:]])  # which Hydra replaces
+    options = parse()
     silence_libraries()
     parts = sweeps(chosen_size(options), options)
     wanted = options.parts.split(",") if options.parts else list(parts)
@@ -199,7 +208,7 @@ def main() -> None:
         sys.exit(MISTAKE)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
-        status = 0 if options.report else study({name: parts[name] for name in wanted}, options.output, command)
+        status = 0 if options.report else study({name: parts[name] for name in wanted}, options.output)
         write_document(options.output, options.document, list(parts))
     except (UserError, OSError) as error:
         print(f"benchmark: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Document of the study, from its run directories and a template."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from noah_lightning.loggers.console import duration
 from noah_lightning.run_dir import RESULTS, SWEEP
 from noah_lightning.sweep.side_by_side import FOLDER
 
-FACTS = "study.json"  # in the output folder: machine, date, command and seconds of each part
+FACTS = "study.json"  # in the output folder: machine, date and seconds of each part
 TEMPLATE = "study.md.j2"
 NONE = "–"
 KEPT = {  # names of the pictures of a comparison, by part
@@ -60,11 +61,13 @@ def write_document(output: Path, document: Path, names: Sequence[str]) -> None:
         raise ConfigError(f"{output} has no finished run of the study")
     path = output / FACTS
     facts: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    facts = {"machine": machine(), "date": NONE, "command": NONE, "seconds": {}} | facts
+    facts = {"machine": machine(), "date": NONE, "seconds": {}} | facts
     seconds = {name: duration(value) for name, value in facts["seconds"].items()}
     folder = document.parent / document.stem
     folder.mkdir(parents=True, exist_ok=True)
     parts = {name: _part(name, comparison, folder, output / name) for name, comparison in found.items()}
+    if "frozen" in found and "init" in found:
+        parts["init"]["reading"].append(among_heads(found["init"], found["frozen"]))
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(undefined=StrictUndefined, loader=loader, trim_blocks=True, lstrip_blocks=True)
     text = environment.get_template(TEMPLATE).render(
@@ -79,21 +82,23 @@ def _part(name: str, comparison: Comparison, folder: Path, sweep: Path) -> dict[
     first = next(iter(groups[0].runs.values()))
     words = json.loads((sweep / SWEEP).read_text())["command"]
     wanted = next(word for word in reversed(words) if word.startswith("head=")).removeprefix("head=").split(",")
-    of_head = name in ("frozen", "tuned")
+    last = {word.partition("=")[0]: word for word in words}  # of words for the same setting
+    of_head = name in ("frozen", "long", "tuned")
     duels = noah_duels(groups) if of_head else []
     return {
+        "command": shlex.join(["noah", "train", "-m", *last.values()]),
         "settings": first.settings,
         "runs": sum(len(group.runs) for group in groups),
         "groups": len(groups),
+        "epochs": " and ".join(map(str, sorted({group.settings["recipe.epochs"] for group in groups}))),
         "seeds": max(len(group.runs) for group in groups),
         "val_images": groups[0].outcomes[first.seed].images,
         "unfinished": len(comparison.unfinished),
         "without": [head for head in wanted if head not in {group.head for group in groups}],
-        "table": {"frozen": heads_table, "tuned": heads_table, "grid": grid_table, "init": init_table}[name](
-            comparison
-        ).markdown(),
+        "table": {"grid": grid_table, "init": init_table}.get(name, heads_table)(comparison).markdown(),
         "duels": duels_table(duels).markdown() if duels else "",
         "reading": [*summary(comparison), *reading(comparison, duels)] if of_head else differences(groups),
+        "edges": edges(groups),
         "pictures": [picture for picture in draw_figures(comparison) if _keep(picture, name, folder)],
     }
 
@@ -160,12 +165,23 @@ def grid_table(comparison: Comparison) -> Table:
 def init_table(comparison: Comparison) -> Table:
     """One row for each initialization, the most accurate first, with the training loss of two epochs."""
     groups = sorted((entry.group for entry in comparison.entries), key=lambda group: -group.top1)
-    columns = ["init", "runs", "top-1 %", "loss of the first epoch", "loss of the last epoch", "learning rate"]
+    columns = [
+        "init",
+        "epochs",
+        "runs",
+        "top-1 %",
+        "loss of the first epoch",
+        "loss of the last epoch",
+        "learning rate",
+    ]
     rows = []
     for group in groups:
         curve = group_curve(group, "train/loss")
         losses = [NONE, NONE] if curve is None else [f"{curve[1, 0]:.3f}", f"{curve[1, -1]:.3f}"]
-        rows.append([group.settings["head.init"], str(len(group.runs)), accuracy(group), *losses, rates(group)])
+        epochs = str(group.settings["recipe.epochs"])
+        rows.append(
+            [group.settings["head.init"], epochs, str(len(group.runs)), accuracy(group), *losses, rates(group)]
+        )
     return Table(columns, rows, left=["init"])
 
 
@@ -220,6 +236,30 @@ def reading(comparison: Comparison, duels: Sequence[Duel]) -> list[str]:
             f"these {small.head} has the fewest parameters and {fast.head} takes the least time per image."
         )
     return sentences
+
+
+def among_heads(inits: Comparison, heads: Comparison) -> str:
+    """Where the best initialization of NOAH would be among the heads that were trained for as long, in a sentence."""
+    others = [entry.group for entry in heads.entries if entry.group.head != "noah"]
+    epochs = others[0].settings["recipe.epochs"]
+    as_long = [entry.group for entry in inits.entries if entry.group.settings["recipe.epochs"] == epochs]
+    best = max(as_long, key=lambda group: group.top1)
+    above, below = ([g.head for g in others if sign * (g.top1 - best.top1) > 0] for sign in (1, -1))
+    return (
+        f"Over {count(len(best.runs), 'seed')} and {count(epochs, 'epoch')}, NOAH with init="
+        f"{best.settings['head.init']} has {best.top1:.2f} %. Of the heads on frozen features {_names(above)} have "
+        f"more, and {_names(below)} less (means of all seeds, without a test)."
+    )
+
+
+def edges(groups: Sequence[Group]) -> list[str]:
+    """Labels of groups whose learning rate is the highest of its choices, so that a higher one may be better."""
+    chosen = [(group, group.settings["recipe.optimizer.lr_choices"]) for group in groups]
+    return [
+        group.short.removeprefix("head=")
+        for group, choices in chosen
+        if choices and any(run.settings[RATE] == max(choices) for run in group.runs.values())
+    ]
 
 
 def differences(groups: Sequence[Group]) -> list[str]:

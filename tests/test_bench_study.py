@@ -48,7 +48,7 @@ def of_head(head: str) -> list[RunDir]:
 
 
 def test_tables_are_those_of_the_runs_and_a_second_call_trains_nothing(options: list[str]) -> None:
-    parts = ["--parts", "frozen,grid,init"]
+    parts = ["--parts", "frozen,init,grid"]
     first = call_benchmark("study", *options, *parts)
     assert first.status == 0, first.err
     text = Path("docs/study.md").read_text()
@@ -64,9 +64,14 @@ def test_tables_are_those_of_the_runs_and_a_second_call_trains_nothing(options: 
     duels = text[text.index("NOAH against") :]
     assert float(row(duels, "avg")[1].replace("−", "-")) == pytest.approx(points, abs=0.006)
     assert {"N = 1", "N = 4"} <= set(re.findall(r"N = \d+", text))
-    assert row(text, "official")[1] == "2"
-    assert f"    python -m benchmarks.study {' '.join([*options, *parts])}\n" in text
-    assert "Features of the 400 images" in text
+    assert {tuple(row(text, name)[2:3]) for name in ("official", "small")} == {("2",)}
+    assert text.count("    noah train -m ") == 3
+    assert "features of the 400 images" in text
+    assert "Over 2 seeds and 1 epoch, NOAH with init=" in text
+    frozen = text[text.index("## Frozen features") : text.index("## Frozen features, trained for longer")]
+    found = re.search(r"highest of the learning rates was chosen for (.*);", frozen)
+    highest = {head for head in study.QUICK_HEADS if of_head(head)[0].settings["recipe.optimizer.lr"] == 1}
+    assert set(found.group(1).split(", ") if found else ()) == highest
     assert "## Fine-tuned\n\nNot run." in text
     for picture in re.findall(r"\]\((study/.*png)\)", text):
         assert Path("docs", picture).stat().st_size < 150_000
@@ -74,7 +79,7 @@ def test_tables_are_those_of_the_runs_and_a_second_call_trains_nothing(options: 
     second = call_benchmark("study", *options, *parts)
     assert second.status == 0, second.err
     assert {path: path.stat().st_mtime_ns for path in Path("out").glob(f"*/*/{RESULTS}")} == before
-    assert "finished already: 0, 1, 2, 3, 4, 5" in second.out
+    assert "finished already: 0-5" in second.out
     assert Path("docs/study.md").read_text() == text
 
 
@@ -98,7 +103,7 @@ def _head(results: Path) -> str:
 def test_mistakes_are_one_line(options: list[str]) -> None:
     for words, says in (
         (["--report"], "out has no finished run of the study"),
-        (["--parts", "froze"], "there is no part froze; the parts are frozen, grid, init, tuned"),
+        (["--parts", "froze"], "there is no part froze; the parts are frozen, long, init, grid, tuned"),
     ):
         answer = call_benchmark("study", *options, *words)
         assert (answer.status, answer.err.count("\n")) == (2, 1), answer.err

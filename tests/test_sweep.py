@@ -23,6 +23,7 @@ from noah_lightning.config.compose import compose_config
 from noah_lightning.errors import ConfigError, UserError
 from noah_lightning.run_dir import RunDir
 from noah_lightning.sweep import job, launchers
+from noah_lightning.sweep.folder import Report
 
 Noah = Callable[..., Answer]
 QUICK = [*TINY, "data.train_images=32", "data.val_images=20", "recipe.batch_size=16", "trainer.max_epochs=1"]
@@ -216,6 +217,11 @@ def test_a_sweep_never_overwrites_another(with_failures: tuple[Path, Answer, Ans
     answer = noah("train", "-m", *QUICK, "seed=0,1", f"sweep.dir={with_failures[0]}")
     assert answer.status == 2
     assert "already contains a sweep; sweep.resume=true resumes it" in answer.err
+
+
+def test_many_finished_jobs_are_one_short_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Report(tmp_path, 10).finished_before([0, 1, 2, 5, 7, 8])
+    assert capsys.readouterr().out == "finished already: 0-2, 5, 7-8\n"
 
 
 def test_the_latest_sweep_of_the_command_is_resumed(noah: Noah) -> None:

@@ -80,7 +80,7 @@ class Report:
     def finished_before(self, numbers: list[int]) -> None:
         self._before = len(numbers)
         if numbers:
-            say(f"finished already: {', '.join(map(str, numbers))}")
+            say(f"finished already: {_ranges(numbers)}")
 
     def finished(self, job: object, what: str) -> None:
         self._finished += 1
@@ -117,3 +117,10 @@ class Report:
             for line in sorted(self._failed, key=lambda line: int(line.split()[1].rstrip(":"))):
                 say(line, sys.stderr)
             raise RunFailed(f"{failed} of {self.total} jobs failed; sweep.resume=true resumes them")
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``0-3, 5`` for 0, 1, 2, 3, 5."""
+    ends = [i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1]
+    runs = [numbers[first:last] for first, last in zip([0, *ends], [*ends, len(numbers)], strict=True)]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
