@@ -130,6 +130,14 @@ def test_progress_is_shown_between_the_heads_of_one_batch(
         assert sum(each.startswith(line) for each in answer.out.splitlines()) >= (1 if "built" in line else 2), line
 
 
+def test_the_log_of_a_run_has_no_best_epoch_before_the_first_validation(noah: Noah, backbone: str) -> None:
+    words = ("head=avg", "seed=0", backbone, NO_CHOICE, "trainer.check_val_every_n_epoch=2")
+    assert lab(noah, *words).status == 0
+    first, second = (line for line in Path("s/0/train.log").read_text().splitlines() if "train loss" in line)
+    assert "best" not in first
+    assert "best epoch 2" in second
+
+
 def test_how_long_features_took_is_recorded(noah: Noah, backbone: str) -> None:
     assert lab(noah, "head=avg", "seed=0", backbone, NO_CHOICE).status == 0
     [file] = Path("s/.side_by_side").glob("*-references.json")

@@ -54,7 +54,8 @@ class ProbeRun:
         row, step = self.probe.metrics[-1]
         self.metrics.log_metrics(row, step)
         self.metrics.save()
-        self._say(f"epoch {row['epoch'] + 1:.0f}  train loss {row['train/loss']:.4f}  best {self.probe.best}")
+        best = f"  best {self.probe.best}" if self.probe.best.score else ""  # none before the first validation
+        self._say(f"epoch {row['epoch'] + 1:.0f}  train loss {row['train/loss']:.4f}{best}")
 
     def finish(self, backbone: Path, class_names: list[str], images: int) -> Results:
         """Write checkpoints, predictions and results.
