@@ -265,11 +265,13 @@ class RunDir:
     def settings(self) -> Mapping[str, Any]:
         """Recorded settings by dotted name (``head.head_num``), also of other versions.
 
+        Settings that the version which recorded the run did not have yet have their defaults.
+
         Raises:
             ConfigError: there is no run, or its configuration is invalid.
         """
         path = self._config_file()
-        settings = recorded.flat(recorded.read_recorded(path))
+        settings = recorded.flat(recorded.with_defaults(recorded.read_recorded(path)))
         for key, kind in (("seed", int), ("model.name", str), ("head.name", str)):
             if not isinstance(settings.get(key), kind):
                 name = "an integer" if kind is int else "a string"
