@@ -4,7 +4,6 @@ Each head's arithmetic is checked against an oracle of its own in test_heads_*.p
 """
 
 import inspect
-from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from conftest import in_a_fork
 from noah_lightning.config.compose import compose_config, config_dir
 from noah_lightning.config.heads import SETTINGS
 from noah_lightning.errors import HeadSettingError
@@ -93,27 +91,21 @@ def test_a_map_is_read_as_its_positions_in_row_major_order(name: str) -> None:
     torch.testing.assert_close(head(channels_last), head(features), rtol=1e-5, atol=1e-5)
 
 
-def test_compiled_whole() -> None:
-    """All heads in one process, because importing the compiler takes longer than compiling a head."""
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_whole(name: str) -> None:
+    torch.compiler.reset()  # heads share a forward, and torch compiles one function for 8 classes at most
+    head = made(name).eval()
+    inputs = inputs_of(head)
 
-    def results(head: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    def results() -> list[Tensor]:
         head.zero_grad()
         logits = head(*inputs)
         logits.square().sum().backward()
         return [logits, *(parameter.grad for parameter in head.parameters() if parameter.grad is not None)]
 
-    def compiled() -> None:
-        for name in NAMES:
-            torch.compiler.reset()  # heads share a forward, and torch compiles one function for 8 classes at most
-            head = made(name).eval()
-            inputs = inputs_of(head)
-            expected = results(head, inputs)
-            head.compile(fullgraph=True, backend="aot_eager")
-            torch.testing.assert_close(
-                results(head, inputs), expected, rtol=1e-4, atol=1e-4, msg=partial("{}: {}".format, name)
-            )
-
-    in_a_fork(compiled)
+    expected = results()
+    head.compile(fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(results(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
