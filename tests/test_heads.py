@@ -4,6 +4,7 @@ Each head's arithmetic is checked against an oracle of its own in test_heads_*.p
 """
 
 import inspect
+from functools import cache
 from typing import Any
 
 import pytest
@@ -70,14 +71,25 @@ def test_every_parameter_has_a_gradient(name: str) -> None:
     assert not missing
 
 
+@cache
+def features_of(layout: str, class_token: bool) -> tuple[Tensor, ...]:
+    """What a head reads of two images."""
+    head = "cls_mean" if class_token else "avg"
+    model = create_model(LAYOUTS[layout], head=head, num_classes=CLASSES, image_size=160).eval()
+    assert isinstance(model, Classifier)
+    with torch.no_grad():
+        return model.features(torch.randn(2, 3, 160, 160))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_feature_layout(name: str, layout: str) -> None:
-    model_name = LAYOUTS[layout]
-    if name not in OVER_A_MAP and layout != "tokens":
+    class_token = name not in OVER_A_MAP
+    if class_token and layout != "tokens":
         pytest.skip("reads the class token")
-    model = create_model(model_name, head=name, num_classes=CLASSES, image_size=160).train()
-    logits = model(torch.randn(2, 3, 160, 160))
+    features = features_of(layout, class_token)
+    head = make_head(name, features[0].shape[1], CLASSES).train()
+    logits = head(*features)
     assert logits.shape == (2, CLASSES)
     assert logits.isfinite().all()
 
