@@ -5,7 +5,6 @@ import gc
 import io
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -23,6 +22,9 @@ from noah_lightning.distributed import launcher
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / ".pytest_cache" / "home")  # lists of test images
+# Torch decides at the first backward pass whether it starts threads, which forked processes could not use; after a
+# compilation it would start some.
+torch.ones(1, requires_grad=True).sum().backward()
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run as Python, on the CPU
 
@@ -44,28 +46,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-
-
-def in_a_fork(work: Callable[[], None]) -> None:
-    """Run a part of a test in a forked process, for what would leave its traces in this one.
-
-    Once torch has compiled a backward pass, processes that are forked later can have none.
-    """
-    gc.collect()
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException:
-            os.write(writer, traceback.format_exc().encode()[-4000:])
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as file:
-        failure = file.read()
-    os.waitpid(pid, 0)
-    assert not failure, failure
 
 
 @dataclass

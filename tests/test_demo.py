@@ -11,10 +11,11 @@ from PIL import Image
 from conftest import TINY, Answer
 from noah_lightning.analysis.attention_pictures import draw_comparison
 from noah_lightning.callbacks.attention_images import attention_of_guess
+from noah_lightning.config.results import Results
 from noah_lightning.demo import verdict
 from noah_lightning.models.classifier import create_model
 from noah_lightning.models.feature_extractor import FeatureMapBackbone
-from noah_lightning.run_dir import Results, RunDir
+from noah_lightning.run_dir import RunDir
 
 Noah = Callable[..., Answer]
 

@@ -153,6 +153,7 @@ for positions, capability in (49, 90), (196, 80):
 """
 
 
+@pytest.mark.slow  # a quarter of a minute
 def test_fused_kernel_compiles_for_gpus(tmp_path: Path) -> None:
     """Down to machine code, which takes no GPU, and within the shared memory that every such GPU has."""
     pytest.importorskip("triton")

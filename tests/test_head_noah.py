@@ -1,6 +1,8 @@
 """NOAHHead against the recorded official cases and against the equations written out with loops."""
 
 import json
+import math
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from noah_lightning.heads import NOAHHead, make_head
 from noah_lightning.heads.noah import possible_head_nums
@@ -158,6 +161,49 @@ def test_starting_weights(init: str, query_std: float, value_std: float) -> None
         assert conv.weight.std().item() == pytest.approx(std, rel=0.01)
         assert abs(conv.weight.mean().item()) < 0.02 * std
         assert torch.equal(conv.bias, torch.zeros_like(conv.bias))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"head_num": 1, "key_ratio": 0.25}, {"head_split": False}, {"kv_split": False}]
+)
+@pytest.mark.parametrize("width", [32, 1280])
+def test_average_starts_as_average_pooling(width: int, options: dict) -> None:
+    """The attention is uniform, and a logit linear in the average, with a variance that no setting changes.
+
+    The variance is over 20,000 classes, each drawn independently: its standard error is 1 %.
+    """
+    torch.manual_seed(0)
+    head = NOAHHead(width, 20_000, init="average", **options).double()
+    x = torch.randn(1, width, 3, dtype=torch.float64)
+    explanation = head.explain(x)
+    assert torch.equal(explanation.attention, torch.full_like(explanation.attention, 1 / 3))
+    pooled = x.mean(2, keepdim=True)[:, -head.value_channels :, :, None]
+    expected = head.value(pooled).unflatten(1, (head.head_num, 20_000)).sum((1, 3, 4))
+    torch.testing.assert_close(head(x), expected, rtol=1e-10, atol=1e-12)
+    assert explanation.logits.var().item() == pytest.approx(0.01 * pooled.square().mean().item(), rel=0.05)
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 1000])
+def test_loss_of_average_starts_near_the_log_of_the_classes(num_classes: int) -> None:
+    """``official`` starts 0.5 or more above it with 2 or 10 classes."""
+    torch.manual_seed(0)
+    features, labels = torch.randn(256, 512, 49).relu(), torch.randint(0, num_classes, (256,))
+    with torch.no_grad():
+        loss = cross_entropy(NOAHHead(512, num_classes, init="average")(features), labels)
+    assert loss.item() == pytest.approx(math.log(num_classes), abs=0.02)
+
+
+@pytest.mark.parametrize("head_split", [True, False])
+def test_average_teaches_every_query_from_the_first_step(head_split: bool) -> None:
+    """Blocks that read the same channels start with the same attention, yet learn different ones."""
+    torch.manual_seed(0)
+    head = NOAHHead(16, 5, init="average", head_split=head_split)
+    cross_entropy(head(torch.randn(8, 16, 6)), torch.arange(8) % 5).backward()
+    gradient = head.query.weight.grad
+    assert gradient is not None
+    blocks = gradient.flatten(1).unflatten(0, (4, 5))  # (N, K, channels)
+    assert (blocks.abs().amax(2) > 0).all()
+    assert all((a != b).any() for a, b in combinations(blocks, 2))
 
 
 def test_parameter_count_of_a_published_row() -> None:

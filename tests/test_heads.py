@@ -4,7 +4,7 @@ Each head's arithmetic is checked against an oracle of its own in test_heads_*.p
 """
 
 import inspect
-from functools import partial
+from functools import cache
 from typing import Any
 
 import pytest
@@ -12,7 +12,6 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from conftest import in_a_fork
 from noah_lightning.config.compose import compose_config, config_dir
 from noah_lightning.config.heads import SETTINGS
 from noah_lightning.errors import HeadSettingError
@@ -72,14 +71,25 @@ def test_every_parameter_has_a_gradient(name: str) -> None:
     assert not missing
 
 
+@cache
+def features_of(layout: str, class_token: bool) -> tuple[Tensor, ...]:
+    """What a head reads of two images."""
+    head = "cls_mean" if class_token else "avg"
+    model = create_model(LAYOUTS[layout], head=head, num_classes=CLASSES, image_size=160).eval()
+    assert isinstance(model, Classifier)
+    with torch.no_grad():
+        return model.features(torch.randn(2, 3, 160, 160))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_feature_layout(name: str, layout: str) -> None:
-    model_name = LAYOUTS[layout]
-    if name not in OVER_A_MAP and layout != "tokens":
+    class_token = name not in OVER_A_MAP
+    if class_token and layout != "tokens":
         pytest.skip("reads the class token")
-    model = create_model(model_name, head=name, num_classes=CLASSES, image_size=160).train()
-    logits = model(torch.randn(2, 3, 160, 160))
+    features = features_of(layout, class_token)
+    head = make_head(name, features[0].shape[1], CLASSES).train()
+    logits = head(*features)
     assert logits.shape == (2, CLASSES)
     assert logits.isfinite().all()
 
@@ -93,27 +103,21 @@ def test_a_map_is_read_as_its_positions_in_row_major_order(name: str) -> None:
     torch.testing.assert_close(head(channels_last), head(features), rtol=1e-5, atol=1e-5)
 
 
-def test_compiled_whole() -> None:
-    """All heads in one process, because importing the compiler takes longer than compiling a head."""
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_whole(name: str) -> None:
+    torch.compiler.reset()  # heads share a forward, and torch compiles one function for 8 classes at most
+    head = made(name).eval()
+    inputs = inputs_of(head)
 
-    def results(head: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    def results() -> list[Tensor]:
         head.zero_grad()
         logits = head(*inputs)
         logits.square().sum().backward()
         return [logits, *(parameter.grad for parameter in head.parameters() if parameter.grad is not None)]
 
-    def compiled() -> None:
-        for name in NAMES:
-            torch.compiler.reset()  # heads share a forward, and torch compiles one function for 8 classes at most
-            head = made(name).eval()
-            inputs = inputs_of(head)
-            expected = results(head, inputs)
-            head.compile(fullgraph=True, backend="aot_eager")
-            torch.testing.assert_close(
-                results(head, inputs), expected, rtol=1e-4, atol=1e-4, msg=partial("{}: {}".format, name)
-            )
-
-    in_a_fork(compiled)
+    expected = results()
+    head.compile(fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(results(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,8 +14,11 @@ import torch
 
 from conftest import Answer
 from faults import differences
+from noah_lightning.analysis.groups import group_runs
 from noah_lightning.callbacks.checkpoints import BestRecord, BestWeights
 from noah_lightning.callbacks.progress import EpochReport
+from noah_lightning.config import recorded
+from noah_lightning.run_dir import RunDir, find_runs
 
 OLD = Path(__file__).parent / "data" / "old_run"
 
@@ -65,3 +68,12 @@ def test_is_compared(noah: Callable[..., Answer]) -> None:
     answer = noah("compare", str(OLD), "--csv")
     assert answer.status == 0, answer.err
     assert ",8,50," in answer.out  # correct, images
+
+
+def test_is_of_one_group_with_a_run_that_records_newer_settings(tmp_path: Path) -> None:
+    for name in ("before", "now"):
+        shutil.copytree(OLD / "finished", tmp_path / name)
+    config = RunDir(tmp_path / "now").config().model_copy(update={"seed": 7})
+    (tmp_path / "now" / "config.yaml").write_text(recorded.as_yaml(config))
+    (group,) = group_runs(find_runs([tmp_path]))
+    assert len(group.runs) == 2

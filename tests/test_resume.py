@@ -178,7 +178,7 @@ class TestForce:
         ("done", "word", "message", "images", "steps"),
         [
             (2, "trainer.accumulate_grad_batches=2", "16 images × 2 passes", 16, 8),
-            (3, "recipe.batch_size=24", "24 images", 24, 7),
+            pytest.param(3, "recipe.batch_size=24", "24 images", 24, 7, marks=pytest.mark.slow),
             (4, "recipe.batch_size=24", "24 images", 24, 8),
         ],
     )

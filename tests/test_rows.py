@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from conftest import Answer
+from noah_lightning.config.compose import config_dir
+from noah_lightning.config.heads import SETTINGS
 from noah_lightning.heads import head_names
 from noah_lightning.models.rows import ROWS, create_row, read_row
 from noah_lightning.run_dir import RunDir
@@ -141,6 +144,18 @@ def test_list_of_all_heads_with_source_and_cost(noah: Noah) -> None:
     products = 2 * 49 * 512**2 + 2 * 49 * 512 + 2 * 512**2 + 8 * 512**2 + 512 * 1000
     assert cells(answer, "map")[4] == f"{products / 1e6:.1f}"
     assert all(cells(answer, head)[5].endswith(" MiB") for head in ("gap", "noah", "map", "csra"))
+
+
+def test_the_laboratory_has_all_heads() -> None:
+    file = config_dir() / "experiment" / "head_lab.yaml"
+    heads = yaml.safe_load(file.read_text())["hydra"]["sweeper"]["params"]["head"].split(",")
+    assert sorted(heads) == sorted(SETTINGS)
+
+
+def test_the_table_of_heads_is_in_the_docs(noah: Noah) -> None:
+    """docs/heads.md has the table of ``noah heads --list --markdown``."""
+    table = [line for line in noah("heads", "--list", "--markdown").out.splitlines() if line.startswith("|")]
+    assert "\n".join(table) in (Path(__file__).parents[1] / "docs" / "heads.md").read_text()
 
 
 def test_list_says_which_heads_a_model_cannot_have(noah: Noah) -> None:

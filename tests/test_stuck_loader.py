@@ -85,7 +85,9 @@ def assert_no_process(run: Command) -> None:
         os.killpg(run.pid, 0)
 
 
-@pytest.mark.parametrize(("split", "workers"), [("train", 0), ("train", 2), ("val", 2)])
+@pytest.mark.parametrize(
+    ("split", "workers"), [("train", 0), ("val", 2), pytest.param("train", 2, marks=pytest.mark.slow)]
+)
 def test_sigterm_ends_the_run(folder: Path, split: str, workers: int) -> None:
     run = start(folder, split, workers, 0.5)
     run.send_signal(signal.SIGTERM)

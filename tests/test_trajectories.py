@@ -17,7 +17,16 @@ from noah_lightning.models.rows import row_config
 from noah_lightning.train import make_task
 from official import TRAJECTORIES, filled, trajectory_batch
 
-CASES = [pytest.param(case, id=f"{case['row']}-{case['head']}") for case in TRAJECTORIES]
+QUICK = {("resnet18", "gap"), ("resnet18", "noah"), ("mobilenetv3_small", "noah")}
+CASES = [
+    pytest.param(
+        case,
+        id=f"{case['row']}-{case['head']}",
+        # ResNet18 with both heads and MobileNetV3 with NOAH show it in seconds.
+        marks=pytest.mark.slow if (case["row"], case["head"]) not in QUICK else (),
+    )
+    for case in TRAJECTORIES
+]
 
 
 @cache

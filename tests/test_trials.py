@@ -22,8 +22,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 
 from conftest import TINY, Answer, call_noah
+from noah_lightning.config.results import Results
 from noah_lightning.errors import ConfigError, RunFailed
-from noah_lightning.run_dir import Results, RunDir
+from noah_lightning.run_dir import RunDir
 from noah_lightning.sweep import launchers
 from noah_lightning.sweep.search import _study, distribution
 from test_sweep import finished, lines, marked_processes, wait_until

@@ -12,12 +12,12 @@ from noah_lightning.analysis.attention_pictures import draw_comparison
 from noah_lightning.analysis.tables import Table
 from noah_lightning.callbacks.attention_images import attention_of_guess
 from noah_lightning.config.compose import compose_config
+from noah_lightning.config.results import Results
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.data import create_data
 from noah_lightning.errors import ConfigError
 from noah_lightning.loggers.console import duration, log
 from noah_lightning.models.classifier import Classifier, load_model
-from noah_lightning.run_dir import Results
 from noah_lightning.train import train
 
 HEADS = ("gap", "noah")

@@ -28,6 +28,7 @@ from noah_lightning.callbacks.checkpoints import (
 from noah_lightning.callbacks.failures import NonFiniteCheck, failures_in_one_line
 from noah_lightning.callbacks.progress import EpochReport
 from noah_lightning.config.plugins import load_plugins
+from noah_lightning.config.results import Results
 from noah_lightning.config.schema import RunConfig, processes_per_node
 from noah_lightning.data import create_data
 from noah_lightning.data.datamodule import ImageDataModule
@@ -39,7 +40,7 @@ from noah_lightning.loggers.factory import close_loggers, make_loggers
 from noah_lightning.models.classifier import build_model, compiled
 from noah_lightning.models.cost import count_parameters
 from noah_lightning.models.frozen import freeze
-from noah_lightning.run_dir import CHECKPOINTS, CONFIG, LOG, Results, RunDir
+from noah_lightning.run_dir import CHECKPOINTS, CONFIG, LOG, RunDir
 from noah_lightning.task import ClassificationTask, check_objective, check_options, make_objective, scaled_to
 
 log = logging.getLogger("noah_lightning")

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from noah_lightning.callbacks.checkpoints import read_checkpoint
+from noah_lightning.config.results import Results
 from noah_lightning.data.image import Picture
 from noah_lightning.data.pack_format import FACTS, read_facts, read_index
 from noah_lightning.errors import UserError
 from noah_lightning.models.official_checkpoints import read_official
-from noah_lightning.run_dir import Results, RunDir
+from noah_lightning.run_dir import RunDir
 
 FOLDER = Path(tempfile.mkdtemp(prefix="noah-fuzz-"))
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)

@@ -7,7 +7,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from noah_lightning.run_dir import Results, RunDir
+from noah_lightning.config.results import Results
+from noah_lightning.run_dir import RunDir
 
 Settings = Mapping[str, Any]  # dotted names
 

@@ -22,7 +22,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Text = Annotated[str, Field(min_length=1)]
 ShortText = Annotated[str, Field(min_length=1, max_length=64)]  # maximum of W&B tags
 Interpolation = Literal["bilinear", "bicubic"]
-NoahInit = Literal["official", "lecun", "small"]
+NoahInit = Literal["official", "lecun", "small", "average"]
 
 
 def _rising(values: list[float]) -> list[float]:

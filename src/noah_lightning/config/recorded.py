@@ -104,6 +104,14 @@ def flat(tree: Any) -> dict[str, Any]:
     return {key: value for key, value in dotted(tree) if not isinstance(value, dict)}
 
 
+def with_defaults(content: dict[str, Any]) -> dict[str, Any]:
+    """The settings with defaults for those that are missing; as they are if they are not valid in this version."""
+    try:
+        return parse(RunConfig, content).model_dump()
+    except ConfigError:
+        return content
+
+
 def parse_recorded(path: Path) -> RunConfig:
     """The recorded configuration; raises ConfigError as :func:`read_recorded`, and as :func:`parse`."""
     content = read_recorded(path)

@@ -41,7 +41,10 @@ class NOAHHead(nn.Module):
         kv_split: keys and values read separate channels; False: both read all C.
         init: starting weights of both convolutions (biases start at zero). ``official`` is Kaiming-normal by
             fan-out, std sqrt(2 / (N K)); ``lecun`` is normal by fan-in, which the official Mixer and gMLP
-            use; ``small`` is normal with std 0.02, which keeps the attention soft when K is small.
+            use; ``small`` is normal with std 0.02, which keeps the attention soft when K is small; ``average``
+            is for few classes at any width: zero query weights, so the attention starts as average pooling, and
+            normal values with std 0.1 / sqrt(N fan_in). N fan_in is the number of channels that a logit sums over,
+            so its variance is 0.01 of the mean square of the pooled features, and the loss starts near log K.
         kernel: how the logits are computed, all to the same result: ``definition`` as the equation stands, ``sliced``
             a few images at a time without large tensors, ``fused`` by Triton on a GPU; ``auto`` is fused on a GPU
             in half precision and sliced anywhere else, but the definition where those two cannot work: within
@@ -65,7 +68,7 @@ class NOAHHead(nn.Module):
         dropout: float = 0.0,
         head_split: bool = True,
         kv_split: bool = True,
-        init: Literal["official", "lecun", "small"] = "official",
+        init: Literal["official", "lecun", "small", "average"] = "official",
         kernel: Literal["auto", "fused", "sliced", "definition"] = "auto",
     ) -> None:
         super().__init__()
@@ -91,12 +94,14 @@ class NOAHHead(nn.Module):
     def reset_parameters(self) -> None:
         """Draw new starting weights by the rule ``init``."""
         for conv in (self.query, self.value):
+            fan_in = conv.weight[0].numel()
             if self.init == "official":
                 nn.init.kaiming_normal_(conv.weight, mode="fan_out")
-            elif self.init == "lecun":
-                nn.init.normal_(conv.weight, std=conv.weight[0].numel() ** -0.5)
+            elif self.init == "average" and conv is self.query:
+                nn.init.zeros_(conv.weight)  # blocks start equal in attention; their random values tell them apart
             else:
-                nn.init.normal_(conv.weight, std=0.02)
+                std = {"lecun": fan_in**-0.5, "small": 0.02, "average": 0.1 * (self.head_num * fan_in) ** -0.5}
+                nn.init.normal_(conv.weight, std=std[self.init])
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # both convolutions have one
 
     def forward(self, features: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from noah_lightning.config.choices import WandbLoggerSettings
 from noah_lightning.config.heads import NoahHeadSettings
+from noah_lightning.config.results import Results
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import ConfigError, one_line
 from noah_lightning.loggers.metrics_csv import MetricsFile
-from noah_lightning.run_dir import SWEEP, Results
+from noah_lightning.run_dir import SWEEP
 
 LONGEST_TAG = 64  # characters; maximum of W&B
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from noah_lightning.atomic_io import write_whole
+from noah_lightning.config.results import Results
 from noah_lightning.config.schema import RunConfig
 from noah_lightning.errors import RunFailed, count, one_line
 from noah_lightning.loggers.factory import close_loggers, make_loggers
 from noah_lightning.loggers.metrics_csv import MetricsFile
 from noah_lightning.models.weights import BACKBONE, WITHOUT_BACKBONE
-from noah_lightning.run_dir import CHECKPOINTS, CONFIG, LOG, Results, RunDir
+from noah_lightning.run_dir import CHECKPOINTS, CONFIG, LOG, RunDir
 from noah_lightning.sweep.probes import Probe
 
 
