@@ -28,7 +28,7 @@ NONE = "–"
 KEPT = {  # names of the pictures of a comparison, by part
     "frozen": ("critical-difference", "accuracy-parameters-1", "accuracy-milliseconds-1"),
     "grid": ("heat-map-1",),
-    "tuned": ("critical-difference", "accuracy-milliseconds-1"),
+    "tuned": ("critical-difference",),
 }
 RATE = "recipe.optimizer.lr"
 
@@ -97,7 +97,9 @@ def _part(name: str, comparison: Comparison, folder: Path, sweep: Path) -> dict[
         "without": [head for head in wanted if head not in {group.head for group in groups}],
         "table": {"grid": grid_table, "init": init_table}.get(name, heads_table)(comparison).markdown(),
         "duels": duels_table(duels).markdown() if duels else "",
-        "reading": [*summary(comparison), *reading(comparison, duels)] if of_head else differences(groups),
+        "reading": [*summary(comparison), *reading(comparison, duels, timed=name != "tuned")]
+        if of_head
+        else differences(groups),
         "edges": edges(groups),
         "pictures": [picture for picture in draw_figures(comparison) if _keep(picture, name, folder)],
     }
@@ -211,16 +213,16 @@ def duels_table(duels: Sequence[Duel]) -> Table:
     return Table(["NOAH against", "points", "95 % interval", "Holm"], rows, left=["NOAH against"])
 
 
-def reading(comparison: Comparison, duels: Sequence[Duel]) -> list[str]:
-    """Where NOAH wins and loses, and the cheapest of the best heads, in sentences."""
+def reading(comparison: Comparison, duels: Sequence[Duel], timed: bool) -> list[str]:
+    """Where NOAH wins and loses, and the smallest and, if ``timed``, fastest of the best heads, in sentences."""
     sentences = []
     if duels:
         above, below = ([d.head for d in duels if d.significant and sign * d.points > 0] for sign in (1, -1))
         level = [d.head for d in duels if not d.significant]
-        sentences.append(
-            f"NOAH is significantly more accurate than {_names(above)}, and less accurate than {_names(below)}; "
-            f"the differences to {_names(level)} are not significant."
-        )
+        for what, heads in (("more accurate than", above), ("less accurate than", below)):
+            sentences.append(f"NOAH is significantly {what} {_names(heads)}.")
+        if level:
+            sentences.append(f"The differences of NOAH to {_names(level)} are not significant.")
     if ranking := comparison.ranking:
         groups = {entry.group.label: entry.group for entry in comparison.entries}
         best = min(ranking.by_group.values())
@@ -233,7 +235,8 @@ def reading(comparison: Comparison, duels: Sequence[Duel]) -> list[str]:
         fast = min(close, key=milliseconds)
         sentences.append(
             f"Within the critical difference of the best rank are {_names([group.head for group in close])}; of "
-            f"these {small.head} has the fewest parameters and {fast.head} takes the least time per image."
+            f"these {small.head} has the fewest parameters"
+            + (f" and {fast.head} takes the least time per image." if timed else ".")
         )
     return sentences
 
@@ -256,7 +259,7 @@ def edges(groups: Sequence[Group]) -> list[str]:
     """Labels of groups whose learning rate is the highest of its choices, so that a higher one may be better."""
     chosen = [(group, group.settings["recipe.optimizer.lr_choices"]) for group in groups]
     return [
-        group.short.removeprefix("head=")
+        _name(group)
         for group, choices in chosen
         if choices and any(run.settings[RATE] == max(choices) for run in group.runs.values())
     ]
@@ -267,14 +270,20 @@ def differences(groups: Sequence[Group]) -> list[str]:
     high, low = max(groups, key=lambda group: group.top1), min(groups, key=lambda group: group.top1)
     noise = np.sqrt(np.mean([(group.deviation or 0) ** 2 for group in groups]))
     return [
-        f"The highest of {count(len(groups), 'setting')} is {high.short} with {high.top1:.2f} %, the lowest "
-        f"{low.short} with {low.top1:.2f} %: {high.top1 - low.top1:.2f} points apart, where seeds of one setting "
+        f"The highest of {count(len(groups), 'setting')} is {_name(high)} with {high.top1:.2f} %, the lowest "
+        f"{_name(low)} with {low.top1:.2f} %: {high.top1 - low.top1:.2f} points apart, where seeds of one setting "
         f"have a standard deviation of {noise:.2f}."
     ]
 
 
+def _name(group: Group) -> str:
+    """The label without the model, the settings that follow the number of epochs, and the only head."""
+    words = [word for word in group.short.split() if not word.startswith(("check_val_", "max_epochs="))]
+    return " ".join(words[1:] or words).removeprefix("head=")
+
+
 def _names(heads: Sequence[str]) -> str:
-    return ", ".join(heads) or "none"
+    return ", ".join(heads) or "no other head"
 
 
 def _reference(sweep: Path) -> dict[str, Any]:
