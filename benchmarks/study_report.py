@@ -83,6 +83,7 @@ def _part(name: str, comparison: Comparison, folder: Path, sweep: Path) -> dict[
     words = json.loads((sweep / SWEEP).read_text())["command"]
     wanted = next(word for word in reversed(words) if word.startswith("head=")).removeprefix("head=").split(",")
     last = {word.partition("=")[0]: word for word in words}  # of words for the same setting
+    last |= {"model.weights": "model.weights=FILE", "data.root": "data.root=DIR"}
     of_head = name in ("frozen", "long", "tuned")
     duels = noah_duels(groups) if of_head else []
     return {
