@@ -83,6 +83,7 @@ def test_tables_are_those_of_the_runs_and_a_second_call_trains_nothing(options: 
     assert Path("docs/study.md").read_text() == text
 
 
+@pytest.mark.slow
 def test_fine_tuning_and_what_is_missing_is_said(options: list[str]) -> None:
     answer = call_benchmark("study", *options, "--parts", "tuned", "--tune-heads", "gap,noah,cls_mean")
     assert answer.status == 0, answer.err

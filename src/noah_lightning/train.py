@@ -64,7 +64,8 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
     check_options(config.recipe.optimizer)
     if config.recipe.optimizer.lr_choices and not resume:
         raise ConfigError(
-            "recipe.optimizer.lr_choices is for hydra/launcher=side_by_side with -m; here set recipe.optimizer.lr"
+            "recipe.optimizer.lr_choices is for -m with hydra/launcher=side_by_side; without it add "
+            "recipe.optimizer.lr_choices=[] and set recipe.optimizer.lr"
         )
     asked, device = str(config.trainer.precision), config.trainer.accelerator
     on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
