@@ -10,6 +10,7 @@ from conftest import call_benchmark
 TINY = ("data.train_images=64", "data.val_images=20", "data.image_size=32", "recipe.batch_size=32")
 
 
+@pytest.mark.slow
 def test_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lab, "SETTINGS", ("head=noah", "seed=0,1"))
     monkeypatch.setattr(lab, "JOBS", 2)

@@ -47,6 +47,7 @@ def of_head(head: str) -> list[RunDir]:
     return [run for run in runs if run.settings["head.name"] == head]
 
 
+@pytest.mark.slow
 def test_tables_are_those_of_the_runs_and_a_second_call_trains_nothing(options: list[str]) -> None:
     parts = ["--parts", "frozen,init,grid"]
     first = call_benchmark("study", *options, *parts)

@@ -90,6 +90,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "own"
 
 
+@pytest.mark.slow
 def test_joblib_trains_jobs_of_one_and_two_processes_with_a_config_folder_of_the_users(own: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = [word for word in QUICK if word != "experiment=demo"]

@@ -104,6 +104,7 @@ def test_the_learning_rate_is_chosen_on_held_out_training_images(noah: Noah, bac
     assert answer.out.count("rate     0.1 for head=") == 2
 
 
+@pytest.mark.slow
 def test_heads_in_memory_are_limited_while_learning_rates_are_chosen(noah: Noah, backbone: str) -> None:
     """Six heads at a time: the rates of two of their three settings, those of the third, six runs; then the rest."""
     words = ("head=avg,max,gem,noah", "seed=0,1", backbone, "recipe.optimizer.lr_choices=[0.1,0.3,1.0]")

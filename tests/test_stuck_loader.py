@@ -98,6 +98,7 @@ def test_sigterm_ends_the_run(folder: Path, split: str, workers: int) -> None:
     assert_no_process(run)
 
 
+@pytest.mark.slow
 def test_a_stuck_process_ends_all(folder: Path) -> None:
     run = start(folder, "train", 1, 0.5, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
     run.send_signal(signal.SIGTERM)
