@@ -225,6 +225,21 @@ def test_sigterm_saves_and_says_how_to_resume(noah: Noah, backbone: str, tmp_pat
     assert list(tmp_path.glob("s/.side_by_side/*.state"))
 
 
+def test_a_run_of_one_step_has_a_speed(noah: Noah, backbone: str) -> None:
+    words = ("data.train_images=32", "recipe.epochs=1", "head=avg", "seed=0", backbone, NO_CHOICE)
+    assert lab(noah, *words).status == 0
+    assert RunDir(Path("s/0")).results().images_per_second > 0
+
+
+def test_a_logger_that_fails_fails_its_job_alone(noah: Noah, backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    answer = lab(noah, "head=avg", "logger=csv,wandb", "seed=0", backbone, NO_CHOICE)
+    assert answer.status == 1
+    assert "WANDB_MODE='sometimes' must be online, offline or disabled" in answer.err
+    assert RunDir(Path("s/0")).outcome is not None
+    assert RunDir(Path("s/1")).outcome is None
+
+
 def test_a_head_that_diverges_does_not_end_the_others(noah: Noah, backbone: str) -> None:
     answer = lab(noah, "head=avg", "recipe.optimizer.lr=0.1,1e40", backbone, NO_CHOICE, "seed=0")
     assert answer.status == 1
@@ -281,6 +296,27 @@ def test_the_store_removes_what_was_used_last_of_all(tmp_path: Path) -> None:
     assert labels.tolist() == [label for _, label in images]
     (subset,), _ = features["train"].subset(np.array([5, 3])).batch([1])
     torch.testing.assert_close(subset, inputs[:1])
+
+
+def test_what_other_processes_write_is_left_alone(tmp_path: Path) -> None:
+    """Neither removed to make room nor overwritten when both compute the same features."""
+    data = create_data("digits", train_images=12, val_images=10, image_size=32, num_workers=0)
+    data.setup("fit")
+    store = FeatureStore(tmp_path / "store", limit=200)
+    other = tmp_path / "store" / ".other.123"
+    other.mkdir(parents=True)
+    (other / "train-0.npy").write_bytes(bytes(300))
+
+    def extract(images: Tensor) -> tuple[Tensor, ...]:
+        if len(images) > 1:  # not the one whose size is measured
+            (tmp_path / "store" / "a").mkdir(exist_ok=True)
+            (tmp_path / "store" / "a" / "theirs").touch()
+        return (images.float().mean(dim=(1, 2, 3)),)
+
+    with pytest.raises(FileNotFoundError):  # the other process's folder has no labels in this test
+        store.get("a", data, extract)
+    assert [path.name for path in (tmp_path / "store" / "a").iterdir()] == ["theirs"]
+    assert other.is_dir()
 
 
 def test_another_image_is_another_fingerprint(jpeg_tree: Path) -> None:

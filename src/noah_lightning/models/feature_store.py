@@ -114,7 +114,8 @@ class FeatureStore:
             return f"more than the limit of {self.limit / 1e9:g} GB (hydra.launcher.store_gb)"
         self.folder.mkdir(parents=True, exist_ok=True)
         stored = sorted(
-            (path for path in self.folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime
+            (path for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith(".")),
+            key=lambda path: path.stat().st_mtime,
         )
         sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in stored}
         for path in stored:
@@ -135,7 +136,8 @@ class FeatureStore:
                 _write_split(partial, split, data, dataset, extract)
             images, seconds = sum(map(len, _datasets(data).values())), time.perf_counter() - started
             (partial / FACTS).write_text(json.dumps({"images": images, "bytes": size, "seconds": seconds}))
-            partial.rename(path)
+            if not path.is_dir():  # else another process was faster
+                partial.rename(path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

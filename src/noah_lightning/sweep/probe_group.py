@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from noah_lightning.atomic_io import write_whole
 from noah_lightning.config.recorded import flat
 from noah_lightning.config.schema import RunConfig
-from noah_lightning.data.datamodule import ImageDataModule
+from noah_lightning.data.datamodule import ImageDataModule, LabeledImages
 from noah_lightning.data.subsets import Subset, hold_out
 from noah_lightning.distributed.signals import Stopped, StopRequest
 from noah_lightning.errors import RunFailed, UserError, count, one_line
@@ -73,8 +73,7 @@ class Group:
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Inputs of a head for normalized images on the device; raises Stopped after a signal."""
-        if self.stop.signal:
-            raise Stopped(self.stop.signal)
+        self._check_stop()
         with self.fabric.autocast():
             return tuple(each.float() for each in inputs_of_head(self.model, images))
 
@@ -85,14 +84,15 @@ class Group:
             log.info("features computed for every batch, as recipe.augment.enabled=true")
             return
         self.stored = store.get(self.key, self.data, lambda images: self.features(self._normalized(images)))
-        if self.stored and not self.data.multilabel:
+        path = self.folder / f"{self.key}-{REFERENCES}"
+        if self.stored and not self.data.multilabel and not path.is_file():
             correct = nearest_neighbors(self.stored["train"], self.stored["val"], self.fabric.device)
             images = len(self.stored["val"])
             log.info(
                 "k-NN     val top-1 %.3f %% (%s of %s), on pooled features", 100 * correct / images, correct, images
             )
             facts = {"knn": {"correct": correct, "images": images}, "features": store.facts(self.key)}
-            _write_json(self.folder / f"{self.key}-{REFERENCES}", facts)
+            _write_json(path, facts)
 
     def choose_learning_rates(
         self, members: Sequence[Member], share: float, at_a_time: int | None
@@ -191,7 +191,7 @@ class Group:
                 try:
                     results = runs[id(probe)].finish(backbone, self.data.class_names, trained)
                     yield jobs[id(probe)], results.score
-                except RunFailed as error:
+                except (UserError, RunFailed) as error:  # such as of W&B
                     yield jobs[id(probe)], error
         path.unlink(missing_ok=True)
 
@@ -206,7 +206,7 @@ class Group:
             assert images is not None
             kept, held_out = hold_out(images, share, data.seed, data.multilabel)
             data.train_dataset = Subset(images, kept)
-            data.val_dataset = Subset(data.without_augmentation(images), held_out)
+            data.val_dataset = Subset(_unaugmented(data, images), held_out)
             stored = stored and {"train": stored["train"].subset(kept), "val": stored["train"].subset(held_out)}
         if stored:
             return StoredFeatures(data, stored)
@@ -234,6 +234,13 @@ class Group:
     def _check_stop(self) -> None:
         if self.stop.signal:
             raise Stopped(self.stop.signal)
+
+
+def _unaugmented(data: ImageDataModule, images: LabeledImages) -> LabeledImages:
+    """Training images prepared as validation images are; a part of them if ``data.holdout`` has divided them."""
+    if isinstance(images, Subset):
+        return Subset(data.without_augmentation(images.images), images.numbers)
+    return data.without_augmentation(images)
 
 
 def _write_json(path: Path, content: object) -> None:

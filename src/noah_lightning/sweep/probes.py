@@ -4,6 +4,7 @@ Each head is trained as ``noah train`` with ``model.freeze=true`` would train it
 random numbers, losses and learning rates. All heads of a batch share the reading or computing of its features.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -165,7 +166,7 @@ class Probe:
                 self.best_head = {key: tensor.cpu().clone() for key, tensor in self.head.state_dict().items()}
                 self.predicted = predictions.compute()
         self.metrics.append(({**row, "epoch": epoch}, steps - 1))
-        return bool(torch.tensor(train.loss).isfinite())
+        return math.isfinite(train.loss)
 
     def state(self) -> dict[str, Any]:
         """All that changes, as plain containers of tensors and numbers."""
@@ -236,8 +237,7 @@ class SideBySide:
             now = self.epoch + self.batch / batches
             for probe in self.probes:
                 seed_training_step(seed, 0, self.epoch, self.batch)  # the same dropout as in a run of its own
-                with self._measured(probe, len(labels)):
-                    probe.step(inputs, labels, now)
+                self._step(probe, inputs, labels, now)
                 if self._progress.due():
                     done = f"epoch {self.epoch + 1}  batch {self.batch + 1}/{batches}"
                     log.info("%s  %s  %s left", title, done, self._left())
@@ -278,9 +278,20 @@ class SideBySide:
         device = self.fabric.device
         return tuple(each.to(device, non_blocking=True) for each in inputs), labels.to(device, non_blocking=True)
 
-    def _measured(self, probe: Probe, images: int) -> "_Measured":
-        first = self.epoch == self.batch == 0
-        return _Measured(probe, 0 if first or probe.timed >= TIMED * images else images, self.fabric.device)
+    def _step(self, probe: Probe, inputs: Inputs, labels: Tensor, now: float) -> None:
+        """One step, whose duration is measured for TIMED batches; the first one counts only if it is the only one."""
+        alone = self.source.batches() * probe.config.trainer.max_epochs == 1
+        if (now == 0 and not alone) or probe.timed >= TIMED * len(labels):
+            return probe.step(inputs, labels, now)
+        started = self._clock()
+        probe.step(inputs, labels, now)
+        probe.seconds += self._clock() - started
+        probe.timed += len(labels)
+
+    def _clock(self) -> float:
+        if self.fabric.device.type == "cuda":  # which works behind the program
+            torch.cuda.synchronize(self.fabric.device)
+        return time.perf_counter()
 
     def _left(self) -> str:
         """Time left, at the pace of this process so far."""
@@ -289,26 +300,3 @@ class SideBySide:
         done = self.epoch * batches + self.batch
         pace = (time.perf_counter() - self._started) / max(1, done - begun)
         return duration(pace * (epochs * batches - done))
-
-
-@dataclass
-class _Measured:
-    """Adds the duration of what is done within this context to a probe, unless ``images`` is 0."""
-
-    probe: Probe
-    images: int
-    device: torch.device
-
-    def __enter__(self) -> None:
-        self._started = self._clock()
-
-    def __exit__(self, *_: object) -> None:
-        self.probe.seconds += self._clock() - self._started
-        self.probe.timed += self.images
-
-    def _clock(self) -> float:
-        if not self.images:
-            return 0.0
-        if self.device.type == "cuda":  # which works behind the program
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
