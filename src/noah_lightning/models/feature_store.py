@@ -25,13 +25,13 @@ from noah_lightning.config.schema import RunConfig
 from noah_lightning.data.datamodule import ImageDataModule, LabeledImages
 from noah_lightning.data.subsets import file_of
 from noah_lightning.errors import RunFailed, one_line
+from noah_lightning.loggers.progress import progress
 
 log = logging.getLogger("noah_lightning")
 
 Extract = Callable[[Tensor], tuple[Tensor, ...]]  # images uint8 (B, 3, H, W) to the inputs of a head
 SPLITS = ("train", "val")
 FACTS = "computed.json"  # in a folder of the store: images, bytes and seconds
-EVERY = 20.0  # seconds between two lines of progress
 SAMPLED = 64  # images that identify a data set whose images are not files
 
 
@@ -131,10 +131,12 @@ class FeatureStore:
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         started = time.perf_counter()
         partial.mkdir(parents=True)
+        images = sum(map(len, _datasets(data).values()))
         try:
-            for split, dataset in _datasets(data).items():
-                _write_split(partial, split, data, dataset, extract)
-            images, seconds = sum(map(len, _datasets(data).values())), time.perf_counter() - started
+            with progress("features", images) as done:
+                for split, dataset in _datasets(data).items():
+                    _write_split(partial, split, data, dataset, extract, done)
+            seconds = time.perf_counter() - started
             (partial / FACTS).write_text(json.dumps({"images": images, "bytes": size, "seconds": seconds}))
             if not path.is_dir():  # else another process was faster
                 partial.rename(path)
@@ -154,15 +156,22 @@ def _datasets(data: ImageDataModule) -> dict[str, LabeledImages]:
     return {"train": train, "val": val}
 
 
-def in_order(data: ImageDataModule, dataset: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def in_order(data: ImageDataModule, dataset: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """All images (B, 3, H, W) of a data set and their labels, in order."""
-    yield from DataLoader(dataset, batch_size, num_workers=data.num_workers)
+    yield from DataLoader(dataset, data.batch_size, num_workers=data.num_workers)
 
 
-def _write_split(folder: Path, split: str, data: ImageDataModule, dataset: LabeledImages, extract: Extract) -> None:
+def _write_split(
+    folder: Path,
+    split: str,
+    data: ImageDataModule,
+    dataset: LabeledImages,
+    extract: Extract,
+    advance: Callable[[], None],
+) -> None:
     arrays: list[np.ndarray] = []
-    labels, done, count, said = [], 0, len(dataset), time.perf_counter()
-    for images, targets in in_order(data, dataset, data.batch_size):
+    labels, done, count = [], 0, len(dataset)
+    for images, targets in in_order(data, dataset):
         inputs = [tensor.cpu().numpy() for tensor in extract(images)]
         if not arrays:
             arrays = [
@@ -173,9 +182,8 @@ def _write_split(folder: Path, split: str, data: ImageDataModule, dataset: Label
             array[done : done + len(part)] = part
         labels.append(targets.numpy())
         done += len(images)
-        if done == count or time.perf_counter() - said > EVERY:
-            said = time.perf_counter()
-            log.info("features %s images %s of %s", split, f"{done:,}", f"{count:,}")
+        for _ in images:
+            advance()
     for array in arrays:
         array.flush()  # type: ignore[attr-defined]  # memory-mapped
     np.save(folder / f"{split}-labels.npy", np.concatenate(labels))

@@ -29,7 +29,8 @@ from noah_lightning.sweep.launchers import Outcomes
 from noah_lightning.sweep.nearest import nearest_neighbors
 from noah_lightning.sweep.plan import Job
 from noah_lightning.sweep.probe_runs import ProbeRun
-from noah_lightning.sweep.probes import ComputedFeatures, Probe, SideBySide, Source, StoredFeatures
+from noah_lightning.sweep.probes import Probe, SideBySide
+from noah_lightning.sweep.sources import ComputedFeatures, Source, StoredFeatures
 
 CHOSEN, REFERENCES = "learning_rates.json", "references.json"
 
@@ -124,13 +125,13 @@ class Group:
                 continue
             log.info("rate     %g for %s", chosen[setting]["lr"], " ".join(found[0].job.changes))
             for member in found:
-                member.config = _with_rate(member, chosen[setting]["lr"]).config
+                member.config = _with_rate(member.config, chosen[setting]["lr"])
         return failed
 
     def _best_rates(self, tried: dict[str, Member], share: float) -> dict[str, dict[str, Any]]:
         """The best learning rate of each setting for which one is possible, with the ratings of all."""
         pairs = [(key, rate) for key in tried for rate in tried[key].config.recipe.optimizer.lr_choices]
-        probes = [self._probe(_with_rate(tried[setting], rate)) for setting, rate in pairs]
+        probes = [self._probe(tried[setting], rate) for setting, rate in pairs]
         loop = SideBySide(probes, self._source(share), self.fabric, after_step=self._check_stop)
         loop.run(f"learning rates of {count(len(tried), 'setting')}")
         best: dict[str, dict[str, Any]] = {}
@@ -195,8 +196,10 @@ class Group:
                     yield jobs[id(probe)], error
         path.unlink(missing_ok=True)
 
-    def _probe(self, member: Member) -> Probe:
-        return Probe(member.config, copy.deepcopy(member.head), self.fabric)
+    def _probe(self, member: Member, rate: float | None = None) -> Probe:
+        """The head of a member at its start, with another learning rate than that of its configuration."""
+        config = member.config if rate is None else _with_rate(member.config, rate)
+        return Probe(config, copy.deepcopy(member.head), self.fabric)
 
     def _source(self, share: float = 0.0) -> Source:
         """Batches of the training and validation images; with ``share`` both from the training images."""
@@ -247,8 +250,5 @@ def _write_json(path: Path, content: object) -> None:
     write_whole(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
 
-def _with_rate(member: Member, rate: float) -> Member:
-    recipe = member.config.recipe
-    optimizer = recipe.optimizer.model_copy(update={"lr": rate})
-    config = member.config.replace("recipe", optimizer=optimizer)
-    return Member(member.job, config, member.head, member.parameters)
+def _with_rate(config: RunConfig, rate: float) -> RunConfig:
+    return config.replace("recipe", optimizer=config.recipe.optimizer.model_copy(update={"lr": rate}))

@@ -6,9 +6,9 @@ random numbers, losses and learning rates. All heads of a batch share the readin
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -16,72 +16,15 @@ from torch import Tensor, nn
 
 from noah_lightning.callbacks.progress import Best
 from noah_lightning.config.schema import RunConfig
-from noah_lightning.data.datamodule import ImageDataModule
 from noah_lightning.data.loader import seed_training_step
 from noah_lightning.loggers.console import duration, log
-from noah_lightning.models.feature_store import Extract, Features, in_order
+from noah_lightning.sweep.sources import Batch, Inputs, Source
 from noah_lightning.task import learning_rate, make_objective, make_optimizer, scaled_to
 from noah_lightning.task.metrics import Predictions
 from noah_lightning.task.objective import Score
 
-Inputs = tuple[Tensor, ...]
-Batch = tuple[Inputs, Tensor]
 TIMED = 20  # batches whose duration is measured, after the first one
 EVERY = 25.0  # seconds between two lines of progress
-
-
-class Source(Protocol):
-    """Inputs of the heads and labels, batch by batch."""
-
-    def batches(self) -> int:
-        """Number of training batches in an epoch."""
-
-    def train(self, epoch: int, first: int) -> Iterator[Batch]:
-        """Training batches of an epoch from batch ``first`` on."""
-
-    def validation(self) -> Iterator[Batch]:
-        """Validation images, in order."""
-
-
-@dataclass
-class StoredFeatures:
-    """Source that reads features from memory-mapped files, in the order of ``data``."""
-
-    data: ImageDataModule
-    features: dict[str, Features]  # by split
-
-    def batches(self) -> int:
-        return len(self.data.train_batches(0, 0))
-
-    def train(self, epoch: int, first: int) -> Iterator[Batch]:
-        for _, numbers in self.data.train_batches(epoch, 0, first):
-            yield self.features["train"].batch(numbers)
-
-    def validation(self) -> Iterator[Batch]:
-        size, count = self.data.batch_size, len(self.features["val"])
-        for start in range(0, count, size):
-            yield self.features["val"].batch(range(start, min(start + size, count)))
-
-
-@dataclass
-class ComputedFeatures:
-    """Source that computes the features of each batch, for augmented images and for features too large to store."""
-
-    data: ImageDataModule
-    normalize: Callable[[Tensor], Tensor]  # images uint8 (B, 3, H, W) to float32 on the device
-    features: Extract  # these to the inputs of a head
-
-    def batches(self) -> int:
-        return len(self.data.train_batches(0, 0))
-
-    def train(self, epoch: int, first: int) -> Iterator[Batch]:
-        for number, (images, labels) in enumerate(self.data.train_loader(epoch, first), start=first):
-            seed_training_step(self.data.seed, 0, epoch, number)
-            yield self.features(self.data.on_device.erase(self.normalize(images))), labels
-
-    def validation(self) -> Iterator[Batch]:
-        for images, labels in in_order(self.data, self.data.val_dataset, self.data.batch_size):
-            yield self.features(self.normalize(images)), labels
 
 
 class Progress:
