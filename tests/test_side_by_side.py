@@ -225,6 +225,15 @@ def test_sigterm_saves_and_says_how_to_resume(noah: Noah, backbone: str, tmp_pat
     assert list(tmp_path.glob("s/.side_by_side/*.state"))
 
 
+def test_random_features_are_warned_of(noah: Noah, backbone: str) -> None:
+    warning = "the frozen backbone has random weights; set model.pretrained=true or model.weights=FILE"
+    assert warning not in lab(noah, "head=avg", "seed=0", backbone, NO_CHOICE).out
+    random = noah("train", "-m", *LAB, "sweep.dir=t", "head=avg", "seed=0", NO_CHOICE)
+    assert random.out.count(warning) == 1
+    alone = noah("train", "experiment=head_lab", *LAB[1:], "head=avg", NO_CHOICE, "hydra.run.dir=alone")
+    assert alone.out.count(warning) == 1
+
+
 def test_a_run_of_one_step_has_a_speed(noah: Noah, backbone: str) -> None:
     words = ("data.train_images=32", "recipe.epochs=1", "head=avg", "seed=0", backbone, NO_CHOICE)
     assert lab(noah, *words).status == 0

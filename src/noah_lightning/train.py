@@ -39,7 +39,7 @@ from noah_lightning.loggers import console
 from noah_lightning.loggers.factory import close_loggers, make_loggers
 from noah_lightning.models.classifier import build_model, compiled
 from noah_lightning.models.cost import count_parameters
-from noah_lightning.models.frozen import freeze
+from noah_lightning.models.frozen import freeze, warn_of_random_features
 from noah_lightning.run_dir import CHECKPOINTS, CONFIG, LOG, RunDir
 from noah_lightning.task import ClassificationTask, check_objective, check_options, make_objective, scaled_to
 
@@ -104,6 +104,7 @@ def train(config: RunConfig, run_dir: Path, resume: bool = False, force: bool = 
         until_the_end.callback(lambda: close_loggers(loggers, results))
         try:
             _announce(config, run_dir, task, data)
+            warn_of_random_features(config.model)
             for warning in warnings:
                 log.warning("%s", warning)
             saved = resume_from(run_dir, loggers, split, force) if resume else None

@@ -1,12 +1,16 @@
 """Frozen backbones: the part of a model that is trained, and what that part reads."""
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from noah_lightning.config.schema import ModelSettings
 from noah_lightning.errors import ConfigError
 from noah_lightning.models.classifier import Classifier
+
+log = logging.getLogger("noah_lightning")
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -15,6 +19,12 @@ def freeze(model: nn.Module) -> nn.Module:
     model.requires_grad_(False)
     head.requires_grad_(True)
     return head
+
+
+def warn_of_random_features(config: ModelSettings) -> None:
+    """Log a warning if the frozen backbone starts from no weights."""
+    if config.freeze and not (config.pretrained or config.weights):
+        log.warning("the frozen backbone has random weights; set model.pretrained=true or model.weights=FILE")
 
 
 def head_of(model: nn.Module) -> nn.Module:

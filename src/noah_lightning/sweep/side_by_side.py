@@ -28,7 +28,7 @@ from noah_lightning.loggers.console import log
 from noah_lightning.models.classifier import build_model
 from noah_lightning.models.cost import count_parameters
 from noah_lightning.models.feature_store import FeatureStore, fingerprint, key_of
-from noah_lightning.models.frozen import freeze
+from noah_lightning.models.frozen import freeze, warn_of_random_features
 from noah_lightning.run_dir import CONFIG
 from noah_lightning.sweep.job import make_ready
 from noah_lightning.sweep.launchers import Outcomes
@@ -107,6 +107,7 @@ class SideBySideSweep:
         key = key_of(model, head, config, images)
         name = f"{key} {config.trainer} {config.recipe.batch_size} {config.recipe.loss}"
         if name not in groups:
+            warn_of_random_features(config.model)
             trainer: Any = config.trainer
             fabric = Fabric(accelerator=trainer.accelerator, devices=1, precision=trainer.precision)
             prefix = next(name for name, module in model.named_modules() if module is head)
